@@ -1,0 +1,62 @@
+"""The id registry: the only place where problems meet Gymnasium ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from .denoising import Schedule
+from .env import ProblemEnv, ProblemVectorEnv
+from .gaussian_mixture import GaussianMixture, QuadraticReward
+from .problem import Problem
+
+
+def gaussian_mixture(temperature: float = 0.5, steps: int = 50, **schedule: Any) -> GaussianMixture:
+    """``girsanov/GaussianMixture-v0``: four planar modes at (+-1, +-1), rewarded by minus the squared distance to the first."""
+    means = [[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]
+    reward = QuadraticReward(2.0 * torch.eye(2), means[0])
+    return GaussianMixture(means, 0.3, reward, temperature, schedule=Schedule.ddpm(steps, **schedule))
+
+
+#: What makes the problem of each id. Every factory takes keyword arguments only, so ``gym.make(id, temperature=0.1)`` works.
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "girsanov/GaussianMixture-v0": gaussian_mixture,
+}
+_SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
+
+
+def make_problem(env_id: str, device: str | torch.device = "cpu", **kwargs: Any) -> Problem:
+    """The bare Problem of a registered id, for those who need no environment."""
+    if env_id not in PROBLEMS:
+        raise ValueError(f"env must be one of {sorted(PROBLEMS)}; got {env_id!r}")
+    return PROBLEMS[env_id](**kwargs).to(device)
+
+
+def _make(shell: type, env_id: str, device: str = "cpu", **kwargs: Any) -> Any:
+    shell_kwargs = {name: kwargs.pop(name) for name in _SHELL_ARGUMENTS if name in kwargs}
+    kwargs.pop("max_episode_steps", None)
+    return shell(make_problem(env_id, device, **kwargs), **shell_kwargs)
+
+
+def make_env(env_id: str, **kwargs: Any) -> ProblemEnv:
+    """Entry point of ``gym.make``."""
+    return _make(ProblemEnv, env_id, **kwargs)
+
+
+def make_vector_env(env_id: str, **kwargs: Any) -> ProblemVectorEnv:
+    """Entry point of ``gym.make_vec``."""
+    return _make(ProblemVectorEnv, env_id, **kwargs)
+
+
+def register_all() -> None:
+    """Make the ids known to Gymnasium; called once by ``import girsanov``."""
+    for env_id in PROBLEMS:
+        gym.register(
+            env_id,
+            entry_point="girsanov.envs:make_env",
+            vector_entry_point="girsanov.envs:make_vector_env",
+            kwargs={"env_id": env_id},
+        )

@@ -1,0 +1,312 @@
+"""The two Gymnasium shells around a Problem. They hold the only state: the present step, states and random stream.
+
+Observation: the state, flattened, followed by the time ``k / T`` in [0, 1]; float32. Action: the control in standard
+deviations of the noise, in ``[-action_bound, action_bound]``. Reward: ``r_k - temperature * |a|^2 / 2``, plus the terminal reward
+at the last step, so that an episode's undiscounted return is one sample of the objective. Reaching the horizon is
+``terminated``, never ``truncated``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from .problem import Policy, Problem, check_positive
+
+#: Observations are unbounded in effect; a finite number keeps every environment checker content.
+_LARGE = float(np.finfo(np.float32).max)
+
+
+def observe(problem: Problem, k: int, x: Tensor) -> Tensor:
+    """Observations ``(n, state size + 1)`` in float32 of states ``x`` at step ``k``."""
+    flat = x.reshape(x.shape[0], -1).float()
+    return torch.cat([flat, flat.new_full((x.shape[0], 1), k / problem.horizon)], 1)
+
+
+def unobserve(problem: Problem, observation: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps ``(n,)`` and states ``(n, *state_shape)`` behind observations; the inverse of ``observe``."""
+    k = (observation[:, -1] * problem.horizon).round().long()
+    return k, observation[:, :-1].reshape(-1, *problem.state_shape)
+
+
+def spaces_of(problem: Problem, action_bound: float) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+    """The observation and action space of one environment."""
+    check_positive("action_bound", action_bound)
+    size = int(np.prod(problem.state_shape))
+    low = np.full(size + 1, -_LARGE, np.float32)
+    low[-1] = 0.0
+    high = -low
+    high[-1] = 1.0
+    actions = int(np.prod(problem.noise_shape))
+    return (
+        gym.spaces.Box(low, high, dtype=np.float32),
+        gym.spaces.Box(-action_bound, action_bound, (actions,), dtype=np.float32),
+    )
+
+
+def problem_of(env: Any) -> Problem:
+    """The Problem behind an environment, a (wrapped) vector environment, an SB3 VecEnv, or a Problem itself."""
+    if isinstance(env, Problem):
+        return env
+    try:
+        found = env.get_attr("problem")[0] if hasattr(env, "get_attr") else env.get_wrapper_attr("problem")
+    except AttributeError:
+        found = getattr(getattr(env, "unwrapped", env), "problem", None)
+    if not isinstance(found, Problem):
+        raise ValueError(f"env must be a girsanov environment (one whose `problem` is a Problem); got {env!r}")
+    return found
+
+
+def _torch_seed(np_random: np.random.Generator) -> int:
+    return int(np_random.integers(2**63 - 1))
+
+
+def _check_action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(action, dtype=np.float32)
+    if array.shape != shape:
+        raise ValueError(f"action must have shape {shape}; got {array.shape}")
+    return array
+
+
+class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
+    """One copy of a Problem as a ``gymnasium.Env``.
+
+    Args:
+        problem: what to wrap; its tensors decide the device.
+        action_bound: largest control in any coordinate, in standard deviations of the noise; larger actions are clipped.
+        render_mode: ``None`` or ``"rgb_array"``.
+
+    ``info`` holds ``reward`` (without the KL price), ``kl`` and ``state`` (float32, ``state_shape``) of the step.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, problem: Problem, action_bound: float = 1.0, render_mode: str | None = None) -> None:
+        _check_render_mode(render_mode)
+        problem.validate()
+        self.problem = problem
+        self.action_bound = action_bound
+        self.render_mode = render_mode
+        self.observation_space, self.action_space = spaces_of(problem, action_bound)
+        self._generator = torch.Generator(device_of(problem))
+        self._shape = tuple(self.action_space.shape or ())
+        self._k = problem.horizon  # nothing to step before the first reset
+        self._x: Tensor | None = None
+        self._path: list[Tensor] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Draw an initial state; ``seed`` fixes everything that follows."""
+        super().reset(seed=seed)
+        if seed is not None or self._x is None:
+            self._generator.manual_seed(_torch_seed(self.np_random))
+        self._k = 0
+        self._x = self.problem.initial(1, self._generator)
+        self._path = [self._x]
+        return self._observation(), {"reward": 0.0, "kl": 0.0, "state": self._state()}
+
+    @torch.no_grad()
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Steer the noise of one transition by ``action``."""
+        action = _check_action(action, self._shape)
+        if self._x is None or self._k >= self.problem.horizon:
+            raise gym.error.ResetNeeded("call reset() before step(): the episode has not begun or is over")
+        problem, k, x = self.problem, self._k, self._x
+        a = torch.from_numpy(np.clip(action, -self.action_bound, self.action_bound)).to(x).view(1, *problem.noise_shape)
+        z = torch.randn(a.shape, generator=self._generator, device=x.device, dtype=x.dtype).add_(a)
+        reward = float(problem.running_reward(k, x))
+        self._x = problem.transition(k, x, z)
+        self._k = k + 1
+        terminated = self._k == problem.horizon
+        if terminated:
+            reward += float(problem.terminal_reward(self._x))
+        if not np.isfinite(reward):
+            raise ValueError(f"the reward of {type(problem).__name__} must be finite; got {reward} at step {k}")
+        if self.render_mode is not None:
+            self._path.append(self._x)
+        kl = 0.5 * float(a.square().sum())
+        info = {"reward": reward, "kl": kl, "state": self._state()}
+        return self._observation(), reward - problem.temperature * kl, terminated, False, info
+
+    def render(self) -> Any:
+        """The path so far as an ``(H, W, 3)`` uint8 picture; None unless ``render_mode="rgb_array"``."""
+        if self.render_mode is None:
+            return None
+        if not self._path:
+            raise gym.error.ResetNeeded("call reset() before render()")
+        return self.problem.render(torch.stack([x[0] for x in self._path]).cpu())
+
+    def _state(self) -> np.ndarray:
+        assert self._x is not None
+        return self._x[0].to("cpu", torch.float32, copy=True).numpy()
+
+    def _observation(self) -> np.ndarray:
+        observation = np.empty(self.observation_space.shape, np.float32)
+        observation[:-1] = self._state().reshape(-1)
+        observation[-1] = self._k / self.problem.horizon
+        return observation
+
+
+class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
+    """``num_envs`` copies of a Problem, stepped together in one batch.
+
+    The horizon is fixed, so all lanes are always at the same step and end together.
+
+    Args:
+        problem: what to wrap; its tensors decide the device.
+        num_envs: number of lanes.
+        action_bound: as in ``ProblemEnv``.
+        autoreset_mode: ``"next_step"`` (Gymnasium's wrappers), ``"same_step"`` (SB3; the last observation is
+            ``infos["final_obs"]``, dense) or ``"disabled"`` (the caller resets).
+        tensors: return torch tensors on the problem's device instead of numpy arrays, and take them as actions.
+        render_mode: ``None`` or ``"rgb_array"`` (one picture a lane).
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        num_envs: int = 1,
+        action_bound: float = 1.0,
+        autoreset_mode: str = "next_step",
+        tensors: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        _check_render_mode(render_mode)
+        modes = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
+        if autoreset_mode not in modes:
+            raise ValueError(f"autoreset_mode must be one of {sorted(modes)}; got {autoreset_mode!r}")
+        if not (isinstance(num_envs, int) and num_envs >= 1):
+            raise ValueError(f"num_envs must be an integer of at least 1; got {num_envs!r}")
+        problem.validate()
+        self.problem = problem
+        self.num_envs = num_envs
+        self.action_bound = action_bound
+        self.tensors = tensors
+        self.render_mode = render_mode
+        self.metadata = {**ProblemEnv.metadata, "autoreset_mode": modes[autoreset_mode]}
+        self.single_observation_space, self.single_action_space = spaces_of(problem, action_bound)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._mode = modes[autoreset_mode]
+        self._generator = torch.Generator(device_of(problem))
+        self._k = problem.horizon
+        self._x: Tensor | None = None
+        self._path: list[Tensor] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draw all lanes' initial states; one integer ``seed`` fixes everything that follows."""
+        if seed is not None and not isinstance(seed, (int, np.integer)):
+            raise ValueError(f"seed must be one integer for all lanes (they share a random stream); got {seed!r}")
+        mask = (options or {}).get("reset_mask")
+        if mask is not None and not np.all(mask):
+            raise ValueError("options['reset_mask'] must be true for every lane: all lanes end at the same step")
+        super().reset(seed=None if seed is None else int(seed))
+        if seed is not None or self._x is None:
+            self._generator.manual_seed(_torch_seed(self.np_random))
+        return self._restart(), {}
+
+    @torch.no_grad()
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Steer one transition of every lane; ``actions`` has shape ``(num_envs, noise size)``."""
+        a = self._controls(actions)
+        if self._x is None or (self._k >= self.problem.horizon and self._mode is not AutoresetMode.NEXT_STEP):
+            raise gym.error.ResetNeeded("call reset() before step(): the episode has not begun or is over")
+        if self._k >= self.problem.horizon:  # next-step autoreset: the action is ignored
+            zero = self._x.new_zeros(self.num_envs)
+            return self._restart(), *self._out(zero, zero > 0, zero > 0), self._infos(zero, zero)
+        problem, k, x = self.problem, self._k, self._x
+        reward = problem.running_reward(k, x)
+        z = torch.randn(a.shape, generator=self._generator, device=x.device, dtype=x.dtype).add_(a)
+        self._x = problem.transition(k, x, z)
+        self._k = k + 1
+        if self.render_mode is not None:
+            self._path.append(self._x)
+        ended = self._k == problem.horizon
+        if ended:
+            reward = reward + problem.terminal_reward(self._x)
+            if not torch.isfinite(reward).all():
+                raise ValueError(f"the reward of {type(problem).__name__} must be finite; got NaN or infinity in the last step")
+        kl = 0.5 * a.flatten(1).square().sum(1)
+        infos = self._infos(reward, kl)
+        truncated = torch.zeros(self.num_envs, dtype=torch.bool, device=x.device)
+        out = self._out(reward - problem.temperature * kl, truncated | ended, truncated)
+        if ended and self._mode is AutoresetMode.SAME_STEP:
+            infos["final_obs"] = self._observation()
+            infos["final_info"] = {key: infos[key] for key in ("reward", "kl", "state")}
+            infos["_final_obs"] = infos["_final_info"] = np.ones(self.num_envs, bool)
+            return self._restart(), *out, infos
+        return self._observation(), *out, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One ``(H, W, 3)`` uint8 picture a lane; None unless ``render_mode="rgb_array"``."""
+        if self.render_mode is None:
+            return None
+        if not self._path:
+            raise gym.error.ResetNeeded("call reset() before render()")
+        return tuple(self.problem.render(path) for path in torch.stack(self._path, 1).cpu())
+
+    def _controls(self, actions: Any) -> Tensor:
+        shape = (self.num_envs, *(self.single_action_space.shape or ()))
+        if not isinstance(actions, Tensor):
+            actions = torch.from_numpy(_check_action(actions, shape))
+        elif tuple(actions.shape) != shape:
+            raise ValueError(f"action must have shape {shape}; got {tuple(actions.shape)}")
+        if self._x is not None:
+            actions = actions.to(self._x)
+        return actions.clamp(-self.action_bound, self.action_bound).view(self.num_envs, *self.problem.noise_shape)
+
+    def _restart(self) -> Any:
+        self._k = 0
+        self._x = self.problem.initial(self.num_envs, self._generator)
+        self._path = [self._x]
+        return self._observation()
+
+    def _observation(self) -> Any:
+        assert self._x is not None
+        observation = observe(self.problem, self._k, self._x)
+        return observation if self.tensors else observation.cpu().numpy()
+
+    def _out(self, *values: Tensor) -> list[Any]:
+        if self.tensors:
+            return list(values)
+        return [v.cpu().numpy() if v.dtype == torch.bool else v.double().cpu().numpy() for v in values]
+
+    def _infos(self, reward: Tensor, kl: Tensor) -> dict[str, Any]:
+        assert self._x is not None
+        reward, kl = self._out(reward, kl)
+        state = self._x if self.tensors else self._x.float().cpu().numpy().copy()
+        every = np.ones(self.num_envs, bool)
+        return {"reward": reward, "_reward": every, "kl": kl, "_kl": every.copy(), "state": state, "_state": every.copy()}
+
+
+def device_of(problem: Problem) -> torch.device:
+    """The device that holds the problem's tensors; the CPU if it has none."""
+    from torch import nn
+
+    for value in vars(problem).values():
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, nn.Module):
+            for parameter in value.parameters():
+                return parameter.device
+    return torch.device("cpu")
+
+
+def _check_render_mode(render_mode: str | None) -> None:
+    if render_mode not in (None, *ProblemEnv.metadata["render_modes"]):
+        raise ValueError(f"render_mode must be None or 'rgb_array'; got {render_mode!r}")
+
+
+def as_env(env: Any, **kwargs: Any) -> Any:
+    """What agents accept as ``env``, made an environment: an id, a bare Problem, or an environment as it is."""
+    if isinstance(env, Problem):
+        return ProblemEnv(env, **kwargs)
+    return gym.make(env, **kwargs) if isinstance(env, str) else env
+
+
+__all__ = ["Policy", "ProblemEnv", "ProblemVectorEnv", "as_env", "device_of", "observe", "problem_of", "spaces_of", "unobserve"]

@@ -1,0 +1,269 @@
+"""The seam: a reference Markov chain whose noise can be steered, and what can be measured on it.
+
+A problem is ``X_0 ~ rho_0, X_{k+1} = F_k(X_k, a_k + W_k), W_k ~ N(0, I)``. A policy ``a_k = pi(k, X_k)``, in standard
+deviations of the noise, maximises
+
+    J(pi) = E[ sum_k r_k(X_k) + y(X_T) ] - temperature * E[ sum_k |a_k|^2 / 2 ].
+
+The last expectation is exactly KL(P^pi || P^0) (Girsanov in discrete time; Han et al. 2025, Lemma 2.5): the two processes
+differ only in the law N(a, I) against N(0, I) of the input of F, whatever F is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+#: A policy maps the step ``k`` (int) and states ``(n, *state_shape)`` to controls ``(n, *noise_shape)`` in noise units.
+Policy = Callable[[int, Tensor], Tensor]
+AnyProblem = TypeVar("AnyProblem", bound="Problem")
+
+
+class Problem(ABC):
+    """One stochastic control problem, batched over its first dimension.
+
+    A subclass sets the four attributes and writes three methods (``running_reward`` is zero unless overridden). Everything
+    is torch, on the device and in the dtype of the states that ``initial`` returns.
+
+    Optional extras, found by their presence:
+
+    * ``optimal_value(k, x)``, ``optimal_control(k, x)``, ``optimal_objective()``: the exact optimum of the discrete chain.
+    * ``reference_value(k, x)``, ``reference_control(k, x)``: a closed form that holds up to the step size.
+    * ``gaussian_kernel(k, x) -> (mean, scale)``: the transition is ``mean + scale * z``.
+    * ``terminal_estimate(k, x)``: an estimate of X_T given X_k, such as a denoiser's prediction of the clean image.
+    * ``success(x) -> bool (n,)``: whether a terminal state solves the task, in the words of its field.
+
+    A transition or a reward is differentiable if autograd says so.
+    """
+
+    state_shape: tuple[int, ...]  #: shape of one state
+    noise_shape: tuple[int, ...]  #: shape of one noise draw, hence of one control
+    horizon: int  #: number of steps T
+    temperature: float  #: beta > 0, the price of one nat of KL
+
+    @abstractmethod
+    def initial(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` initial states ``(n, *state_shape)`` on the generator's device."""
+
+    @abstractmethod
+    def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """``F_k(x, z)``: next states for states ``x`` and noise-plus-control ``z``; ``k`` an int or one step per row."""
+
+    @abstractmethod
+    def terminal_reward(self, x: Tensor) -> Tensor:
+        """``y(x)``, shape ``(n,)``."""
+
+    def running_reward(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """``r_k(x)``, shape ``(n,)``; zero unless overridden."""
+        return x.new_zeros(x.shape[0])
+
+    def render(self, path: Tensor) -> Any:
+        """An ``(H, W, 3)`` uint8 picture of one path ``(k + 1, *state_shape)`` from its start to the present."""
+        from .rendering import trace
+
+        return trace(path, self.horizon)
+
+    def to(self: AnyProblem, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AnyProblem:
+        """A copy whose tensors and networks live on ``device`` and, where they are floating, have ``dtype``."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            object.__setattr__(moved, name, _moved(value, device, dtype))
+        return moved
+
+    def validate(self) -> None:
+        """Raise one clear ValueError if the attributes or the shapes that the methods return are wrong."""
+        name = type(self).__name__
+        for attribute in ("state_shape", "noise_shape", "horizon", "temperature"):
+            if not hasattr(self, attribute):
+                raise ValueError(f"{name}.{attribute} must be set; it is missing")
+        check_positive(f"{name}.temperature", self.temperature)
+        if not (isinstance(self.horizon, int) and self.horizon >= 1):
+            raise ValueError(f"{name}.horizon must be an integer of at least 1; got {self.horizon!r}")
+        device = next((v.device for v in vars(self).values() if isinstance(v, Tensor)), torch.device("cpu"))
+        generator = torch.Generator(device).manual_seed(0)
+        x = self.initial(2, generator)
+        z = torch.randn(2, *self.noise_shape, generator=generator, device=device, dtype=x.dtype)
+        per_row = torch.zeros(2, dtype=torch.long, device=device)
+        shape, scalar = (2, *self.state_shape), (2,)
+        for method, value, wanted in (
+            ("initial(2, generator)", x, shape),
+            ("transition(0, x, z)", self.transition(0, x, z), shape),
+            ("transition(LongTensor, x, z)", self.transition(per_row, x, z), shape),
+            ("running_reward(0, x)", self.running_reward(0, x), scalar),
+            ("running_reward(LongTensor, x)", self.running_reward(per_row, x), scalar),
+            ("terminal_reward(x)", self.terminal_reward(x), scalar),
+        ):
+            if not isinstance(value, Tensor) or tuple(value.shape) != wanted:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{name}.{method} must return a tensor of shape {wanted}; got {got}")
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{name}.{method} must return finite numbers; got {value.tolist()}"[:500])
+
+
+def _moved(value: Any, device: Any, dtype: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).to(device=device, dtype=dtype)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(v, device, dtype) for v in value))
+    return value
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a ValueError unless ``value`` is a finite number above zero."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number; got {value!r}")
+
+
+def at(table: Tensor, k: int | Tensor, like: Tensor) -> Tensor:
+    """``table[k]``, shaped to broadcast over the states ``like`` when ``k`` holds one step per row."""
+    value = table[k]
+    return value if isinstance(k, int) else value.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def squared_norm(a: Tensor) -> Tensor:
+    """Sum of squares over every dimension but the first: ``(n, ...) -> (n,)``."""
+    return a.flatten(1).square().sum(1)
+
+
+def finite_rewards(reward: Tensor, what: str) -> Tensor:
+    """``reward`` itself, or a ValueError that says how many of its entries are NaN or infinite."""
+    if not torch.isfinite(reward).all():
+        bad = int((~torch.isfinite(reward)).sum())
+        raise ValueError(f"{what} must be finite; got {bad} NaN or infinite of {reward.numel()} values")
+    return reward
+
+
+class Trajectories(NamedTuple):
+    """``n`` paths of ``T`` steps, time first; ``states[k + 1] = F_k(states[k], controls[k] + noises[k])``."""
+
+    states: Tensor  # (T + 1, n, *state_shape)
+    noises: Tensor  # (T, n, *noise_shape)
+    controls: Tensor  # (T, n, *noise_shape)
+    running_rewards: Tensor  # (T, n)
+    terminal_reward: Tensor  # (n,)
+
+    @property
+    def reward(self) -> Tensor:
+        """``sum_k r_k + y`` of each path, ``(n,)``."""
+        return self.running_rewards.sum(0) + self.terminal_reward
+
+    @property
+    def kl(self) -> Tensor:
+        """``sum_k |a_k|^2 / 2`` of each path, ``(n,)``; its mean is KL(P^pi || P^0)."""
+        return 0.5 * self.controls.flatten(2).square().sum((0, 2))
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """``log dP^0/dP^pi`` of each step, ``-a.W - |a|^2/2``, ``(T, n)`` (Girsanov)."""
+        return -(self.controls * (self.noises + 0.5 * self.controls)).flatten(2).sum(2)
+
+
+def rollout(
+    problem: Problem,
+    policy: Policy | None,
+    n: int,
+    generator: torch.Generator,
+    *,
+    noises: Tensor | None = None,
+    on_step: Callable[[int], bool] | None = None,
+) -> Trajectories:
+    """Run ``n`` paths under ``policy`` (``None``: uncontrolled).
+
+    ``noises`` ``(T, n, *noise_shape)`` lets two policies share one path. ``on_step(k)`` is called after every step; when it
+    returns False, ``InterruptedError`` is raised. Gradients flow if autograd is on and the policy has parameters.
+    """
+    x = problem.initial(n, generator)
+    if noises is None:
+        shape = (problem.horizon, n, *problem.noise_shape)
+        noises = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+    states, controls, rewards = [x], [], []
+    for k in range(problem.horizon):
+        a = torch.zeros_like(noises[k]) if policy is None else policy(k, x)
+        rewards.append(problem.running_reward(k, x))
+        x = problem.transition(k, x, noises[k] + a)
+        states.append(x)
+        controls.append(a)
+        if on_step is not None and not on_step(k):
+            raise InterruptedError("the rollout was stopped by its callback")
+    name = type(problem).__name__
+    return Trajectories(
+        torch.stack(states),
+        noises,
+        torch.stack(controls),
+        finite_rewards(torch.stack(rewards), f"{name}.running_reward"),
+        finite_rewards(problem.terminal_reward(x), f"{name}.terminal_reward"),
+    )
+
+
+class Estimate(NamedTuple):
+    """A Monte-Carlo mean and its standard error."""
+
+    mean: float
+    stderr: float
+
+    @classmethod
+    def of(cls, samples: Tensor) -> Estimate:
+        """Mean and standard error of independent samples ``(n,)``, n >= 2."""
+        return cls(float(samples.mean()), float(samples.std() / math.sqrt(len(samples))))
+
+
+class Objective(NamedTuple):
+    """What a policy is worth: ``objective = reward - temperature * kl``, each estimated on the same fresh paths."""
+
+    objective: Estimate
+    reward: Estimate
+    kl: Estimate
+
+
+@torch.no_grad()
+def objective(problem: Problem, policy: Policy | None, n: int, generator: torch.Generator) -> Objective:
+    """Estimate J(policy), its reward and its KL on ``n`` fresh paths."""
+    paths = rollout(problem, policy, n, generator)
+    return Objective(
+        Estimate.of(paths.reward - problem.temperature * paths.kl), Estimate.of(paths.reward), Estimate.of(paths.kl)
+    )
+
+
+class Certificate(NamedTuple):
+    """The Donsker-Varadhan bound ``J(pi) <= temperature * log E^0[exp(return / temperature)]``, estimated from ``n`` paths."""
+
+    bound: float
+    stderr: float
+    low: float  # 95% confidence interval of the bound
+    high: float
+    ess: float  # effective number of uncontrolled paths that carry the mean
+    n: int
+
+    @property
+    def certified(self) -> bool:
+        """False when fewer than 50 effective paths carry the estimate: its interval then means little."""
+        return self.ess >= 50.0
+
+
+def certificate_of(returns: Tensor, temperature: float, confidence: float = 0.95) -> Certificate:
+    """The certificate from uncontrolled returns ``(n,)``; the interval is normal in ``log E exp`` (delta method)."""
+    n = len(returns)
+    log_weight = returns.double() / temperature
+    log_mean = torch.logsumexp(log_weight, 0) - math.log(n)
+    weight = torch.exp(log_weight - log_mean)  # mean 1
+    stderr = temperature * float(weight.std()) / math.sqrt(n)
+    bound = temperature * float(log_mean)
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
+    ess = float(weight.sum() ** 2 / weight.square().sum())
+    return Certificate(bound, stderr, bound - z * stderr, bound + z * stderr, ess, n)
+
+
+@torch.no_grad()
+def certificate(problem: Problem, n: int, generator: torch.Generator, batch: int = 4096) -> Certificate:
+    """Estimate the upper bound on every policy's objective from ``n`` uncontrolled paths (MATH section 2)."""
+    sizes = [min(batch, n - start) for start in range(0, n, batch)]
+    returns = torch.cat([rollout(problem, None, size, generator).reward for size in sizes])
+    return certificate_of(returns, problem.temperature)
