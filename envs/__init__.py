@@ -9,8 +9,11 @@ import gymnasium as gym
 import torch
 
 from .denoising import Schedule
+from .digits import digits
 from .env import ProblemEnv, ProblemVectorEnv
 from .gaussian_mixture import GaussianMixture, QuadraticReward
+from .linear_quadratic import LinearQuadratic
+from .pendulum import Pendulum
 from .problem import Problem
 
 
@@ -23,7 +26,10 @@ def gaussian_mixture(temperature: float = 0.5, steps: int = 50, **schedule: Any)
 
 #: What makes the problem of each id. Every factory takes keyword arguments only, so ``gym.make(id, temperature=0.1)`` works.
 PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "girsanov/Digits-v0": digits,
     "girsanov/GaussianMixture-v0": gaussian_mixture,
+    "girsanov/LinearQuadratic-v0": LinearQuadratic.damped_rotation,
+    "girsanov/Pendulum-v0": Pendulum,
 }
 _SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
 

@@ -1,8 +1,8 @@
 """The two Gymnasium shells around a Problem. They hold the only state: the present step, states and random stream.
 
 Observation: the state, flattened, followed by the time ``k / T`` in [0, 1]; float32. Action: the control in standard
-deviations of the noise, in ``[-action_bound, action_bound]``. Reward: ``r_k - temperature * |a|^2 / 2``, plus the terminal reward
-at the last step, so that an episode's undiscounted return is one sample of the objective. Reaching the horizon is
+deviations of the noise, in ``[-action_bound, action_bound]``. Reward: ``r_k - temperature * |a|^2 / 2``, plus the terminal
+reward at the last step, so that an episode's undiscounted return is one sample of the objective. Reaching the horizon is
 ``terminated``, never ``truncated``.
 """
 
@@ -146,8 +146,9 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         return self._x[0].to("cpu", torch.float32, copy=True).numpy()
 
     def _observation(self) -> np.ndarray:
-        observation = np.empty(self.observation_space.shape, np.float32)
-        observation[:-1] = self._state().reshape(-1)
+        state = self._state().reshape(-1)
+        observation = np.empty(state.size + 1, np.float32)
+        observation[:-1] = state
         observation[-1] = self._k / self.problem.horizon
         return observation
 
@@ -196,6 +197,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._generator = torch.Generator(device_of(problem))
         self._k = problem.horizon
         self._x: Tensor | None = None
+        self._return: Tensor | float = 0.0
         self._path: list[Tensor] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -229,8 +231,9 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         ended = self._k == problem.horizon
         if ended:
             reward = reward + problem.terminal_reward(self._x)
-            if not torch.isfinite(reward).all():
-                raise ValueError(f"the reward of {type(problem).__name__} must be finite; got NaN or infinity in the last step")
+        self._return = self._return + reward  # NaN and infinity stay in a sum
+        if (ended or not self.tensors) and not torch.isfinite(self._return).all():  # looking would make a GPU wait
+            raise ValueError(f"the reward of {type(problem).__name__} must be finite; got NaN or infinity at step {k}")
         kl = 0.5 * a.flatten(1).square().sum(1)
         infos = self._infos(reward, kl)
         truncated = torch.zeros(self.num_envs, dtype=torch.bool, device=x.device)
@@ -261,7 +264,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return actions.clamp(-self.action_bound, self.action_bound).view(self.num_envs, *self.problem.noise_shape)
 
     def _restart(self) -> Any:
-        self._k = 0
+        self._k, self._return = 0, 0.0
         self._x = self.problem.initial(self.num_envs, self._generator)
         self._path = [self._x]
         return self._observation()

@@ -1,0 +1,352 @@
+"""What our agents share: a stable-baselines3 algorithm whose policy is a control ``a(k, x)`` of a Problem.
+
+The agents do not step ``env`` themselves: they find the Problem behind it and roll out batches of it on their own device.
+``env`` serves SB3's own machinery (spaces, ``evaluate_policy``, callbacks).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from abc import abstractmethod
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import safe_mean, update_learning_rate
+from torch import Tensor, nn
+
+from ..envs.env import as_env, problem_of, unobserve
+from ..envs.problem import Policy, Problem, Trajectories, rollout
+from . import checkpoint
+
+SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
+
+
+class ControlPolicy(BasePolicy):
+    """An SB3 policy around a control; a subclass writes ``control`` and keeps its parameters as modules."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        # A list hides the problem from nn.Module: its networks are frozen and are not this policy's parameters.
+        self._problem = [problem]
+        self.action_bound = float(np.max(action_space.high))
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that the control steers."""
+        return self._problem[0]
+
+    @problem.setter
+    def problem(self, problem: Problem) -> None:
+        self._problem = [problem]
+
+    @abstractmethod
+    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """Controls ``(n, *noise_shape)`` in noise units, within the action bound; ``k`` an int or one step per row."""
+
+    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+        k, x = unobserve(self.problem, observation)
+        # At the horizon there is nothing left to steer; the last step's control is as good as any.
+        return self.control(k.clamp(max=self.problem.horizon - 1), x).flatten(1).float()
+
+    def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+        """Same as ``_predict``."""
+        return self._predict(observation, deterministic)
+
+
+class _StepProgressBar(ProgressBarCallback):
+    """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were really taken."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.num_timesteps - self._seen)
+        self._seen = self.num_timesteps
+        return True
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._seen = self.num_timesteps
+
+
+class ProblemAgent(BaseAlgorithm):
+    """Base of PDE and PIFT: data collection, SB3's learning loop, checkpoints.
+
+    Args:
+        policy: name of the function class, or a ``ControlPolicy`` class.
+        env: an environment, a vector environment, a registered id, or a bare Problem.
+        n_trajectories: paths collected in each iteration.
+        learning_rate: of Adam; a number or an SB3 schedule of the remaining progress.
+        policy_kwargs: arguments of the function class.
+
+    The remaining arguments are stable-baselines3's.
+    """
+
+    #: Constructor arguments that a checkpoint restores (besides policy, seed and policy_kwargs).
+    hyperparameters: ClassVar[tuple[str, ...]] = ("n_trajectories", "learning_rate")
+
+    def __init__(
+        self,
+        policy: str | type[ControlPolicy],
+        env: Any,
+        learning_rate: Any,
+        n_trajectories: int,
+        policy_kwargs: dict[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if not (isinstance(n_trajectories, int) and n_trajectories >= 2):
+            raise ValueError(f"n_trajectories must be an integer of at least 2; got {n_trajectories!r}")
+        if isinstance(policy, str) and policy not in self.policy_aliases:
+            raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}")
+        self.policy_name = policy if isinstance(policy, str) else policy.__name__
+        super().__init__(
+            policy,
+            None if env is None else as_env(env),
+            learning_rate,
+            policy_kwargs=policy_kwargs,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            supported_action_spaces=(spaces.Box,),
+        )
+        self.n_trajectories = n_trajectories
+        self.reward_queries = 0  # terminal rewards seen so far
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.problem = problem_of(self.env).to(self.device)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(int(np.random.randint(2**31)) if self.seed is None else self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.problem, **self.policy_kwargs
+        ).to(self.device)
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def iterate(self) -> None:
+        """One round: collect with ``self.collect``, improve ``self.policy``, record diagnostics with ``self.logger``."""
+
+    def collect(self, policy: Policy | None, n: int | None = None) -> Trajectories:
+        """Roll out fresh paths, counting env steps and reward queries and calling the callbacks after every step.
+
+        Raises ``InterruptedError`` when a callback asks to stop.
+        """
+        n = self.n_trajectories if n is None else n
+
+        def on_step(k: int) -> bool:
+            self.num_timesteps += n
+            self.reward_queries += n * (k == self.problem.horizon - 1)
+            return self._callback is None or self._callback.on_step()
+
+        with torch.no_grad():
+            paths = rollout(self.problem, policy, n, self.generator, on_step=on_step)
+        self._last_return = paths.reward - self.problem.temperature * paths.kl
+        return paths
+
+    _callback: BaseCallback | None = None
+    _last_return: Tensor
+
+    def learn(
+        self: SelfAgent,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAgent:
+        """Iterate until ``total_timesteps`` env steps have been taken (the last round is always finished).
+
+        Args:
+            total_timesteps: env steps; a path costs ``problem.horizon`` of them.
+            callback: SB3 callback(s); ``on_step`` is called after every batched step.
+            log_interval: rounds between log entries.
+            tb_log_name: name of the TensorBoard run; the agent's name if absent.
+            reset_num_timesteps: False continues the counters of an earlier call or of a loaded checkpoint.
+            progress_bar: show SB3's progress bar.
+        """
+        if reset_num_timesteps:
+            self.reward_queries = 0
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        self._callback = callback
+        callback.on_training_start(locals(), globals())
+        rounds = 0
+        try:
+            while self.num_timesteps < total_timesteps:
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
+                callback.on_rollout_start()
+                self.iterate()
+                callback.on_rollout_end()
+                rounds += 1
+                if log_interval and rounds % log_interval == 0:
+                    self._dump_logs()
+        except InterruptedError:
+            pass  # a callback asked to stop; what was learned so far is kept
+        callback.on_training_end()
+        self._callback = None
+        return self
+
+    def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
+        bar = _StepProgressBar() if progress_bar else None
+        given = super()._init_callback(callback, progress_bar=False)
+        if bar is None:
+            return given
+        both = CallbackList([given, bar])
+        both.init_callback(self)
+        return both
+
+    def _dump_logs(self) -> None:
+        seconds = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / seconds))
+        self.logger.record("time/reward_queries", self.reward_queries)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record("rollout/ep_rew_mean", float(self._last_return.mean()))
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
+        self.logger.dump(self.num_timesteps)
+
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow the learning-rate schedule."""
+        update_learning_rate(optimizer, self.lr_schedule(self._current_progress_remaining))
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Point the agent at another environment with the same spaces (say, another temperature)."""
+        env = self._wrap_env(as_env(env), self.verbose)
+        self.n_envs = env.num_envs  # the agent batches by itself: any number of lanes will do
+        super().set_env(env, force_reset)
+        self.problem = problem_of(env).to(self.device)
+        self.policy.problem = self.problem  # type: ignore[assignment]
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """What a checkpoint restores, by name; a subclass adds its optimizers and target networks."""
+        return {"policy": self.policy}
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """Write parameters, optimizers, counters, random stream and settings as safetensors and JSON in one zip.
+
+        ``exclude`` and ``include`` are accepted for SB3's sake and ignored. A failed write leaves no file behind.
+        """
+        tensors = {"generator": self.generator.get_state()}
+        for name, part in self.networks().items():
+            tensors.update({f"{name}/{key}": value for key, value in _flatten(part.state_dict()).items()})
+        settings = {
+            "agent": type(self).__name__,
+            "policy": self.policy_name,
+            "policy_kwargs": self.policy_kwargs,
+            "hyperparameters": {name: _plain(getattr(self, name), name) for name in self.hyperparameters},
+            "seed": self.seed,
+            "num_timesteps": self.num_timesteps,
+            "reward_queries": self.reward_queries,
+            "problem": _signature(self.problem, self.action_space),
+            "progress": self.progress(),
+        }
+        checkpoint.write(path, tensors, settings)
+
+    def progress(self) -> dict[str, Any]:
+        """Plain numbers beyond the networks that a checkpoint restores; a subclass adds its own."""
+        return {}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Take back what ``progress`` gave."""
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfAgent],
+        path: str | os.PathLike[str] | io.BufferedIOBase,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfAgent:
+        """Read an agent that ``save`` wrote.
+
+        Args:
+            path: the file.
+            env: what to act in; the control of a problem needs the problem itself, so unlike SB3's it cannot be absent.
+            device: where to put the agent.
+            custom_objects: ignored: nothing in a checkpoint is an object.
+            print_system_info: ignored.
+            force_reset: ignored: the agents keep no episode between calls.
+            kwargs: constructor arguments that override the saved ones.
+
+        Raises:
+            ValueError: a corrupt, truncated or foreign file, or a checkpoint from an environment of another shape.
+        """
+        tensors, settings = checkpoint.read(path, cls.__name__)
+        if env is None:
+            raise ValueError(f"env must be given to {cls.__name__}.load: the control of a problem needs the problem")
+        env = cls._wrap_env(as_env(env))
+        ours, theirs = _signature(problem_of(env), env.action_space), settings["problem"]
+        if ours != theirs:
+            raise ValueError(f"env must be the kind that the checkpoint was trained on, {theirs}; got {ours}")
+        arguments = {**settings["hyperparameters"], "seed": settings["seed"], "policy_kwargs": settings["policy_kwargs"]}
+        agent = cls(settings["policy"], env, device=device, **{**arguments, **kwargs})
+        agent.generator.set_state(tensors.pop("generator"))
+        for name, part in agent.networks().items():
+            state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            part.load_state_dict(_unflatten(state, part))
+        agent.num_timesteps, agent.reward_queries = settings["num_timesteps"], settings["reward_queries"]
+        agent.restore_progress(settings["progress"])
+        return agent
+
+
+def _signature(problem: Problem, action_space: spaces.Space) -> dict[str, Any]:
+    """What must agree between the environment of a checkpoint and the one that it is loaded into."""
+    return {
+        "problem": type(problem).__name__,
+        "state_shape": list(problem.state_shape),
+        "noise_shape": list(problem.noise_shape),
+        "horizon": problem.horizon,
+        "action_bound": float(np.max(action_space.high)),  # type: ignore[attr-defined]
+    }
+
+
+def _plain(value: Any, name: str) -> Any:
+    if callable(value):
+        raise ValueError(f"{name} must be a plain number to be saved; got {value!r}: a checkpoint holds no code")
+    return value
+
+
+def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
+    """A module's or an Adam optimizer's state as named tensors."""
+    if "param_groups" not in state:
+        return state
+    return {f"{i}/{key}": torch.as_tensor(value) for i, slot in state["state"].items() for key, value in slot.items()}
+
+
+def _unflatten(state: dict[str, Tensor], part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
+    if isinstance(part, nn.Module):
+        return state
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        i, name = key.split("/", 1)
+        slots.setdefault(int(i), {})[name] = value
+    return {"state": slots, "param_groups": part.state_dict()["param_groups"]}
+
+

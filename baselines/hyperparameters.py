@@ -1,0 +1,59 @@
+"""Tuned settings of PPO and SAC, one table each, in the words of rl-zoo: the only place where they are kept.
+
+The key is the class name of the problem (or of one of its bases, nearest first), so that an id, an environment and a bare
+Problem find the same entry; ``default`` serves everybody's own problems. How each entry was found: TUNING.md.
+
+Names are those of SB3's constructors, but for
+
+* ``n_envs``: lanes of the vector environment,
+* ``net_arch``, ``activation``, ``log_std_init``: of the policy, the last being log of the initial exploration noise as a
+  fraction of the action bound (SAC) or in noise units (PPO),
+* ``n_steps`` of PPO, absent: one whole episode a lane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PPO: dict[str, dict[str, Any]] = {
+    "default": {
+        "n_envs": 32,
+        "batch_size": 400,
+        "n_epochs": 10,
+        "learning_rate": 1e-3,
+        "gamma": 1.0,
+        "gae_lambda": 0.98,
+        "clip_range": 0.2,
+        "ent_coef": 0.0,
+        "max_grad_norm": 0.5,
+        "net_arch": [64, 64],
+        "activation": "Tanh",
+        "log_std_init": -1.5,
+    },
+}
+
+SAC: dict[str, dict[str, Any]] = {
+    "default": {
+        "n_envs": 8,
+        "buffer_size": 200_000,
+        "learning_starts": 0,
+        "batch_size": 256,
+        "gradient_steps": 4,
+        "learning_rate": 1e-3,
+        "gamma": 1.0,
+        "tau": 0.005,
+        "ent_coef": 0.001,
+        "n_steps": 1,
+        "net_arch": [64, 64],
+        "activation": "ReLU",
+        "log_std_init": -1.5,
+    },
+}
+
+
+def settings_for(table: dict[str, dict[str, Any]], problem: object) -> dict[str, Any]:
+    """A copy of the entry of ``table`` nearest to the problem's class, ``default`` if none is."""
+    for base in type(problem).__mro__:
+        if base.__name__ in table:
+            return dict(table[base.__name__])
+    return dict(table["default"])

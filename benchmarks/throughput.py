@@ -1,0 +1,232 @@
+"""Steps per second of the environments' shells, as ratios measured side by side in one run, on the 2-D mixture.
+
+    python benchmarks/throughput.py
+
+Each ratio's two sides take turns, and medians are compared, so that a busy machine hurts both alike. Targets:
+vector environment / SB3's DummyVecEnv over single ones at 4,096 lanes >= 20; SB3 adapter / vector environment at 256 lanes >= 0.5;
+single environment's time / plain NumPy's, written by hand for it, <= 3.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import girsanov  # noqa: F401  registers the ids
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from girsanov.baselines.vec_env import ProblemVecEnv
+from girsanov.envs import make_problem
+from girsanov.envs.env import ProblemEnv, ProblemVectorEnv
+from girsanov.envs.gaussian_mixture import GaussianMixture
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+ENV = "girsanov/GaussianMixture-v0"
+RESULTS = Path(__file__).parent / "results" / "throughput.json"
+
+
+class NumpyMixture:
+    """The 2-D mixture chain in plain NumPy: what somebody would write who wants this one environment and no other.
+
+    Same observation, reward, info and errors as ``ProblemEnv``; tables are precomputed to one row a step.
+    """
+
+    def __init__(self, problem: GaussianMixture, action_bound: float = 1.0) -> None:
+        bar = problem.schedule.alpha_bar.double().numpy()
+        alpha = problem.schedule.alpha.double().numpy()
+        std, means = problem.std.double().numpy(), problem.means.double().numpy()
+        variance = bar[:, None] * std**2 + 1 - bar[:, None]
+        scaled = np.sqrt(bar)[:, None, None] * means
+        constant = -0.5 * means.shape[1] * np.log(variance) - 0.5 * (scaled**2).sum(-1) / variance
+        single = np.float32
+        self.pull = (scaled / variance[..., None]).astype(single)
+        self.pull_transposed = np.ascontiguousarray(self.pull.transpose(0, 2, 1))
+        self.precision = (1 / variance).astype(single)
+        self.half_precision = (0.5 / variance).astype(single)
+        self.constant = constant.astype(single)
+        # (x - slope' (precision x - pull)) folded: x_{k+1} = (shrink - slope precision) x + slope pull + sigma z
+        self.slope = ((1 - alpha) / np.sqrt(alpha)).astype(single).tolist()
+        self.shrink = (1 / np.sqrt(alpha)).astype(single).tolist()
+        self.sigma = problem.schedule.sigma.numpy().astype(single).tolist()
+        self.target = problem.reward.target.numpy().astype(single)
+        self.matrix = problem.reward.matrix.numpy().astype(single)
+        self.horizon, self.temperature, self.bound = problem.horizon, problem.temperature, single(action_bound)
+        self.time = (np.arange(self.horizon + 1) / self.horizon).astype(single).tolist()
+        self.k = self.horizon
+
+    def reset(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Standard normal noise."""
+        if seed is not None or not hasattr(self, "rng"):
+            self.rng = np.random.default_rng(seed)
+        self.k, self.x = 0, self.rng.standard_normal(2, np.float32)
+        return self.observation(), {"reward": 0.0, "kl": 0.0, "state": self.x.copy()}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One denoising step."""
+        action = np.asarray(action, np.float32)
+        if action.shape != (2,):
+            raise ValueError(f"action must have shape (2,); got {action.shape}")
+        k, x = self.k, self.x
+        if k >= self.horizon:
+            raise RuntimeError("call reset() before step()")
+        a = np.minimum(np.maximum(action, -self.bound), self.bound)
+        share = x @ self.pull_transposed[k]
+        share += self.constant[k]
+        share -= x.dot(x) * self.half_precision[k]
+        share -= share.max()
+        np.exp(share, out=share)
+        share /= share.sum()
+        slope = self.slope[k]
+        z = self.rng.standard_normal(2, np.float32)
+        z += a
+        z *= self.sigma[k]
+        x = x * (self.shrink[k] - slope * float(share @ self.precision[k]))
+        x += slope * (share @ self.pull[k])
+        x += z
+        self.x = x
+        self.k = k + 1
+        done = self.k == self.horizon
+        reward = 0.0
+        if done:
+            off = x - self.target
+            reward = -0.5 * float(off @ self.matrix @ off)
+        kl = 0.5 * float(a.dot(a))
+        if not np.isfinite(reward):
+            raise ValueError(f"the reward must be finite; got {reward}")
+        return self.observation(), reward - self.temperature * kl, done, False, {"reward": reward, "kl": kl, "state": x.copy()}
+
+    def observation(self) -> np.ndarray:
+        """State and time."""
+        observation = np.empty(3, np.float32)
+        observation[:2] = self.x
+        observation[2] = self.time[self.k]
+        return observation
+
+
+def check_the_numpy_version(problem: GaussianMixture) -> None:
+    """Without noise the two chains must agree, or the comparison would be worth nothing."""
+    mine, ours = NumpyMixture(problem), problem.initial(1, torch.Generator().manual_seed(0))
+
+    class Silent:
+        def standard_normal(self, size: int, dtype: Any) -> np.ndarray:
+            return np.zeros(size, dtype)
+
+    mine.rng, mine.k, mine.x = Silent(), 0, ours[0].numpy().copy()  # type: ignore[assignment]
+    action = np.array([0.3, -2.0], np.float32)
+    for k in range(problem.horizon):
+        observation, reward, done, _, info = mine.step(action)
+        ours = problem.transition(k, ours, torch.tensor([[0.3, -1.0]]))
+        np.testing.assert_allclose(observation[:2], ours[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert done
+    np.testing.assert_allclose(info["reward"], float(problem.terminal_reward(ours)), rtol=1e-4)
+    np.testing.assert_allclose(reward, info["reward"] - problem.temperature * 0.5 * (0.3**2 + 1.0), rtol=1e-4)
+
+
+class Ratio(NamedTuple):
+    """Medians of one comparison: microseconds for one step of one lane."""
+
+    first: float
+    second: float
+    speedup: float  # of the first over the second: median of the paired repetitions
+
+
+def compare(
+    first: Callable[[], int], second: Callable[[], int], repetitions: int
+) -> Ratio:
+    """Run both in turns; each returns the number of lane steps that it took."""
+    times: tuple[list[float], list[float]] = ([], [])
+    first(), second()  # warm up
+    for _ in range(repetitions):
+        for run, kept in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            steps = run()
+            kept.append((time.perf_counter() - start) / steps * 1e6)
+    return Ratio(median(times[0]), median(times[1]), median(b / a for a, b in zip(*times, strict=True)))
+
+
+def batched(env: Any, lanes: int, steps: int) -> Callable[[], int]:
+    """``steps`` steps of an environment of many lanes that resets itself."""
+    env.reset()
+    actions = np.random.default_rng(0).uniform(-1, 1, (lanes, 2)).astype(np.float32)
+
+    def run() -> int:
+        for _ in range(steps):
+            env.step(actions)
+        return steps * lanes
+
+    return run
+
+
+def episodes(env: Any, count: int, horizon: int) -> Callable[[], int]:
+    """``count`` whole episodes of a single environment."""
+    action = np.array([0.3, -0.4], np.float32)
+
+    def run() -> int:
+        for _ in range(count):
+            env.reset()
+            for _ in range(horizon):
+                env.step(action)
+        return count * horizon
+
+    return run
+
+
+def main(repetitions: int = 15, out: Path = RESULTS) -> None:
+    """Measure the three ratios and write them with the machine and the versions.
+
+    Args:
+        repetitions: paired repetitions behind each median.
+        out: JSON file to write.
+    """
+    problem = make_problem(ENV)
+    check_the_numpy_version(problem)
+    torch.set_num_threads(2)
+    wide = ProblemVectorEnv(problem, 4096, autoreset_mode="same_step")
+    single = DummyVecEnv([lambda: gym.make(ENV)] * 4096)
+    vector = compare(batched(wide, 4096, 100), batched(single, 4096, 1), max(5, repetitions // 2))
+    torch.set_num_threads(1)
+    raw = ProblemVectorEnv(problem, 256, autoreset_mode="same_step")
+    adapter = compare(batched(ProblemVecEnv(problem, 256), 256, 500), batched(raw, 256, 500), repetitions)
+    ours, numpys = episodes(ProblemEnv(problem), 20, problem.horizon), episodes(NumpyMixture(problem), 20, problem.horizon)
+    alone = compare(ours, numpys, repetitions)
+    report = {
+        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
+        "units": "microseconds for one step of one lane, medians",
+        "vector_env_4096_lanes": {"ours": vector.first, "dummy_vec_env": vector.second, "speedup": vector.speedup, "target": 20},
+        "adapter_256_lanes": {"adapter": adapter.first, "raw": adapter.second, "speed_ratio": adapter.speedup, "target": 0.5},
+        "single_env": {"ours": alone.first, "numpy": alone.second, "time_ratio": 1 / alone.speedup, "target": 3},
+        "repetitions": repetitions,
+        "machine": {"processor": processor(), "cores": torch.get_num_threads() and len(cores()), "system": platform.platform()},
+        "versions": {name: version(name) for name in ("torch", "numpy", "gymnasium", "stable-baselines3")}
+        | {"python": platform.python_version()},
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def cores() -> set[int]:
+    """The cores that this process may use."""
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

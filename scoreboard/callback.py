@@ -1,0 +1,192 @@
+"""The one instrument: an SB3 callback that watches any agent learn, in all three units of cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch.utils.tensorboard import SummaryWriter
+
+from ..envs.problem import Estimate, Problem
+from .evaluation import CURVE_SEED, FINAL_SEED, Evaluation, Reference, evaluate, generator_on, policy_of
+from .spec import Budget, EvaluationPlan, Spent
+
+#: The x-axes of TensorBoard, whose steps are integers: prefix of the tags, and the step.
+_AXES = (
+    ("eval", lambda spent: spent.env_steps),
+    ("eval_by_reward_queries", lambda spent: spent.reward_queries),
+    ("eval_by_milliseconds", lambda spent: round(1000 * spent.seconds)),
+)
+
+
+class Stopwatch:
+    """Seconds of training: runs from ``start``, stands still between ``pause`` and ``resume``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0.0
+        self._since: float | None = None
+
+    def resume(self) -> None:
+        """Run (again)."""
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stand still, once the GPU has done what training asked of it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._before, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+
+class ScoreCallback(BaseCallback):
+    """Evaluates the present policy at fixed fractions of the budget and ends the run when it is spent.
+
+    Every evaluation is one row of ``progress.jsonl`` and the same TensorBoard scalars for every agent: ``eval/objective``,
+    ``eval/objective_stderr``, ``eval/reward``, ``eval/kl``, ``eval/score``, ``eval/success``, ``time/...`` against env steps,
+    and again as ``eval_by_reward_queries/...`` and ``eval_by_milliseconds/...``. All are dated by training time, so that
+    TensorBoard's relative axis is training time too.
+
+    Args:
+        problem: what is learnt, on the model's device.
+        reference: what scores are measured against.
+        budget: when to stop.
+        plan: how often and how closely to look.
+        seed: of the run; evaluation noise depends on it alone, so that agents with the same seed share it.
+        progress: the JSONL file.
+        tensorboard: folder of the events.
+        on_row: called with each row.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        reference: Reference,
+        budget: Budget,
+        plan: EvaluationPlan,
+        seed: int,
+        progress: Path,
+        tensorboard: Path,
+        on_row: Any = None,
+    ) -> None:
+        super().__init__()
+        self.problem, self.reference, self.budget, self.plan, self.seed = problem, reference, budget, plan, seed
+        self.final: dict[str, Any] | None = None  #: the last row, once training has ended
+        self._progress, self._tensorboard, self._on_row = progress, tensorboard, on_row
+        self._due = plan.fractions()
+        self._over = False
+
+    def _on_training_start(self) -> None:
+        self._writer = SummaryWriter(str(self._tensorboard))
+        self._start = time.time()
+        self._base = Spent(0, 0, 0.0)
+        self._base = self.spent()._replace(seconds=0.0)  # a loaded model has a past
+        self._clock = Stopwatch(torch.device(self.model.device))
+        self._look()
+        self._clock.resume()
+
+    def _on_step(self) -> bool:
+        spent = self.spent()
+        fraction = self.budget.fraction(spent)
+        if self._over or (self.budget.unit == "seconds" and fraction >= 1):
+            return False
+        # A budget in counts ends at the first step beyond it: who collected just enough may still learn from it.
+        self._over = fraction >= 1
+        if self._due and fraction >= self._due[0] and not self._over:
+            self._clock.pause()
+            self._look()
+            self._clock.resume()
+        return True
+
+    def _on_training_end(self) -> None:
+        self._clock.pause()
+        self.final = self._row(self.plan.final_paths, FINAL_SEED)
+        self.final_states = self._states
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+    def spent(self) -> Spent:
+        """What training has used since it began."""
+        model: Any = self.model
+        steps, lanes = model.num_timesteps, model.n_envs
+        # All lanes of a batched environment end together, so an SB3 agent has seen whole rounds of them only.
+        queries = getattr(model, "reward_queries", lanes * (steps // lanes // self.problem.horizon))
+        seconds = self._clock.seconds if hasattr(self, "_clock") else 0.0
+        return Spent(steps - self._base.env_steps, queries - self._base.reward_queries, seconds)
+
+    def _look(self) -> None:
+        fraction = self.budget.fraction(self.spent())
+        self._due = [due for due in self._due if due > fraction]
+        self._row(self.plan.paths, CURVE_SEED)
+
+    def _row(self, paths: int, stream: int) -> dict[str, Any]:
+        spent = self.spent()
+        evaluation = self._evaluate(paths, stream)
+        self._states = evaluation.states
+        row = row_of(evaluation, self.reference, spent, paths)
+        with open(self._progress, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._log(row, spent)
+        if self._on_row is not None:
+            self._on_row(row)
+        return row
+
+    def _evaluate(self, paths: int, stream: int) -> Evaluation:
+        policy = self.model.policy
+        training = policy.training
+        policy.set_training_mode(False)
+        try:
+            generator = generator_on(self.problem, stream + self.seed)
+            return evaluate(self.problem, policy_of(self.model, self.problem), paths, generator)
+        finally:
+            policy.set_training_mode(training)
+
+    def _log(self, row: dict[str, Any], spent: Spent) -> None:
+        date = self._start + spent.seconds
+        for prefix, step in _AXES:
+            for name in ("objective", "objective_stderr", "reward", "kl", "score", "success"):
+                if row[name] is not None:
+                    self._writer.add_scalar(f"{prefix}/{name}", row[name], step(spent), date)
+        for name, value in spent._asdict().items():
+            self._writer.add_scalar(f"time/{name}", value, spent.env_steps, date)
+        self._writer.flush()
+
+    def log_hyperparameters(self, settings: dict[str, Any]) -> None:
+        """Put the run into TensorBoard's HParams tab with its final figures."""
+        assert self.final is not None
+        metrics = {f"final/{name}": self.final[name] for name in ("objective", "reward", "kl", "score", "seconds")}
+        plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in settings.items()}
+        known = {key: float(value) for key, value in metrics.items() if value is not None}
+        self._writer.add_hparams(plain, known, run_name=".")
+
+
+def row_of(evaluation: Evaluation, reference: Reference, spent: Spent, paths: int) -> dict[str, Any]:
+    """One row of ``progress.jsonl``."""
+    value = evaluation.value
+    score, success = reference.score(value.objective), evaluation.success
+    return {
+        **spent._asdict(),
+        **_named("objective", value.objective),
+        **_named("reward", value.reward),
+        **_named("kl", value.kl),
+        **_named("score", score),
+        **_named("success", success),
+        "certificate_holds": reference.holds(value.objective),
+        "paths": paths,
+    }
+
+
+def _named(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    mean, stderr = (None, None) if estimate is None else estimate
+    return {name: mean, f"{name}_stderr": stderr}

@@ -1,0 +1,189 @@
+"""Agents x environments x seeds at one budget: each run a process of its own, and nothing shared but files.
+
+Killed at any moment and started again, a comparison makes the runs that are missing and repeats none that is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..envs.env import ProblemEnv
+from .records import RunFolder, check_writable
+from .registry import find_agent, make_env
+from .runner import prepare_env
+from .spec import Budget, EvaluationPlan, RunSpec, slug
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, and where to put it.
+
+    Args:
+        agents: names, as ``RunSpec.agent``.
+        envs: names, as ``RunSpec.env``.
+        seeds: of the agents.
+        budget: the same for all.
+        out: folder of everything.
+        workers: runs at a time; the machine's cores are shared out evenly.
+        env_kwargs: of every environment.
+        agent_kwargs: by agent.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        plan: how to evaluate.
+        command: how this was asked for, kept in the records.
+    """
+
+    agents: tuple[str, ...]
+    envs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    out: Path
+    workers: int = 1
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    agent_kwargs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str = "auto"
+    plan: EvaluationPlan = EvaluationPlan()
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("agents", "envs", "seeds"):
+            given = getattr(self, name)
+            if not given or len({slug(str(item)) for item in given}) < len(given):
+                raise ValueError(f"{name} must hold at least one name, each once; got {given}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1; got {self.workers}")
+        unknown = sorted(set(self.agent_kwargs) - set(self.agents))
+        if unknown:
+            raise ValueError(f"agent_kwargs must be for agents of this comparison, {self.agents}; got {unknown}")
+
+    def specs(self) -> list[RunSpec]:
+        """All runs, seed by seed, so that every agent has a result early."""
+        return [
+            RunSpec(env, agent, seed, self.budget, self.env_kwargs, self.agent_kwargs.get(agent, {}), self.device, self.plan)
+            for env in self.envs
+            for seed in self.seeds
+            for agent in self.agents
+        ]
+
+
+class _Worker:
+    """One run in its process."""
+
+    def __init__(self, spec: RunSpec, comparison: Comparison) -> None:
+        self.spec = spec
+        self.folder = RunFolder(comparison.out, spec)
+        threads = max(1, (os.cpu_count() or 1) // comparison.workers)
+        request = {"spec": spec.to_json(), "out": str(comparison.out), "command": comparison.command, "threads": threads}
+        self._errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.runner", json.dumps(request)],
+            stdin=subprocess.PIPE,  # its end of file tells the worker that we are gone
+            stdout=self._errors,
+            stderr=self._errors,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+
+    def progress(self) -> tuple[float, str]:
+        """Share of the budget spent, and a word on how it goes."""
+        try:
+            rows = self.folder.rows()
+        except ValueError:
+            rows = []
+        name = f"{slug(self.spec.agent)}/{self.spec.seed}"
+        if not rows:
+            return 0.0, name
+        last = rows[-1]
+        fraction = min(1.0, last[self.spec.budget.unit] / self.spec.budget.amount)
+        figure = f"J {last['objective']:.3g}" if last["score"] is None else f"score {last['score']:.2f}"
+        return fraction, f"{name} {fraction:.0%} {figure}"
+
+    def stop(self) -> None:
+        """End the process and wait for it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def complaint(self) -> str | None:
+        """None if the run is finished, else one line on what went wrong; the whole of it is kept in ``error.txt``."""
+        self.stop()
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace").strip()
+        self._errors.close()
+        if self.process.returncode == 0 and self.folder.finished():
+            return None
+        lines = text.splitlines() or [f"the process ended with code {self.process.returncode}"]
+        name = f"{self.folder.path}"
+        if self.process.returncode == 2:
+            return f"{name}: {lines[-1].removeprefix('error: ')}"
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.error.write_text(text + "\n")
+        return f"{name}: {lines[-1]} (all of it: {self.folder.error})"
+
+
+def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
+    """Make every run that is not finished and return the folders of all.
+
+    Raises:
+        ValueError: a bad name or argument, a folder that holds other settings (both before anything is run), or runs that
+            failed (after all others were made).
+    """
+    specs = comparison.specs()
+    for agent in comparison.agents:
+        find_agent(agent)
+    missing = [spec for spec in specs if not RunFolder(comparison.out, spec).finished()]
+    envs = {spec.env: make_env(spec.env, spec.env_kwargs, spec.device) for spec in missing}
+    check_writable(comparison.out)
+    with tqdm(total=len(specs), disable=not progress, desc="runs", bar_format=_BAR) as bar:
+        bar.update(len(specs) - len(missing))
+        _prepare(missing, envs, comparison.out, bar)
+        complaints = _run_all(missing, comparison, bar)
+    if complaints:
+        raise ValueError(f"{len(complaints)} of {len(specs)} runs failed; the first: {complaints[0]}")
+    return [spec.folder(comparison.out) for spec in specs]
+
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
+
+
+def _prepare(missing: list[RunSpec], envs: dict[str, ProblemEnv], out: Path, bar: Any) -> None:
+    """References first, once an environment, with all cores."""
+    for env, shell in envs.items():
+        bar.set_postfix_str(f"reference of {env}")
+        prepare_env(next(spec for spec in missing if spec.env == env), shell, out)
+
+
+def _run_all(missing: list[RunSpec], comparison: Comparison, bar: Any) -> list[str]:
+    waiting, done = list(missing), bar.n
+    active: list[_Worker] = []
+    complaints: list[str] = []
+    try:
+        while waiting or active:
+            while waiting and len(active) < comparison.workers:
+                active.append(_Worker(waiting.pop(0), comparison))
+            time.sleep(0.2)
+            for worker in [w for w in active if w.process.poll() is not None]:
+                active.remove(worker)
+                complaint = worker.complaint()
+                done += 1
+                if complaint is not None:
+                    complaints.append(complaint)
+                    bar.write(f"failed: {complaint}", file=sys.stderr)
+            shares = [worker.progress() for worker in active]
+            bar.n = done + sum(fraction for fraction, _ in shares)
+            bar.set_postfix_str("; ".join(word for _, word in shares))
+    finally:  # Ctrl-C among others: what is finished stays, what is not will be begun again
+        for worker in active:
+            worker.stop()
+    return complaints

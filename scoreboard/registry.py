@@ -1,0 +1,171 @@
+"""From names to objects: environments by id, agents by name, and either by ``module:attribute`` for your own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..envs import PROBLEMS, make_problem
+from ..envs.env import ProblemEnv
+from ..envs.problem import Problem
+
+if TYPE_CHECKING:  # SB3 takes a second to import: only those who make an agent pay for it
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Agent:
+    """How the scoreboard makes a learner.
+
+    Args:
+        make: ``make(env, seed=..., device=..., **agent_kwargs)`` returns an SB3 algorithm on a ``ProblemEnv``.
+        load: ``load(path, env, device)`` reads one that ``save`` wrote; absent: it can't be loaded.
+        access: what the method has to know of the problem, for the table.
+    """
+
+    make: Callable[..., BaseAlgorithm]
+    load: Callable[[str, ProblemEnv, str], BaseAlgorithm] | None = None
+    access: str = "not stated"
+
+
+def _pde(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..agents import PDE
+
+    return PDE("MlpPolicy", env, **kwargs)
+
+
+def _pi_ft(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..agents import PIFT
+
+    return PIFT("MlpPolicy", env, **kwargs)
+
+
+def _ppo(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.sb3 import make_ppo
+
+    return make_ppo(env, **kwargs)
+
+
+def _sac(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.sb3 import make_sac
+
+    return make_sac(env, **kwargs)
+
+
+def _load_pde(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from ..agents import PDE
+
+    return PDE.load(path, env=env, device=device)
+
+
+def _load_pi_ft(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from ..agents import PIFT
+
+    return PIFT.load(path, env=env, device=device)
+
+
+def _load_ppo(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from stable_baselines3 import PPO
+
+    return _load_sb3(PPO, path, env, device)
+
+
+def _load_sac(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from stable_baselines3 import SAC
+
+    return _load_sb3(SAC, path, env, device)
+
+
+def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    """SB3's own ``load``, whose many ways to fail on a bad file become one ValueError."""
+    from stable_baselines3.common.save_util import load_from_zip_file
+
+    from ..baselines.vec_env import ProblemVecEnv
+
+    try:
+        data, _, _ = load_from_zip_file(path, device="cpu")
+        lanes = data["n_envs"]  # type: ignore[index]
+        return algorithm.load(path, env=ProblemVecEnv(env, lanes), device=device)
+    except OSError:
+        raise
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        wanted = f"a checkpoint of {algorithm.__name__} for this environment"
+        raise ValueError(f"load must name {wanted}; got {path} ({type(error).__name__}: {error})") from error
+
+
+_PDE_ACCESS = "black-box reward; trajectories of the pre-trained model"
+_PI_FT_ACCESS = "the reward's gradient; the pre-trained model's transition"
+_RL_ACCESS = "black-box reward; interaction"
+
+#: The agents by name; yours may join: ``AGENTS["mine"] = Agent(make)``, or name it ``module:attribute`` on the command line.
+AGENTS: dict[str, Agent] = {
+    "pde": Agent(_pde, _load_pde, _PDE_ACCESS),
+    "pi-ft": Agent(_pi_ft, _load_pi_ft, _PI_FT_ACCESS),
+    "ppo": Agent(_ppo, _load_ppo, _RL_ACCESS),
+    "sac": Agent(_sac, _load_sac, _RL_ACCESS),
+}
+
+
+def find_agent(name: str) -> Agent:
+    """The agent of a name, or of ``module:attribute``: an ``Agent`` or its ``make`` alone."""
+    if name in AGENTS:
+        return AGENTS[name]
+    if ":" not in name:
+        raise ValueError(f"agent must be one of {sorted(AGENTS)} or module:attribute; got {name!r}")
+    found = _imported("agent", name)
+    return found if isinstance(found, Agent) else Agent(found)
+
+
+def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> ProblemEnv:
+    """The environment of an id or of ``module:attribute`` (a Problem, or a callable that returns one), checked.
+
+    ``kwargs`` go to the problem, ``action_bound`` among them to its environment.
+    """
+    kwargs = dict(kwargs)
+    shell = {key: kwargs.pop(key) for key in ("action_bound",) if key in kwargs}
+    place = resolve_device(device)
+    if name in PROBLEMS:
+        factory: Any = lambda **kw: make_problem(name, place, **kw)  # noqa: E731
+    elif ":" in name:
+        factory = _imported("env", name)
+    else:
+        raise ValueError(f"env must be one of {sorted(PROBLEMS)} or module:attribute; got {name!r}")
+    if isinstance(factory, Problem) and not kwargs:
+        problem = factory
+    else:
+        try:
+            problem = factory(**kwargs)
+        except TypeError as error:
+            raise ValueError(f"env_kwargs must suit {name}; got {kwargs} ({error})") from error
+    if not isinstance(problem, Problem):
+        raise ValueError(f"env {name!r} must be or return a girsanov Problem; got {type(problem).__name__}")
+    return ProblemEnv(problem.to(place), **shell)
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is ``cuda`` where there is one, else ``cpu``."""
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {DEVICES}; got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device; use auto or cpu")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _imported(what: str, name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # a console script does not look where it is called
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{what} must name module:attribute that can be imported; got {name!r} ({error})") from error

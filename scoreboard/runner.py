@@ -1,0 +1,153 @@
+"""One run: make the environment and the agent, let it learn under the instrument, leave a finished folder.
+
+``python -m girsanov.scoreboard.runner`` is the worker of ``compare``: one run in a process of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..envs.env import ProblemEnv
+from ..envs.problem import Policy, Problem
+from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
+from .records import RunFolder, check_writable, provenance, read_json, write_json, write_whole
+from .registry import find_agent, make_env, resolve_device
+from .spec import RunSpec
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+def prepare_env(spec: RunSpec, env: ProblemEnv, out: Path) -> Reference:
+    """The environment's reference; the first to come computes it and keeps samples of the uncontrolled process."""
+    folder = spec.env_folder(out)
+    asked = spec.to_json()
+    settings = {"env": spec.env, "env_kwargs": asked["env_kwargs"], "reference_paths": spec.plan.reference_paths}
+    reference = cached_reference(env.problem, settings, folder / "reference.json")
+    before = folder / "samples_before.npy"
+    if not before.is_file():
+        _save_samples(env.problem, None, spec.plan.samples, before)
+    return reference
+
+
+def execute(
+    spec: RunSpec, out: Path, command: str = "", on_row: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Make one run, unless its folder is finished, and return its record.
+
+    Args:
+        spec: what to run.
+        out: where; the run's folder is ``spec.folder(out)``.
+        command: how this was asked for, kept in the record.
+        on_row: called with each row of progress.
+    """
+    agent, folder = find_agent(spec.agent), RunFolder(out, spec)
+    if folder.finished():
+        return read_json(folder.record)
+    from .callback import ScoreCallback  # imports SB3 and TensorBoard
+
+    env = make_env(spec.env, spec.env_kwargs, spec.device)
+    model = _model(spec, env)  # what can go wrong at once does so before anything is written
+    check_writable(out)
+    reference = prepare_env(spec, env, out)
+    with folder.begin():
+        callback = ScoreCallback(
+            env.problem, reference, spec.budget, spec.plan, spec.seed, folder.progress, folder.tensorboard, on_row
+        )
+        try:
+            _learn(model, spec, env, callback)
+            _save_samples(env.problem, policy_of(model, env.problem), spec.plan.samples, folder.samples)
+            _save(model, folder.model)
+            callback.log_hyperparameters({"agent": spec.agent, "env": spec.env, "seed": spec.seed, **spec.agent_kwargs})
+        finally:
+            callback.close()
+        record = {
+            "spec": spec.to_json(),
+            "final": callback.final,
+            "reference": reference.to_json(),
+            "access": agent.access,
+            "temperature": env.problem.temperature,
+            "horizon": env.problem.horizon,
+            "state_shape": list(env.problem.state_shape),
+            "command": command,
+            "device": resolve_device(spec.device),
+            "threads": torch.get_num_threads(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **provenance(),
+        }
+        write_json(folder.record, record)
+    return record
+
+
+def _model(spec: RunSpec, env: ProblemEnv) -> BaseAlgorithm:
+    agent = find_agent(spec.agent)
+    if spec.load is not None:
+        if agent.load is None:
+            raise ValueError(f"agent {spec.agent!r} can't be loaded; leave out load")
+        if not Path(spec.load).is_file():
+            raise ValueError(f"load must name a saved model; there is no file {spec.load!r}")
+        model = agent.load(spec.load, env, spec.device)
+        model.set_random_seed(spec.seed)
+        return model
+    try:
+        return agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
+    except (TypeError, AssertionError) as error:  # SB3 asserts
+        raise ValueError(f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error})") from error
+
+
+def _learn(model: BaseAlgorithm, spec: RunSpec, env: ProblemEnv, callback: Any) -> None:
+    total = spec.budget.timesteps(env.problem.horizon)
+    model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
+
+
+def _save_samples(problem: Problem, policy: Policy | None, n: int, path: Path) -> None:
+    states = evaluate(problem, policy, n, generator_on(problem, SAMPLE_SEED), batch=n).states
+    buffer = io.BytesIO()
+    np.save(buffer, states.float().cpu().numpy())
+    write_whole(path, buffer.getvalue())
+
+
+def _save(model: BaseAlgorithm, path: Path) -> None:
+    try:
+        model.save(str(path))
+    except RuntimeError as error:  # torch's word for a full disk
+        raise OSError(f"{path} could not be written: {error}".splitlines()[0]) from error
+
+
+def _die_with_parent() -> None:
+    """End this process when the pipe from its parent closes, however the parent ended."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: its lock would be held when the interpreter shuts down
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> int:
+    """Worker: a JSON request as the only argument. Exit code 2 and one line on stderr for what the user can mend."""
+    import json
+
+    request = json.loads(sys.argv[1])
+    _die_with_parent()
+    torch.set_num_threads(request["threads"])
+    try:
+        execute(RunSpec.from_json(request["spec"]), Path(request["out"]), request["command"])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

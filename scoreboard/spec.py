@@ -1,0 +1,122 @@
+"""What one run is: frozen parameters that survive a round trip through JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+UNITS = ("env_steps", "reward_queries", "seconds")
+#: What ``learn`` is told when the budget is not in steps: never reached, and harmless in a division.
+_ENDLESS = 10**12
+
+
+class Spent(NamedTuple):
+    """What a run has used so far, in all three units; ``seconds`` is training time, without evaluation."""
+
+    env_steps: int
+    reward_queries: int  # terminal rewards seen
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to learn: ``amount`` of one ``unit`` (``env_steps``, ``reward_queries`` or ``seconds``)."""
+
+    amount: float
+    unit: str = "reward_queries"
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise ValueError(f"budget unit must be one of {UNITS}; got {self.unit!r}")
+        if not (isinstance(self.amount, (int, float)) and math.isfinite(self.amount) and self.amount > 0):
+            raise ValueError(f"budget must be a positive number of {self.unit}; got {self.amount!r}")
+
+    def fraction(self, spent: Spent) -> float:
+        """Share of the budget that is spent; 1 is all of it."""
+        return getattr(spent, self.unit) / self.amount
+
+    def timesteps(self, horizon: int) -> int:
+        """``total_timesteps`` for SB3's ``learn`` on a problem of ``horizon`` steps."""
+        per_unit = {"env_steps": 1, "reward_queries": horizon}.get(self.unit)
+        return _ENDLESS if per_unit is None else math.ceil(self.amount * per_unit)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How closely runs are watched. Evaluation costs no budget: its rewards are not counted and its clock is stopped.
+
+    Args:
+        points: evaluations while learning, the one before the first step included; the final one comes on top.
+        paths: fresh paths at each of them.
+        final_paths: fresh paths of the final evaluation.
+        reference_paths: uncontrolled paths behind J(0) and the certificate.
+        samples: terminal states kept of each agent, all from the same noises.
+    """
+
+    points: int = 15
+    paths: int = 400
+    final_paths: int = 2000
+    reference_paths: int = 8192
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("points", 1), ("paths", 2), ("final_paths", 2), ("reference_paths", 2), ("samples", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)!r}")
+
+    def fractions(self) -> list[float]:
+        """Budget fractions to evaluate at, from 0, denser early on, without 1."""
+        return [(i / self.points) ** 1.5 for i in range(self.points)]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One agent on one environment with one seed.
+
+    Args:
+        env: a registered id, or ``module:attribute`` of your own: a Problem or what makes one.
+        agent: ``pde``, ``pi-ft``, ``ppo``, ``sac``, or ``module:attribute`` of your own (see ``registry``).
+        seed: of the agent.
+        budget: how long to learn.
+        env_kwargs: of the problem (and ``action_bound`` of its environment).
+        agent_kwargs: of the agent, on top of its defaults.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        plan: how to evaluate.
+        load: a saved model to start from.
+    """
+
+    env: str
+    agent: str
+    seed: int = 0
+    budget: Budget = field(default_factory=lambda: Budget(3000))
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    agent_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    plan: EvaluationPlan = EvaluationPlan()
+    load: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunSpec:
+        """The inverse of ``to_json``."""
+        return cls(**{**values, "budget": Budget(**values["budget"]), "plan": EvaluationPlan(**values["plan"])})
+
+    def env_folder(self, out: Path) -> Path:
+        """``<out>/<environment>``."""
+        return out / slug(self.env)
+
+    def folder(self, out: Path) -> Path:
+        """``<out>/<environment>/<agent>/seed<k>``."""
+        return self.env_folder(out) / slug(self.agent) / f"seed{self.seed}"
+
+
+def slug(name: str) -> str:
+    """A folder name for an id or a ``module:attribute``: ``girsanov/Digits-v0`` gives ``Digits-v0``."""
+    return name.rsplit("/", 1)[-1].replace(":", ".")

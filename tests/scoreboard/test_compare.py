@@ -1,0 +1,165 @@
+"""Whole comparisons in processes of their own: killed, continued, failing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from girsanov.scoreboard.compare import Comparison, compare
+from girsanov.scoreboard.spec import Budget, EvaluationPlan
+
+PROBLEM = """
+import torch
+from girsanov.envs.problem import Problem
+
+
+class Walk(Problem):
+    state_shape = noise_shape = (1,)
+
+    def __init__(self, horizon=4, bad=False):
+        self.horizon, self.temperature, self.bad = horizon, 1.0, bad
+        self.scale = torch.ones(1)
+
+    def initial(self, n, generator):
+        return torch.zeros(n, 1, device=generator.device)
+
+    def transition(self, k, x, z):
+        return x + z
+
+    def terminal_reward(self, x):
+        return -(x[:, 0] - 2).abs()
+
+
+def agent(env, seed, device, wait=0.0, crash=False):
+    from girsanov.baselines.sb3 import make_ppo
+    if crash:
+        raise RuntimeError("as it was told")
+    model = make_ppo(env, seed=seed, device="cpu", n_envs=4, batch_size=16, n_epochs=1)
+    train = model.train
+
+    def slow():
+        import time
+        time.sleep(wait)
+        train()
+
+    model.train = slow
+    model.save = lambda path: open(path, "wb").write(b"a model")
+    return model
+"""
+PLAN = EvaluationPlan(points=2, paths=8, final_paths=16, reference_paths=256, samples=4)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(PROBLEM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def _comparison(out: Path, **changes: object) -> Comparison:
+    settings = {"agents": ("mine:agent",), "envs": ("mine:Walk",), "seeds": (0,), "budget": Budget(12), "plan": PLAN, "out": out}
+    return Comparison(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait(condition: object, seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds child processes as Linux shows them")
+def test_killed_and_continued(mine: Path) -> None:
+    out = mine / "out"
+    arguments = ["compare", "--agents", "mine:agent", "--envs", "mine:Walk", "--seeds", "0", "1", "--budget", "12"]
+    arguments += ["--out", str(out), "--workers", "1", "--agent-kwargs", "mine:agent.wait=0.3"]
+    arguments += ["--points", "2", "--paths", "8", "--final-paths", "16", "--reference-paths", "256"]
+    command = [sys.executable, "-m", "girsanov.train", *arguments]
+    runs = [out / "mine.Walk" / "mine.agent" / f"seed{seed}" for seed in range(2)]
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # the second run has begun to learn: it is cut off between its first and its last row
+    _wait(lambda: (runs[1] / "progress.jsonl").is_file() and (runs[1] / "progress.jsonl").stat().st_size > 0)
+    workers = _children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert workers
+    _wait(lambda: not any(_alive(pid) for pid in workers), 30.0)  # no orphan goes on writing
+    first = (runs[0] / "record.json").stat().st_mtime_ns
+    assert not (runs[1] / "record.json").exists() and not (out / "report.md").exists()
+    reference = (out / "mine.Walk" / "reference.json").stat().st_mtime_ns
+
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (runs[0] / "record.json").stat().st_mtime_ns == first
+    assert (out / "mine.Walk" / "reference.json").stat().st_mtime_ns == reference
+    for run in runs:
+        rows = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
+        assert [row["reward_queries"] for row in rows] == sorted({row["reward_queries"] for row in rows[:-1]} | {12})
+        assert rows[-1] == json.loads((run / "record.json").read_text())["final"]
+        assert len(list((run / "tb").glob("events*"))) == 2  # the curves and the hyperparameters, of one run
+        assert (run / "model.zip").is_file() and (run / "samples.npy").is_file()
+    assert "**mine:agent** (2 seeds)" in (out / "report.md").read_text()
+
+    stamps = [(run / "record.json").stat().st_mtime_ns for run in runs]
+    compare(_comparison(out, seeds=(0, 1), agent_kwargs={"mine:agent": {"wait": 0.3}}, plan=_plan_of(runs[0])), progress=False)
+    assert [(run / "record.json").stat().st_mtime_ns for run in runs] == stamps  # all finished: nothing to do
+
+
+def _plan_of(run: Path) -> EvaluationPlan:
+    return EvaluationPlan(**json.loads((run / "spec.json").read_text())["plan"])
+
+
+def test_one_failure_does_not_stop_the_others(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    (mine / "broken.py").write_text("from mine import agent as works\ndef make(env, **kw): return works(env, crash=True, **kw)\n")
+    out = mine / "out"
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed; the first: .*broken\.make/seed0: RuntimeError: as it was told"):
+        compare(_comparison(out, agents=("broken:make", "mine:agent"), workers=2), progress=False)
+    failed, worked = (out / "mine.Walk" / name / "seed0" for name in ("broken.make", "mine.agent"))
+    assert json.loads((worked / "record.json").read_text())["threads"] == 3  # six cores, two workers
+    assert [p.name for p in failed.iterdir()] == ["error.txt"]
+    assert "Traceback" in (failed / "error.txt").read_text()
+
+
+def test_other_settings_are_refused_before_anything_runs(mine: Path) -> None:
+    out = mine / "out"
+    spec = _comparison(out).specs()[0]
+    folder = spec.folder(out)
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps({**spec.to_json(), "seed": 5}))
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        compare(_comparison(out, seeds=(1, 0)), progress=False)
+    assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agents": ()}, "agents must hold at least one"),
+        ({"seeds": (1, 1)}, "seeds must hold at least one name, each once"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"agent_kwargs": {"ppo": {}}}, "agent_kwargs must be for agents of this comparison"),
+    ],
+)
+def test_comparison_is_checked_at_the_door(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        _comparison(tmp_path, **changes)

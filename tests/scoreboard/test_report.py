@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from girsanov.envs.problem import Certificate, Estimate
+from girsanov.scoreboard import plots
+from girsanov.scoreboard.evaluation import Reference
+from girsanov.scoreboard.records import RunFolder, provenance, write_json
+from girsanov.scoreboard.report import report
+from girsanov.scoreboard.spec import Budget, RunSpec
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def _row(x: float, score: float | None, seconds: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"env_steps": int(50 * x), "reward_queries": int(x), "seconds": seconds, "paths": 10}
+    for name, value in {"score": score, "objective": x / 100, "reward": 1.0, "kl": 0.5, "success": None}.items():
+        row |= {name: value, f"{name}_stderr": None if value is None else 0.01}
+    return row | {"certificate_holds": None if score is None else True}
+
+
+def _run(out: Path, agent: str, seed: int, scores: list[float | None], seconds: float, ess: float, shape: tuple[int, ...]) -> None:
+    spec = RunSpec("girsanov/Fake-v0", agent, seed, Budget(100), {"steps": 50})
+    folder = RunFolder(out, spec)
+    reference = Reference(Estimate(-4.0, 0.1), Certificate(-1.0, 0.1, -1.2, -0.8, ess, 1000), None, None, None)
+    rows = [_row(100 * i / (len(scores) - 1), s, seconds * i / (len(scores) - 1)) for i, s in enumerate(scores)]
+    with folder.begin():
+        folder.progress.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        np.save(folder.samples, np.full((5, *shape), 1.0, np.float32))
+        np.save(spec.env_folder(out) / "samples_before.npy", np.zeros((5, *shape), np.float32))
+        record = {
+            "spec": spec.to_json(),
+            "final": rows[-1],
+            "reference": reference.to_json(),
+            "access": f"what {agent} needs",
+            "temperature": 0.3,
+            "horizon": 50,
+            "command": "train.py compare",
+            "device": "cpu",
+            "threads": 1,
+            **provenance(),
+        }
+        write_json(folder.record, record)
+
+
+def _cells(text: str, start: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    for seed, gain in enumerate((0.0, 0.1, 0.5)):
+        _run(tmp_path, "pde", seed, [0.0, 0.3 + gain, 0.4 + gain], 10.0, 200.0, (1, 2, 2))
+        _run(tmp_path, "ppo", seed, [0.0, 0.1 + gain, 0.2 + gain], 40.0, 200.0, (1, 2, 2))
+    return tmp_path
+
+
+def test_table_and_differences(finished: Path) -> None:
+    text = report(finished).read_text()
+    pde = _cells(text, "**pde**")
+    assert pde[0] == "**pde** (3 seeds)"
+    assert pde[1] == "0.600 [-0.057, 1.257]"  # t(0.975, 2) = 4.303 times 0.2646 / sqrt(3)
+    assert pde[5:] == ["3 of 3", "5,000", "100", "10.0", "what pde needs"]
+    assert _cells(text, "pre-trained")[:3] == ["pre-trained", "0.000", "-4.000"]
+    assert _cells(text, "pde - ppo") == ["pde - ppo", "0.200 [0.200, 0.200]", "yes"]  # the seeds' spread is shared
+    assert "-1.000 (95% interval -1.200 to -0.800; 200 of 1000 uncontrolled paths, 20.0%" in text
+    assert "Budget: 100 reward queries for each run" in text and "Command: `train.py compare`" in text
+
+
+def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
+    report(finished)
+    (env,) = json.loads((finished / "report.json").read_text())["environments"]
+    seconds = next(line for line in env["equal_cost"] if line["unit"] == "seconds")
+    assert seconds["amount"] == 10.0
+    assert seconds["agents"]["pde"]["mean"] == pytest.approx(0.6)
+    assert seconds["agents"]["ppo"]["mean"] == pytest.approx((0.05 + 0.1 + 0.3) / 3)  # half way to its second point
+
+
+def test_pictures_are_drawn_and_logged(finished: Path) -> None:
+    for _ in range(2):  # a second report replaces the first
+        report(finished)
+    for name in ("learning_curves", "samples"):
+        assert (finished / "Fake-v0" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(finished / "Fake-v0" / "report"))
+    events.Reload()
+    assert events.Tags()["images"] == ["report/learning_curves", "report/samples"]
+    assert len(list((finished / "Fake-v0" / "report").iterdir())) == 1
+
+
+def test_nothing_uncertified_looks_certified(tmp_path: Path) -> None:
+    _run(tmp_path, "sac", 0, [None, None, None], 10.0, 12.0, (3,))
+    text = report(tmp_path).read_text()
+    assert "**Not certified**: only 12.0 of 1000" in text and "no policy is worth more than" not in text
+    assert _cells(text, "**sac**")[1] == "not certified" and _cells(text, "**sac**")[5] == "not certified"
+    assert _cells(text, "pre-trained")[1] == ""
+    assert "### Objective at equal cost" in text
+    assert not (tmp_path / "Fake-v0" / "samples.png").exists()  # three numbers are no picture
+
+
+def test_what_is_missing_is_named(finished: Path) -> None:
+    with RunFolder(finished, RunSpec("girsanov/Fake-v0", "pde", 9, Budget(100), {"steps": 50})).begin():
+        pass
+    assert "**Not finished** (the same command continues): Fake-v0/pde/seed9." in report(finished).read_text()
+
+
+def test_report_needs_finished_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="out must hold finished runs"):
+        report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_image_grid() -> None:
+    images = np.stack([np.full((1, 2, 3), v) for v in (-1.0, 1.0, 5.0)])
+    grid = plots.grid_of(images, rows=4, columns=2)
+    assert grid.shape == (5, 7, 3)  # two rows of two, a line between
+    assert (grid[:2, :3] == 0).all() and (grid[:2, 4:] == 1).all() and (grid[3:, :3] == 1).all()
+    assert (grid[2] == 0.5).all() and (grid[:, 3] == 0.5).all()
+    assert plots.grid_of(np.zeros((40, 3, 2, 2))).shape == (11, 23, 3)
+
+
+def test_mean_curve_ends_with_the_shortest_run() -> None:
+    runs = [[_row(0, 0.0, 0.0), _row(100, 1.0, 4.0)], [_row(0, 0.0, 0.0), _row(100, 0.5, 8.0)]]
+    grid, values = plots.mean_curve(runs, "seconds", "score", points=5)
+    assert grid[-1] == 4.0 and values[:, -1] == pytest.approx([1.0, 0.25])

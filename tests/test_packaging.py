@@ -1,0 +1,103 @@
+"""What a user installs: the files, the metadata and the versions. The wheel is built here by setuptools, without a network."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from email.parser import Parser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import girsanov
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("envs", "agents", "baselines", "scoreboard")
+
+
+def sources(root: Path) -> Iterator[Path]:
+    """The package's Python files under the checkout or a copy of it."""
+    yield from (root / "__init__.py", root / "train.py")
+    for package in PACKAGES:
+        yield from (root / package).rglob("*.py")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    copy = tmp_path_factory.mktemp("checkout")  # setuptools writes beside the sources
+    for folder in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, copy)
+    build = "import setuptools.build_meta as b; b.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    (path,) = (copy / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+@pytest.fixture(scope="module")
+def requirements(metadata: Message) -> list[Requirement]:
+    return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    wanted = {path.relative_to(ROOT).as_posix() for path in sources(ROOT)}
+    wanted |= {"py.typed"} | {f"envs/checkpoints/{path.name}" for path in (ROOT / "envs" / "checkpoints").iterdir()}
+    installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert installed == {f"girsanov/{name}" for name in wanted}
+    assert any(name.endswith(".safetensors") for name in installed)
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_console_script(wheel: zipfile.ZipFile) -> None:
+    (name,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
+    assert wheel.read(name).decode().split() == ["[console_scripts]", "girsanov", "=", "girsanov.train:main"]
+
+
+def test_one_version_everywhere(metadata: Message) -> None:
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    changelog = re.search(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert citation and changelog
+    assert girsanov.__version__ == metadata["Version"] == citation[1] == changelog[1]
+
+
+def test_every_import_is_a_declared_dependency(requirements: list[Requirement]) -> None:
+    declared = {canonicalize_name(r.name) for r in requirements if r.marker is None} | {"girsanov"}
+    providers = packages_distributions()
+    for path in sources(ROOT):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                modules.add(node.module.partition(".")[0])
+        for module in modules - sys.stdlib_module_names - {"girsanov"}:
+            found = {canonicalize_name(name) for name in providers.get(module, ())}
+            assert found & declared, f"{path.relative_to(ROOT)} imports {module}, which no dependency in pyproject.toml provides"
+
+
+def test_every_dependency_has_a_tested_version(requirements: list[Requirement]) -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    tested = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    assert len(tested) == len(pins)
+    for requirement in requirements:
+        name = canonicalize_name(requirement.name)
+        assert name in tested, f"constraints.txt lacks {name}"
+        assert requirement.specifier.contains(tested[name]), f"constraints.txt holds {name} {tested[name]}; not {requirement}"

@@ -1,0 +1,152 @@
+"""The command line: what it prints, and one clear line for what can go wrong."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from girsanov.train import main, pairs
+
+MIXTURE = "girsanov/GaussianMixture-v0"
+SMALL = ["--points", "2", "--paths", "20", "--final-paths", "40", "--reference-paths", "256", "--device", "cpu"]
+PPO = ["--agent-kwargs", "n_envs=4", "batch_size=20", "n_epochs=1"]
+RUN = ["run", "--env", MIXTURE, "--env-kwargs", "steps=5", "--agent", "ppo", *PPO, "--budget", "8", *SMALL]
+
+
+def _replaced(arguments: list[str], flag: str, *values: str) -> list[str]:
+    at = arguments.index(flag)
+    end = next((i for i in range(at + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    return [*arguments[: at + 1], *values, *arguments[end:]]
+
+
+def test_run_writes_a_folder_and_prints_its_last_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*RUN, "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    folder = tmp_path / "GaussianMixture-v0" / "ppo" / "seed0"
+    names = {path.name for path in folder.iterdir()}
+    assert {"spec.json", "progress.jsonl", "record.json", "model.zip", "samples.npy", "tb"} <= names
+    assert f"{folder}: J " in capsys.readouterr().out
+    record = json.loads((folder / "record.json").read_text())
+    assert record["spec"]["env_kwargs"] == {"steps": 5} and record["horizon"] == 5 and record["final"]["reward_queries"] == 8
+    stamp = (folder / "record.json").stat().st_mtime_ns
+    assert main(arguments) == 0  # finished: shown again, not run again
+    assert (folder / "record.json").stat().st_mtime_ns == stamp
+
+    capsys.readouterr()
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert "**ppo** (1 seed)" in capsys.readouterr().out
+
+    more = [*_replaced(RUN, "--agent-kwargs"), "--out", str(tmp_path / "more"), "--load", str(folder / "model.zip")]
+    assert main(more) == 0
+    rows = (tmp_path / "more" / "GaussianMixture-v0" / "ppo" / "seed0" / "progress.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["env_steps"] == 0 and json.loads(rows[-1])["reward_queries"] == 8
+
+    (tmp_path / "cut.zip").write_bytes((folder / "model.zip").read_bytes()[:2000])
+    (tmp_path / "text.zip").write_text("not a zip")
+    for bad in ("cut.zip", "text.zip", "absent.zip"):
+        assert main([*more[:-1], str(tmp_path / bad), "--out", str(tmp_path / "bad")]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and bad in error
+    elsewhere = _replaced(_replaced(more, "--env", "girsanov/Pendulum-v0"), "--env-kwargs")
+    assert main([*elsewhere, "--out", str(tmp_path / "bad")]) == 2
+    assert "error: load must name a checkpoint of PPO for this environment" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
+BAD = {
+    "unknown id": ({"--env": ["girsanov/X-v0"]}, "env must be one of .*GaussianMixture-v0.*; got 'girsanov/X-v0'"),
+    "unknown agent": ({"--agent": ["dqn"]}, r"agent must be one of \['pde', 'pi-ft', 'ppo', 'sac'\].*; got 'dqn'"),
+    "no budget": ({"--budget": ["0"]}, "budget must be a positive number of reward_queries; got 0.0"),
+    "negative temperature": ({"--env-kwargs": ["temperature=-1"]}, "temperature must be a positive number; got -1"),
+    "temperature in words": ({"--env-kwargs": ["temperature=hot"]}, "temperature must be a positive number; got 'hot'"),
+    "unknown argument": ({"--env-kwargs": ["colour=1"]}, "env_kwargs must suit girsanov/GaussianMixture-v0"),
+    "no pair": ({"--env-kwargs": ["temperature"]}, "env-kwargs must be key=value pairs; got 'temperature'"),
+    "unknown agent argument": ({"--agent-kwargs": ["colour=1"]}, "agent_kwargs must suit ppo"),
+    "no module": ({"--env": ["nowhere:make"]}, "env must name module:attribute that can be imported"),
+    "no attribute": ({"--env": ["girsanov.envs:nothing"]}, "env must name module:attribute that can be imported"),
+    "no problem": ({"--env": ["builtins:dict"]}, "'builtins:dict' must be or return a girsanov Problem; got dict"),
+    "one path": ({"--paths": ["1"]}, "paths must be at least 2; got 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_no_trace(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes, message = BAD[case]
+    arguments = RUN
+    for flag, values in changes.items():
+        arguments = _replaced(arguments, flag, *values)
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(message, errors[0]), errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_an_output_folder_that_cannot_be_written_to(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = RUN if command == "run" else ["compare", "--envs", MIXTURE, "--agents", "ppo", *SMALL]
+    assert main([*arguments, "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "error: out must be a folder that can be written to" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    def few_bytes() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # room for the rows, not for the model
+
+    command = [sys.executable, "-m", "girsanov.train", *RUN, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=few_bytes)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert not list(tmp_path.rglob("seed0"))
+
+
+def test_nan_rewards_of_your_own_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sometimes_nan.py").write_text(
+        "from girsanov.envs import make_problem\n"
+        "def make(steps):\n"
+        "    problem = make_problem('girsanov/GaussianMixture-v0', steps=steps)\n"
+        "    problem.reward = lambda x: (x[:, 0] - 1).sqrt() if len(x) > 2 else x[:, 0]\n"
+        "    return problem\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main([*_replaced(RUN, "--env", "sometimes_nan:make"), "--out", "out"]) == 2
+    assert "error: GaussianMixture.terminal_reward must be finite; got " in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_compare_checks_agents_and_their_arguments_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = ["compare", "--envs", MIXTURE, "--out", str(tmp_path / "out")]
+    assert main([*compare, "--agents", "ppo", "dqn"]) == 2
+    assert "got 'dqn'" in capsys.readouterr().err
+    assert main([*compare, "--agent-kwargs", "learning_rate=1"]) == 2
+    assert "agent-kwargs must be agent.key=value pairs; got 'learning_rate'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: out must hold finished runs")
+
+
+def test_help_is_quick() -> None:
+    script = Path(sys.modules["girsanov.train"].__file__ or "")
+    code = f"import runpy, sys; sys.argv = ['train.py', '--help']\ntry: runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'stable_baselines3' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("run", "compare", "report"))
+
+
+def test_pairs_read_python_literals() -> None:
+    assert pairs("x", ["a=1e-3", "b=[64,64]", "c=tanh", "d=k=v", "e=None"]) == {
+        "a": 1e-3,
+        "b": [64, 64],
+        "c": "tanh",
+        "d": "k=v",
+        "e": None,
+    }

@@ -1,0 +1,200 @@
+"""The command line: run, compare, report, pretrain. ``python train.py --help``, or ``girsanov --help`` once installed."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+Device = Literal["auto", "cpu", "cuda"]
+Unit = Literal["env_steps", "reward_queries", "seconds"]
+MAIN_JOB = "girsanov/Digits-v0"
+
+
+def run(
+    agent: str,
+    env: str = MAIN_JOB,
+    seed: int = 0,
+    budget: float = 3000,
+    budget_unit: Unit = "reward_queries",
+    out: Path = Path("runs/single"),
+    env_kwargs: tuple[str, ...] = (),
+    agent_kwargs: tuple[str, ...] = (),
+    load: Path | None = None,
+    points: int = 15,
+    paths: int = 400,
+    final_paths: int = 2000,
+    reference_paths: int = 8192,
+    device: Device = "auto",
+) -> None:
+    """Let one agent learn one environment.
+
+    Args:
+        agent: pde, pi-ft, ppo, sac, or module:attribute of your own.
+        env: an id, or module:attribute of your own (a Problem, or what makes one).
+        seed: of the agent.
+        budget: how long to learn, in budget-unit.
+        budget_unit: env_steps, reward_queries (terminal rewards seen) or seconds of training.
+        out: the run's folder is OUT/<env>/<agent>/seed<k>.
+        env_kwargs: key=value pairs for the problem, such as temperature=0.3 steps=20.
+        agent_kwargs: key=value pairs for the agent, such as learning_rate=1e-3.
+        load: a saved model.zip to go on from; the budget is on top of what it has spent.
+        points: evaluations while learning.
+        paths: fresh paths at each of them.
+        final_paths: fresh paths of the final evaluation.
+        reference_paths: uncontrolled paths behind J(0) and the certificate.
+        device: auto is cuda where there is one.
+    """
+    from tqdm import tqdm
+
+    from girsanov.scoreboard.runner import execute
+    from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+
+    spec = RunSpec(
+        env,
+        agent,
+        seed,
+        Budget(budget, budget_unit),
+        pairs("env-kwargs", env_kwargs),
+        pairs("agent-kwargs", agent_kwargs),
+        device,
+        EvaluationPlan(points, paths, final_paths, reference_paths),
+        None if load is None else str(load),
+    )
+    with tqdm(total=1.0, desc=agent, bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]") as bar:
+
+        def on_row(row: dict[str, Any]) -> None:
+            bar.n = min(1.0, row[budget_unit] / budget)
+            bar.set_postfix_str(_figures(row))
+
+        record = execute(spec, out, _command(), on_row)
+    print(f"{spec.folder(out)}: {_figures(record['final'])}")
+
+
+def compare(
+    agents: tuple[str, ...] = ("pde", "pi-ft", "ppo", "sac"),
+    envs: tuple[str, ...] = (MAIN_JOB,),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    budget: float = 3000,
+    budget_unit: Unit = "reward_queries",
+    out: Path = Path("runs/main"),
+    workers: int = 2,
+    env_kwargs: tuple[str, ...] = (),
+    agent_kwargs: tuple[str, ...] = (),
+    points: int = 15,
+    paths: int = 400,
+    final_paths: int = 2000,
+    reference_paths: int = 8192,
+    device: Device = "auto",
+) -> None:
+    """Let agents learn environments at equal budgets, then write the report. Killed and started again, it goes on.
+
+    Without arguments it is the main job of the README.
+
+    Args:
+        agents: any of pde, pi-ft, ppo, sac, and module:attribute of your own.
+        envs: ids, or module:attribute of your own.
+        seeds: of the agents.
+        budget: how long each run learns, in budget-unit.
+        budget_unit: env_steps, reward_queries (terminal rewards seen) or seconds of training.
+        out: folder of everything.
+        workers: runs at a time; cores are shared out evenly.
+        env_kwargs: key=value pairs for every problem, such as temperature=0.3.
+        agent_kwargs: agent.key=value pairs, such as ppo.learning_rate=1e-3.
+        points: evaluations while learning.
+        paths: fresh paths at each of them.
+        final_paths: fresh paths of the final evaluation.
+        reference_paths: uncontrolled paths behind J(0) and the certificate.
+        device: auto is cuda where there is one.
+    """
+    from girsanov.scoreboard.compare import Comparison
+    from girsanov.scoreboard.compare import compare as run_all
+    from girsanov.scoreboard.spec import Budget, EvaluationPlan
+
+    comparison = Comparison(
+        agents,
+        envs,
+        seeds,
+        Budget(budget, budget_unit),
+        out,
+        workers,
+        pairs("env-kwargs", env_kwargs),
+        _by_agent(agent_kwargs),
+        device,
+        EvaluationPlan(points, paths, final_paths, reference_paths),
+        _command(),
+    )
+    run_all(comparison)
+    report(out)
+
+
+def report(out: Path = Path("runs/main")) -> None:
+    """Write the table and the plots of finished runs.
+
+    Args:
+        out: folder of a comparison.
+    """
+    from girsanov.scoreboard.report import report as write
+
+    path = write(out)
+    print(path.read_text())
+    print(f"written: {path}\ncurves:  tensorboard --logdir {out}")
+
+
+def pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` strings as a dict, values read as Python literals where they are such."""
+    out = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"{name} must be key=value pairs; got {text!r}")
+        try:
+            out[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            out[key] = value
+    return out
+
+
+def _by_agent(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {}
+    for key, value in pairs("agent-kwargs", given).items():
+        agent, dot, name = key.rpartition(".")
+        if not (agent and dot):
+            raise ValueError(f"agent-kwargs must be agent.key=value pairs; got {key!r}")
+        out.setdefault(agent, {})[name] = value
+    return out
+
+
+def _figures(row: dict[str, Any]) -> str:
+    score = "" if row["score"] is None else f", score {row['score']:.3f} +- {row['score_stderr']:.3f}"
+    return (
+        f"J {row['objective']:.3f} (reward {row['reward']:.3f}, KL {row['kl']:.3f}){score}; {row['env_steps']:,} env steps, "
+        f"{row['reward_queries']:,} reward queries, {row['seconds']:.1f} s"
+    )
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 2 and one line for what the caller can mend, 130 for Ctrl-C."""
+    commands: dict[str, Any] = {"run": run, "compare": compare, "report": report}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="girsanov", description=__doc__)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
