@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import girsanov
 import gymnasium as gym
+
+import girsanov
 
 checkout = Path(__file__).resolve().parents[1]
 assert checkout not in Path(girsanov.__file__).resolve().parents, f"not the installed package: {girsanov.__file__}"

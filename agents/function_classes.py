@@ -117,7 +117,7 @@ class RadialValue(nn.Module):
     """
 
     def __init__(
-        self, n_inputs: int, horizon: int, centres: int = 600, width: float = 0.5, span: float = 0.06, floor: float = 1e-6
+        self, n_inputs: int, horizon: int, centres: int = 300, width: float = 1.0, span: float = 0.1, floor: float = 1e-6
     ) -> None:
         super().__init__()
         self.horizon, self.width, self.span, self.floor = horizon, width, span, floor

@@ -139,9 +139,7 @@ class Ratio(NamedTuple):
     speedup: float  # of the first over the second: median of the paired repetitions
 
 
-def compare(
-    first: Callable[[], int], second: Callable[[], int], repetitions: int
-) -> Ratio:
+def compare(first: Callable[[], int], second: Callable[[], int], repetitions: int) -> Ratio:
     """Run both in turns; each returns the number of lane steps that it took."""
     times: tuple[list[float], list[float]] = ([], [])
     first(), second()  # warm up
@@ -224,7 +222,11 @@ def cores() -> set[int]:
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor()
 
 

@@ -143,7 +143,7 @@ class DenoisingProblem(Problem):
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """One denoising step with noise and control ``z`` in place of the noise."""
         mean, sigma = self.gaussian_kernel(k, x)
-        return mean + sigma * z
+        return torch.addcmul(mean, sigma, z)
 
     def terminal_estimate(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The clean sample that the pre-trained model predicts from ``x`` (Tweedie); ``x`` itself at ``k = T``.

@@ -45,7 +45,7 @@ class GaussianDenoiser(nn.Module):
             buffer.copy_(value)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """Each pixel's posterior mean ``(n, 64)`` and standard deviation, for ``x (n, 64)``, ``log_snr`` ``(1,)`` or ``(n,)``."""
+        """Posterior mean ``(n, 64)`` and standard deviation of the pixels; ``x (n, 64)``, ``log_snr`` ``(1,)`` or ``(n,)``."""
         signal, noise = torch.sigmoid(log_snr)[:, None], torch.sigmoid(-log_snr)[:, None]
         spread = signal * self.values + noise
         centred = (x - signal.sqrt() * self.mean) @ self.vectors
@@ -162,7 +162,8 @@ def save_networks(path: str | Path, networks: Networks) -> None:
     """Write both networks to one safetensors file, whole or not at all."""
     named = networks._asdict()
     tensors = {key: value.contiguous() for key, value in nn.ModuleDict(named).state_dict().items()}
-    metadata = {"format": _FORMAT} | {name: json.dumps(network.architecture) for name, network in named.items()}
+    # one entry, as safetensors writes several in random order and equal networks should make equal files
+    metadata = {_FORMAT: json.dumps({name: network.architecture for name, network in named.items()})}
     partial = Path(f"{path}.partial")
     partial.write_bytes(save(tensors, metadata))
     os.replace(partial, path)
@@ -178,12 +179,8 @@ def load_networks(path: str | Path | None = None) -> Networks:
     wanted = "a safetensors file written by `train.py pretrain`"
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-            networks = Networks(
-                Denoiser(**_architecture(metadata, "denoiser")), Classifier(**_architecture(metadata, "classifier"))
-            )
+            architectures = _architectures(file.metadata() or {})
+            networks = Networks(Denoiser(**architectures["denoiser"]), Classifier(**architectures["classifier"]))
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise ValueError("it holds NaN or infinite weights")
@@ -195,8 +192,12 @@ def load_networks(path: str | Path | None = None) -> Networks:
     return networks
 
 
-def _architecture(metadata: dict[str, str], name: str) -> dict[str, int]:
-    found = json.loads(metadata.get(name, "null"))
-    if not isinstance(found, dict) or not all(isinstance(v, int) and 1 <= v <= 1024 for v in found.values()):
-        raise ValueError(f"its {name} architecture is {found!r}")
+def _architectures(metadata: dict[str, str]) -> dict[str, dict[str, int]]:
+    if _FORMAT not in metadata:
+        raise ValueError(f"its metadata has {sorted(metadata)}, not {_FORMAT!r}")
+    found = json.loads(metadata[_FORMAT])
+    for name in Networks._fields:
+        sizes = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(sizes, dict) or not all(isinstance(v, int) and 1 <= v <= 1024 for v in sizes.values()):
+            raise ValueError(f"its {name} architecture is {sizes!r}")
     return found

@@ -8,6 +8,7 @@ reward at the last step, so that an episode's undiscounted return is one sample 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +22,7 @@ from .problem import Policy, Problem, check_positive
 
 #: Observations are unbounded in effect; a finite number keeps every environment checker content.
 _LARGE = float(np.finfo(np.float32).max)
+_CPU = torch.device("cpu")
 
 
 def observe(problem: Problem, k: int, x: Tensor) -> Tensor:
@@ -96,6 +98,8 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         self.observation_space, self.action_space = spaces_of(problem, action_bound)
         self._generator = torch.Generator(device_of(problem))
         self._shape = tuple(self.action_space.shape or ())
+        self._noise_shape = (1, *problem.noise_shape)
+        self._has_running_reward = getattr(problem.running_reward, "__func__", None) is not Problem.running_reward
         self._k = problem.horizon  # nothing to step before the first reset
         self._x: Tensor | None = None
         self._path: list[Tensor] = []
@@ -108,7 +112,8 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         self._k = 0
         self._x = self.problem.initial(1, self._generator)
         self._path = [self._x]
-        return self._observation(), {"reward": 0.0, "kl": 0.0, "state": self._state()}
+        observation, state = self._seen()
+        return observation, {"reward": 0.0, "kl": 0.0, "state": state}
 
     @torch.no_grad()
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -117,21 +122,23 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         if self._x is None or self._k >= self.problem.horizon:
             raise gym.error.ResetNeeded("call reset() before step(): the episode has not begun or is over")
         problem, k, x = self.problem, self._k, self._x
-        a = torch.from_numpy(np.clip(action, -self.action_bound, self.action_bound)).to(x).view(1, *problem.noise_shape)
-        z = torch.randn(a.shape, generator=self._generator, device=x.device, dtype=x.dtype).add_(a)
-        reward = float(problem.running_reward(k, x))
+        action = action.clip(-self.action_bound, self.action_bound)
+        z = torch.randn(self._noise_shape, generator=self._generator, device=x.device, dtype=x.dtype)
+        z += torch.from_numpy(action.reshape(self._noise_shape)).to(x)
+        reward = problem.running_reward(k, x).item() if self._has_running_reward else 0.0
         self._x = problem.transition(k, x, z)
         self._k = k + 1
         terminated = self._k == problem.horizon
         if terminated:
-            reward += float(problem.terminal_reward(self._x))
-        if not np.isfinite(reward):
+            reward += problem.terminal_reward(self._x).item()
+        if not math.isfinite(reward):
             raise ValueError(f"the reward of {type(problem).__name__} must be finite; got {reward} at step {k}")
         if self.render_mode is not None:
             self._path.append(self._x)
-        kl = 0.5 * float(a.square().sum())
-        info = {"reward": reward, "kl": kl, "state": self._state()}
-        return self._observation(), reward - problem.temperature * kl, terminated, False, info
+        kl = 0.5 * float(action.dot(action))
+        observation, state = self._seen()
+        info = {"reward": reward, "kl": kl, "state": state}
+        return observation, reward - problem.temperature * kl, terminated, False, info
 
     def render(self) -> Any:
         """The path so far as an ``(H, W, 3)`` uint8 picture; None unless ``render_mode="rgb_array"``."""
@@ -141,16 +148,14 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
             raise gym.error.ResetNeeded("call reset() before render()")
         return self.problem.render(torch.stack([x[0] for x in self._path]).cpu())
 
-    def _state(self) -> np.ndarray:
+    def _seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """The observation and the state, in memory of their own."""
         assert self._x is not None
-        return self._x[0].to("cpu", torch.float32, copy=True).numpy()
-
-    def _observation(self) -> np.ndarray:
-        state = self._state().reshape(-1)
+        state = self._x.to(_CPU, torch.float32).numpy()
         observation = np.empty(state.size + 1, np.float32)
-        observation[:-1] = state
+        observation[:-1] = state.reshape(-1)
         observation[-1] = self._k / self.problem.horizon
-        return observation
+        return observation, state[0].copy()
 
 
 class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):

@@ -65,7 +65,7 @@ def denoising_loss(denoiser: Denoiser, images: Tensor, log_snr: Tensor) -> Tenso
 def train_denoiser(
     images: Tensor,
     *,
-    iterations: int = 5000,
+    iterations: int = 3000,
     batch: int = 128,
     learning_rate: float = 2e-3,
     average: float = 0.999,
@@ -125,7 +125,7 @@ def pretrain(
     path: str | Path,
     *,
     seed: int = 0,
-    iterations: int = 5000,
+    iterations: int = 3000,
     classifier_iterations: int = 1500,
     samples: int = 2000,
     device: str = "cpu",
@@ -139,7 +139,7 @@ def pretrain(
         seed: of everything drawn.
         iterations: of the denoiser.
         classifier_iterations: of the classifier.
-        samples: drawn to measure the quality.
+        samples: drawn to measure the quality; 0 leaves the measuring out.
         device: where to train.
         command: the command line to record.
         progress: show progress bars.
@@ -150,11 +150,9 @@ def pretrain(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors; got {str(path)!r}")
-    if min(iterations, classifier_iterations) < 1 or samples < HELD_OUT:
-        raise ValueError(
-            "iterations and classifier_iterations must be at least 1 and samples at least "
-            f"{HELD_OUT}; got {iterations}, {classifier_iterations} and {samples}"
-        )
+    if min(iterations, classifier_iterations) < 1 or (samples != 0 and samples < HELD_OUT):
+        allowed = f"iterations and classifier_iterations must be at least 1, samples 0 or at least {HELD_OUT}"
+        raise ValueError(f"{allowed}; got {iterations}, {classifier_iterations} and {samples}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"path must lie in a folder that can be written to; got {str(path)!r}")
@@ -180,7 +178,7 @@ def pretrain(
         "architecture": {name: network.architecture for name, network in networks._asdict().items()},
         "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks._asdict().items()},
         "data": {"source": "sklearn.datasets.load_digits", "train": len(data.train), "held_out": len(data.held_out)},
-        "quality": measure(path, data, samples=samples, seed=seed, progress=progress),
+        "quality": measure(path, data, samples=samples, progress=progress) if samples else None,
     }
     path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     return record

@@ -111,8 +111,9 @@ def _moved(value: Any, device: Any, dtype: Any) -> Any:
         return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).to(device=device, dtype=dtype)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_moved(v, device, dtype) for v in value))
+    if isinstance(value, tuple):
+        moved = (_moved(v, device, dtype) for v in value)
+        return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
     return value
 
 

@@ -143,12 +143,15 @@ class ScoreCallback(BaseCallback):
         return row
 
     def _evaluate(self, paths: int, stream: int) -> Evaluation:
-        policy = self.model.policy
-        training = policy.training
+        """The present policy on noises that depend on the seed alone; training goes on as if nobody had looked."""
+        policy, seed = self.model.policy, stream + self.seed
+        training, device = policy.training, torch.device(self.model.device)
         policy.set_training_mode(False)
         try:
-            generator = generator_on(self.problem, stream + self.seed)
-            return evaluate(self.problem, policy_of(self.model, self.problem), paths, generator)
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)  # for policies that average over noise of their own
+                acting = policy_of(self.model, self.problem)
+                return evaluate(self.problem, acting, paths, generator_on(self.problem, seed))
         finally:
             policy.set_training_mode(training)
 

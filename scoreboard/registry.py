@@ -103,8 +103,9 @@ def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device
         raise ValueError(f"load must name {wanted}; got {path} ({type(error).__name__}: {error})") from error
 
 
-_PDE_ACCESS = "black-box reward; trajectories of the pre-trained model"
-_PI_FT_ACCESS = "the reward's gradient; the pre-trained model's transition"
+# MATH.md section 5. PDE's policy is a gradient through one transition of the pre-trained model, never through the reward.
+_PDE_ACCESS = "black-box reward; pre-trained transition, differentiable in its noise"
+_PI_FT_ACCESS = "reward's gradient; pre-trained transition, differentiable"
 _RL_ACCESS = "black-box reward; interaction"
 
 #: The agents by name; yours may join: ``AGENTS["mine"] = Agent(make)``, or name it ``module:attribute`` on the command line.

@@ -57,8 +57,8 @@ class EvaluationPlan:
         samples: terminal states kept of each agent, all from the same noises.
     """
 
-    points: int = 15
-    paths: int = 400
+    points: int = 12
+    paths: int = 256
     final_paths: int = 2000
     reference_paths: int = 8192
     samples: int = 256

@@ -14,10 +14,11 @@ from email.parser import Parser
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import girsanov
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import girsanov
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("envs", "agents", "baselines", "scoreboard")
@@ -89,7 +90,7 @@ def test_every_import_is_a_declared_dependency(requirements: list[Requirement]) 
                 modules.add(node.module.partition(".")[0])
         for module in modules - sys.stdlib_module_names - {"girsanov"}:
             found = {canonicalize_name(name) for name in providers.get(module, ())}
-            assert found & declared, f"{path.relative_to(ROOT)} imports {module}, which no dependency in pyproject.toml provides"
+            assert found & declared, f"{path.relative_to(ROOT)} imports {module}, which no declared dependency provides"
 
 
 def test_every_dependency_has_a_tested_version(requirements: list[Requirement]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -104,7 +105,9 @@ def test_seeding_to_the_bit(env_id: str, make: Any) -> None:
     first = episode(env, seed=7)
     assert same(first, episode(make(env_id), seed=7)) and same(first, episode(env, seed=7))
     assert not np.array_equal(first[1][0], episode(env, seed=8)[1][0])
-    assert not np.array_equal(first[1][0], episode(env, seed=None)[1][0])  # the stream goes on
+    unseeded = [episode(env, seed=None), episode(env, seed=None), episode(make(env_id), seed=None)]
+    starts = [first[1][0], *(seen[1][0] for seen in unseeded)]  # the stream goes on, and a new one begins anywhere
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(starts, 2))
 
 
 @every_id
@@ -227,7 +230,8 @@ def test_one_step_per_row(env_id: str, generator: torch.Generator) -> None:
         assert len(together) == 5
         for row in range(5):
             alone = method(int(k[row]), x[row : row + 1], *(tensor[row : row + 1] for tensor in rest))
-            torch.testing.assert_close(together[row], alone[0], rtol=1e-9, atol=1e-9)
+            # the two may use tables that were rounded apart, when the problem was built in float32
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-5)
 
 
 @every_id
@@ -239,6 +243,7 @@ def test_the_vector_environment_samples_the_objective(env_id: str, generator: to
     returns, rewards, kl = np.zeros(n), np.zeros(n), np.zeros(n)
     for _ in range(env.problem.horizon):
         _, reward, _, _, infos = env.step(actions)
+        np.testing.assert_allclose(reward, infos["reward"] - env.problem.temperature * infos["kl"], rtol=1e-4, atol=1e-6)
         returns, rewards, kl = returns + reward, rewards + infos["reward"], kl + infos["kl"]
     shape = env.problem.noise_shape
     expected = objective(env.problem, lambda k, x: torch.full((len(x), *shape), push), n, generator)

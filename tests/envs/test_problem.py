@@ -133,6 +133,7 @@ def test_the_certificate_of_gaussian_returns(generator: torch.Generator) -> None
 
 
 def test_the_certificate_survives_large_and_small_returns() -> None:
+    assert certificate_of(torch.tensor([0.0, math.log(3)]), 1.0).bound == pytest.approx(math.log((1 + 3) / 2))
     returns = torch.tensor([0.0, 1.0, 2.0])
     base = certificate_of(returns, 0.5)
     for shift in (-1e6, 1e6):
