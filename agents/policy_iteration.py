@@ -249,6 +249,9 @@ class PIFT(ProblemAgent):
         averaging: float = 0.995,
         weight_decay: float = 1e-2,
         max_gradient: float = 3.0,
+        damping: float = 1.0,
+        hot: float = 1.0,
+        cool: float = 600,
         **kwargs: Any,
     ) -> None:
         self.memory = memory
@@ -257,6 +260,8 @@ class PIFT(ProblemAgent):
         self.averaging = averaging
         self.weight_decay = weight_decay
         self.max_gradient = max_gradient
+        self.damping = damping
+        self.hot, self.cool = hot, cool
         self.recent: list[Evaluation] = []
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
@@ -289,7 +294,13 @@ class PIFT(ProblemAgent):
         beta, horizon, n = self.problem.temperature, self.problem.horizon, paths.states.shape[1]
         with torch.no_grad():
             inputs = torch.cat([self.policy.inputs(k, x) for k, x in enumerate(paths.states)])
-        improved = (gradients.by_noise / beta).flatten(0, 1).flatten(1).clamp(-self.max_gradient, self.max_gradient)
+        heat = self.hot ** max(0.0, 1 - self.reward_queries / self.cool)
+        a = paths.controls.flatten(0, 1).flatten(1)
+        improved = ((gradients.by_noise / beta) / heat).flatten(0, 1).flatten(1)
+        norm = improved.norm(dim=1, keepdim=True)
+        improved = improved * (self.max_gradient / norm).clamp(max=1)
+
+        improved = a + self.damping * (improved - a)
         gain = paths.running_rewards - 0.5 * beta * paths.controls.flatten(2).square().sum(2)
         to_go = torch.cat([gain, paths.terminal_reward[None]]).flip(0).cumsum(0).flip(0)
         return Evaluation(

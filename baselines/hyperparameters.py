@@ -34,19 +34,19 @@ PPO: dict[str, dict[str, Any]] = {
 
 SAC: dict[str, dict[str, Any]] = {
     "default": {
-        "n_envs": 8,
+        "n_envs": 20,
         "buffer_size": 200_000,
         "learning_starts": 0,
         "batch_size": 256,
-        "gradient_steps": 4,
-        "learning_rate": 1e-3,
+        "gradient_steps": 2,
+        "learning_rate": 2e-3,
         "gamma": 1.0,
-        "tau": 0.005,
-        "ent_coef": 0.001,
-        "n_steps": 1,
+        "tau": 0.01,
+        "ent_coef": 0.01,
+        "n_steps": 5,
         "net_arch": [64, 64],
         "activation": "ReLU",
-        "log_std_init": -1.5,
+        "log_std_init": -1.0,
     },
 }
 

@@ -63,13 +63,13 @@ def draw_sac(rng: np.random.Generator) -> dict[str, Any]:
     entropy = str(rng.choice(["fixed", "fixed", "auto"]))
     return {
         "n_envs": lanes,
-        "gradient_steps": max(1, round(lanes * float(rng.choice([0.05, 0.1, 0.2])))),
+        "gradient_steps": max(1, round(lanes * float(rng.choice([0.05, 0.1])))),
         "batch_size": int(rng.choice([256, 512])),
         "learning_rate": round(float(np.exp(rng.uniform(np.log(5e-4), np.log(6e-3)))), 6),
         "tau": float(rng.choice([0.005, 0.01, 0.02, 0.05])),
         "n_steps": int(rng.choice([1, 3, 5, 10])),
         "ent_coef": round(float(10 ** rng.uniform(-4, -1)), 6) if entropy == "fixed" else "auto_0.01",
-        "log_std_init": float(rng.choice([-2.5, -2.0, -1.5, -1.0, -0.5])),
+        "log_std_init": float(rng.choice([-2.0, -1.5, -1.0, -0.5])),
         "learning_starts": int(rng.choice([0, 0, 1000, 2500])),
         "net_arch": [int(rng.choice([64, 128]))] * 2,
         "activation": str(rng.choice(["ReLU", "SiLU", "Tanh"])),

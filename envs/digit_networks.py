@@ -104,9 +104,11 @@ class Denoiser(nn.Module):
         self.up = nn.ConvTranspose2d(coarse, fine, 2, stride=2)
         self.after = _Residual(fine, embedding, 0.0)
         self.head = nn.Conv2d(fine, 1, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # training starts from the Gaussian denoiser
-        self.to(memory_format=torch.channels_last)  # a fifth faster than the default on a CPU
+        for weight in self.head.parameters():
+            nn.init.zeros_(weight)  # training starts from the Gaussian denoiser
+        for weight in self.parameters():
+            if weight.dim() == 4:  # a convolution's; a tenth faster than the default layout on a CPU
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """The clean image ``(n, 1, 8, 8)`` for ``x`` of that shape and ``log_snr`` of shape ``(1,)`` or ``(n,)``."""

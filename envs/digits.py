@@ -101,12 +101,6 @@ class Digits(DenoisingProblem):
             raise AttributeError(f"success is defined for DigitLogProbability only; the reward is {type(self.reward).__name__}")
         return self.reward.success
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Digits:
-        """A copy on ``device`` and in ``dtype``, with a memory of its own."""
-        moved = super().to(device, dtype)
-        moved._last = LastCall()
-        return moved
-
     @torch.no_grad()
     def render(self, path: Tensor) -> np.ndarray:
         """The noisy image as it is now and, beside it, the clean image that the model sees in it; ``(160, 336, 3)``."""

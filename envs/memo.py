@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,10 @@ class LastCall:
     """The last result of ``function(k, x)``, a pure function of the step, the states and a network's weights.
 
     A policy asks a denoiser about ``x``, then the transition asks it again about the same ``x``: this halves the cost. A
-    result is reused only for the very same tensor ``x`` (and ``k``), unchanged, with unchanged weights, in the same autograd
-    mode. It is kept alive by others: a result without a graph dies with ``x``, one with a graph dies with the graph that
-    used it, and it is forgotten as soon as a backward pass goes through it. Every caller gets its own copy. Inside
-    ``torch.func`` transforms, ``torch.compile`` and inference mode nothing is remembered.
+    result is reused only by the same object, for the very same tensor ``x`` (and ``k``), unchanged, with unchanged weights,
+    in the same autograd mode. It is kept alive by others: a result without a graph dies with ``x``, one with a graph dies
+    with the graph that used it, and it is forgotten as soon as a backward pass goes through it. Every caller gets its own
+    copy. Inside ``torch.func`` transforms, ``torch.compile`` and inference mode nothing is remembered.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class LastCall:
     def __call__(
         self, function: Callable[[int | Tensor, Tensor], Tensor], network: nn.Module, k: int | Tensor, x: Tensor
     ) -> Tensor:
-        """``function(k, x)``, whose result depends on ``k``, ``x`` and the weights of ``network`` only."""
+        """``function(k, x)``, a method whose result depends on ``k``, ``x`` and the weights of ``network`` only."""
         if torch.compiler.is_compiling():
             return function(k, x)
         tensors = (x,) if isinstance(k, int) else (x, k)
@@ -63,7 +63,9 @@ class LastCall:
             stamps = tuple(_stamp(t) for t in tensors)
         except RuntimeError:  # no version (inference mode) or no storage (torch.func)
             return function(k, x)
-        key = (k if isinstance(k, int) else None, torch.is_grad_enabled(), x.requires_grad, self._version(network))
+        owner = weakref.ref(getattr(function, "__self__", function))
+        step = k if isinstance(k, int) else None
+        key = (owner, step, torch.is_grad_enabled(), x.requires_grad, self._version(network))
         entry = self._entry
         if entry is not None and entry.key == key and all(s.still(t) for s, t in zip(entry.inputs, tensors, strict=True)):
             value = entry.value()
@@ -119,5 +121,5 @@ def _copy(value: Tensor) -> Tensor:
     copy = value.clone()
     if copy.grad_fn is not None:
         # the copy's node, which lives as long as any graph built on it, keeps the value; the value's graph knows no copy
-        copy.grad_fn.metadata["girsanov.memo"] = value
+        cast("dict[str, Any]", copy.grad_fn.metadata)["girsanov.memo"] = value
     return copy

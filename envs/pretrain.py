@@ -12,39 +12,18 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .digit_images import HELD_OUT, load_images
 from .digit_networks import Classifier, Denoiser, Networks, save_networks
 from .quality import measure
-
-HELD_OUT = 360  # images of the 1,797 that neither network sees
-
-
-class DigitImages(NamedTuple):
-    """Real digits ``(n, 1, 8, 8)`` in [-1, 1] and their labels ``(n,)``: those to train on and those held out."""
-
-    train: Tensor
-    train_labels: Tensor
-    held_out: Tensor
-    held_out_labels: Tensor
-
-
-def load_images() -> DigitImages:
-    """scikit-learn's ``load_digits``, split once and for all by a fixed permutation."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    images = torch.as_tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
-    labels = torch.as_tensor(raw.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    held, kept = order[:HELD_OUT], order[HELD_OUT:]
-    return DigitImages(images[kept], labels[kept], images[held], labels[held])
 
 
 def draw_log_snr(n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -173,7 +152,7 @@ def pretrain(
         "iterations": iterations,
         "classifier_iterations": classifier_iterations,
         "training_seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "scikit-learn", "numpy")},
         "hardware": {"machine": platform.machine(), "device": device, "threads": torch.get_num_threads()},
         "architecture": {name: network.architecture for name, network in networks._asdict().items()},
         "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks._asdict().items()},

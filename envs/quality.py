@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,18 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .denoising import Schedule
+from .digit_images import DigitImages
 from .digit_networks import load_networks
 from .digits import Digits
 from .problem import rollout
-
-
-class Split(Protocol):
-    """Real images and labels, as ``pretrain.DigitImages`` holds them."""
-
-    train: Tensor
-    train_labels: Tensor
-    held_out: Tensor
-    held_out_labels: Tensor
 
 
 class TwoSample(NamedTuple):
@@ -86,7 +78,7 @@ class Judge:
     A forest's votes split on images unlike any digit; a calibrated SVM stays sure of them.
     """
 
-    def __init__(self, data: Split, seed: int = 0) -> None:
+    def __init__(self, data: DigitImages, seed: int = 0) -> None:
         import warnings
 
         from sklearn.ensemble import ExtraTreesClassifier
@@ -109,7 +101,7 @@ class Judge:
         return torch.from_numpy(np.maximum(hidden, 0))
 
 
-def _describe(images: Tensor, data: Split, judge: Judge, generator: torch.Generator) -> dict[str, Any]:
+def _describe(images: Tensor, data: DigitImages, judge: Judge, generator: torch.Generator) -> dict[str, Any]:
     chance = judge.probabilities(images)
     test = two_sample_test(images.flatten(1), data.held_out.flatten(1), generator)
     return {
@@ -135,7 +127,13 @@ def draw(checkpoint: str | Path | None, schedule: Schedule, n: int, seed: int, b
 
 
 def measure(
-    checkpoint: str | Path | None, data: Split, *, samples: int = 2000, seed: int = 0, steps: int = 50, progress: bool = True
+    checkpoint: str | Path | None,
+    data: DigitImages,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    steps: int = 50,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Quality of a checkpoint for each schedule, beside the same figures of real held-out images and of noise.
 

@@ -180,10 +180,16 @@ def _run_all(missing: list[RunSpec], comparison: Comparison, bar: Any) -> list[s
                 if complaint is not None:
                     complaints.append(complaint)
                     bar.write(f"failed: {complaint}", file=sys.stderr)
-            shares = [worker.progress() for worker in active]
-            bar.n = done + sum(fraction for fraction, _ in shares)
-            bar.set_postfix_str("; ".join(word for _, word in shares))
+            _show(bar, done, [worker.progress() for worker in active])
     finally:  # Ctrl-C among others: what is finished stays, what is not will be begun again
         for worker in active:
             worker.stop()
     return complaints
+
+
+def _show(bar: Any, done: int, shares: list[tuple[float, str]]) -> None:
+    """Redraw when something has changed: a log file that takes the bar should not grow with the time."""
+    n, words = done + sum(fraction for fraction, _ in shares), "; ".join(word for _, word in shares)
+    if (n, words) != (bar.n, bar.postfix):
+        bar.n = n
+        bar.set_postfix_str(words)

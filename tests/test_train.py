@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from girsanov.train import main, pairs
 
 MIXTURE = "girsanov/GaussianMixture-v0"

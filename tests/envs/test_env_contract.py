@@ -236,7 +236,7 @@ def test_one_step_per_row(env_id: str, generator: torch.Generator) -> None:
 
 @every_id
 def test_the_vector_environment_samples_the_objective(env_id: str, generator: torch.Generator) -> None:
-    n, push = 512, 0.1
+    n, push = 200, 0.1
     env = make_vec(env_id, n)
     env.reset(seed=2)
     actions = np.full(env.action_space.shape, push, np.float32)

@@ -124,9 +124,13 @@ def test_the_certificate_is_nearly_attained_by_a_grid_solution(generator: torch.
     best = Estimate.of(paths.reward - problem.temperature * paths.kl)
     score = (best.mean - free.mean) / (bound.bound - free.mean)
     upright = problem.success(paths.states[-1]).float().mean()
-    print(f"J(0) {free}, {bound}, grid {best}, score {score:.3f}, upright {upright:.3f}")
+    near = (problem.angle(paths.states[-1]).abs() < 0.5).float().mean()
+    inside = (paths.controls.abs() <= 1).float().mean()
+    print(
+        f"J(0) {free}, {bound}, grid {best}, {score=:.3f}, {upright=:.3f}, {near=:.3f}, {inside=:.4f}, KL {paths.kl.mean():.2f}"
+    )
     assert 0.9 < score < 1 and upright > 0.2
-    assert (paths.controls.abs() <= 1).float().mean() > 0.98  # the default action bound takes little away
+    assert inside > 0.98  # the default action bound takes little away
 
 
 def energy_shaping(problem: Pendulum) -> Any:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.problem import Problem
 from girsanov.scoreboard.callback import ScoreCallback, Stopwatch
 from girsanov.scoreboard.evaluation import reference_of
 from girsanov.scoreboard.spec import Budget, EvaluationPlan
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PLAN = EvaluationPlan(points=4, paths=20, final_paths=40, reference_paths=512)
 PPO = {"n_envs": 4, "batch_size": 20, "n_epochs": 1}
@@ -116,9 +117,7 @@ def test_evaluation_leaves_training_as_it_is(problem: Problem, reference: Any, t
 def test_the_past_of_a_loaded_model_is_not_counted(problem: Problem, reference: Any, tmp_path: Path) -> None:
     model = make_ppo(problem, seed=0, device="cpu", **PPO)
     model.learn(60)
-    callback = ScoreCallback(
-        problem, reference, Budget(40, "env_steps"), PLAN, 0, tmp_path / "progress.jsonl", tmp_path / "tb"
-    )
+    callback = ScoreCallback(problem, reference, Budget(40, "env_steps"), PLAN, 0, tmp_path / "progress.jsonl", tmp_path / "tb")
     model.learn(40, callback=callback, reset_num_timesteps=False)
     callback.close()
     assert callback.final is not None

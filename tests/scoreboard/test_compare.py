@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.spec import Budget, EvaluationPlan
 
@@ -63,7 +64,14 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _comparison(out: Path, **changes: object) -> Comparison:
-    settings = {"agents": ("mine:agent",), "envs": ("mine:Walk",), "seeds": (0,), "budget": Budget(12), "plan": PLAN, "out": out}
+    settings = {
+        "agents": ("mine:agent",),
+        "envs": ("mine:Walk",),
+        "seeds": (0,),
+        "budget": Budget(12),
+        "plan": PLAN,
+        "out": out,
+    }
     return Comparison(**{**settings, **changes})  # type: ignore[arg-type]
 
 
@@ -129,7 +137,9 @@ def _plan_of(run: Path) -> EvaluationPlan:
 
 def test_one_failure_does_not_stop_the_others(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    (mine / "broken.py").write_text("from mine import agent as works\ndef make(env, **kw): return works(env, crash=True, **kw)\n")
+    (mine / "broken.py").write_text(
+        "from mine import agent as works\ndef make(env, **kw): return works(env, crash=True, **kw)\n"
+    )
     out = mine / "out"
     with pytest.raises(ValueError, match=r"1 of 2 runs failed; the first: .*broken\.make/seed0: RuntimeError: as it was told"):
         compare(_comparison(out, agents=("broken:make", "mine:agent"), workers=2), progress=False)

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv, observe

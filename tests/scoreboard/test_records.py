@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from girsanov.scoreboard.records import RunFolder, check_writable, provenance, read_json, write_json
 from girsanov.scoreboard.spec import Budget, RunSpec
 

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from girsanov.envs.problem import Certificate, Estimate
 from girsanov.scoreboard import plots
 from girsanov.scoreboard.evaluation import Reference
 from girsanov.scoreboard.records import RunFolder, provenance, write_json
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.spec import Budget, RunSpec
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def _row(x: float, score: float | None, seconds: float) -> dict[str, Any]:
@@ -20,7 +21,9 @@ def _row(x: float, score: float | None, seconds: float) -> dict[str, Any]:
     return row | {"certificate_holds": None if score is None else True}
 
 
-def _run(out: Path, agent: str, seed: int, scores: list[float | None], seconds: float, ess: float, shape: tuple[int, ...]) -> None:
+def _run(
+    out: Path, agent: str, seed: int, scores: list[float | None], seconds: float, ess: float, shape: tuple[int, ...]
+) -> None:
     spec = RunSpec("girsanov/Fake-v0", agent, seed, Budget(100), {"steps": 50})
     folder = RunFolder(out, spec)
     reference = Reference(Estimate(-4.0, 0.1), Certificate(-1.0, 0.1, -1.2, -0.8, ess, 1000), None, None, None)

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from girsanov.scoreboard.intervals import interval, paired
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec, Spent, slug
-from scipy import stats
 
 
 @pytest.mark.parametrize(("unit", "wanted"), [("env_steps", 0.5), ("reward_queries", 0.1), ("seconds", 0.025)])
@@ -30,7 +31,9 @@ def test_a_budget_must_have_a_known_unit() -> None:
 
 
 def test_spec_survives_json_and_names_its_folder() -> None:
-    spec = RunSpec("a/B-v0", "m:make", 3, Budget(5, "seconds"), {"steps": 7}, {"net_arch": [8]}, "cpu", EvaluationPlan(points=2))
+    spec = RunSpec(
+        "a/B-v0", "m:make", 3, Budget(5, "seconds"), {"steps": 7}, {"net_arch": [8]}, "cpu", EvaluationPlan(points=2)
+    )
     assert RunSpec.from_json(spec.to_json()) == spec
     assert spec.folder(Path("o")) == Path("o/B-v0/m.make/seed3")
     assert slug("my_problem:make") == "my_problem.make"

@@ -1,0 +1,116 @@
+"""GPU against CPU of the same machine: the environments' throughput and the four-agent comparison, as ratios.
+
+    python benchmarks/gpu.py
+
+Writes ``benchmarks/results/gpu.json``. Without a CUDA device it says so and ends with code 2.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from girsanov.envs import PROBLEMS, make_problem
+from girsanov.envs.env import ProblemVectorEnv
+from girsanov.scoreboard.compare import Comparison, compare
+from girsanov.scoreboard.records import provenance, read_json, write_json
+from girsanov.scoreboard.spec import Budget, EvaluationPlan, slug
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+
+
+def steps_per_second(env_id: str, device: str, lanes: int, seconds: float = 2.0) -> float:
+    """Environment steps a second of ``ProblemVectorEnv`` with tensors on ``device``; whole episodes, fixed actions."""
+    env = ProblemVectorEnv(make_problem(env_id, device), lanes, autoreset_mode="same_step", tensors=True)
+    env.reset(seed=0)
+    actions = torch.zeros(env.action_space.shape or (), device=device)
+
+    def episode() -> None:
+        for _ in range(env.problem.horizon):
+            env.step(actions)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    episode()  # the first allocates and compiles
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        episode()
+        count += 1
+    return count * env.problem.horizon * lanes / (time.perf_counter() - start)
+
+
+def throughput(lanes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
+    """Both devices side by side, for every registered environment and number of lanes."""
+    rows = []
+    for env_id in PROBLEMS:
+        for n in lanes:
+            rate = {device: steps_per_second(env_id, device, n, seconds) for device in ("cpu", "cuda")}
+            rows.append({"env": env_id, "lanes": n, **rate, "ratio": rate["cuda"] / rate["cpu"]})
+            print(f"{slug(env_id):24} {n:7,} lanes: {rate['cuda']:14,.0f} steps/s, {rows[-1]['ratio']:8.2f} x CPU", flush=True)
+    return rows
+
+
+def comparison(agents: tuple[str, ...], env: str, budget: float) -> list[dict[str, Any]]:
+    """Seconds of training of each agent on both devices at the same budget of reward queries, one seed, one at a time."""
+    rows: dict[str, dict[str, Any]] = {agent: {"agent": agent, "env": env, "reward_queries": budget} for agent in agents}
+    plan = EvaluationPlan(points=2, paths=64, final_paths=1000, reference_paths=4096, samples=32)
+    with tempfile.TemporaryDirectory() as folder:
+        for device in ("cuda", "cpu"):
+            out = Path(folder) / device
+            job = Comparison(agents, (env,), (0,), Budget(budget), out, device=device, plan=plan, command="gpu.py")
+            for path in compare(job):
+                record = read_json(path / "record.json")
+                row = rows[record["spec"]["agent"]]
+                row[device] = record["final"]["seconds"]
+                row[f"score_{device}"] = record["final"]["score"]
+    for row in rows.values():
+        row["ratio"] = row["cpu"] / row["cuda"]
+        print(
+            f"{row['agent']:8} {row['cuda']:8.1f} s on the GPU, {row['cpu']:8.1f} s on the CPU: {row['ratio']:6.2f} x",
+            flush=True,
+        )
+    return list(rows.values())
+
+
+def main(
+    agents: tuple[str, ...] = ("pde", "pi-ft", "ppo", "sac"),
+    env: str = "girsanov/Digits-v0",
+    budget: float = 1000,
+    lanes: tuple[int, ...] = (256, 4096, 65536),
+    seconds: float = 2.0,
+    out: Path = RESULTS,
+) -> int:
+    """Measure, print and write.
+
+    Args:
+        agents: to compare.
+        env: to compare them on.
+        budget: reward queries of each.
+        lanes: of the vector environments.
+        seconds: for each throughput.
+        out: JSON file.
+    """
+    if not torch.cuda.is_available():
+        print("error: this benchmark needs a CUDA device; torch finds none here", file=sys.stderr)
+        return 2
+    found = {
+        "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        **provenance(),
+        "cpu_threads": torch.get_num_threads(),
+        "throughput": throughput(lanes, seconds),
+        "comparison": comparison(agents, env, budget),
+    }
+    write_json(out, found)
+    print(f"written: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))
