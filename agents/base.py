@@ -86,13 +86,14 @@ class ProblemAgent(BaseAlgorithm):
         env: an environment, a vector environment, a registered id, or a bare Problem.
         n_trajectories: paths collected in each iteration.
         learning_rate: of Adam; a number or an SB3 schedule of the remaining progress.
+        anneal: let the learning rate fall linearly to zero over the budget of ``learn``.
         policy_kwargs: arguments of the function class.
 
     The remaining arguments are stable-baselines3's.
     """
 
     #: Constructor arguments that a checkpoint restores (besides policy, seed and policy_kwargs).
-    hyperparameters: ClassVar[tuple[str, ...]] = ("n_trajectories", "learning_rate")
+    hyperparameters: ClassVar[tuple[str, ...]] = ("n_trajectories", "learning_rate", "anneal")
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class ProblemAgent(BaseAlgorithm):
         env: Any,
         learning_rate: Any,
         n_trajectories: int,
+        anneal: bool = True,
         policy_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -125,6 +127,7 @@ class ProblemAgent(BaseAlgorithm):
             supported_action_spaces=(spaces.Box,),
         )
         self.n_trajectories = n_trajectories
+        self.anneal = anneal
         self.reward_queries = 0  # terminal rewards seen so far
         if _init_setup_model:
             self._setup_model()
@@ -195,7 +198,6 @@ class ProblemAgent(BaseAlgorithm):
         try:
             while self.num_timesteps < total_timesteps:
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
                 callback.on_rollout_start()
                 self.iterate()
                 callback.on_rollout_end()
@@ -228,8 +230,11 @@ class ProblemAgent(BaseAlgorithm):
         self.logger.dump(self.num_timesteps)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the learning-rate schedule."""
-        update_learning_rate(optimizer, self.lr_schedule(self._current_progress_remaining))
+        """Set the present learning rate: the schedule's, falling linearly towards zero if ``anneal`` is on."""
+        remaining = self._current_progress_remaining
+        rate = self.lr_schedule(remaining) * (max(remaining, 0.02) if self.anneal else 1.0)
+        self.logger.record("train/learning_rate", rate)
+        update_learning_rate(optimizer, rate)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Point the agent at another environment with the same spaces (say, another temperature)."""

@@ -86,7 +86,7 @@ class NeuralValue(nn.Module):
         members: networks in the ensemble; their mean is the estimate.
     """
 
-    def __init__(self, n_inputs: int, horizon: int, hidden: Sequence[int] = (256, 256), members: int = 4) -> None:
+    def __init__(self, n_inputs: int, horizon: int, hidden: Sequence[int] = (128, 128), members: int = 2) -> None:
         super().__init__()
         self.horizon = horizon
         self.standardise = Standardise(n_inputs)

@@ -43,7 +43,6 @@ class ValueGradientPolicy(ControlPolicy):
             n_inputs = encode(problem, 0, problem.initial(2, generator)).shape[1]
         self.value = self.make_value(n_inputs, problem.horizon, **value_kwargs)
         self.draws = draws
-        self.shrink = 1.0
 
     def make_value(self, n_inputs: int, horizon: int, **kwargs: Any) -> NeuralValue | RadialValue:
         """The function class of ``log f``."""
@@ -68,7 +67,7 @@ class ValueGradientPolicy(ControlPolicy):
                     raise ValueError(f"PDE needs a transition that autograd can follow; {type(self.problem).__name__}'s is not")
                 total = self.value(k + 1, encode(self.problem, k + 1, later).float()).sum()
             (gradient,) = torch.autograd.grad(total, z)
-        return (self.shrink * gradient).clamp(-self.action_bound, self.action_bound)
+        return gradient.clamp(-self.action_bound, self.action_bound)
 
 
 class MlpPolicy(ValueGradientPolicy):
@@ -120,13 +119,13 @@ class PDE(ProblemAgent):
         policy: str | type[ControlPolicy] = "MlpPolicy",
         env: Any = None,
         learning_rate: Any = 1e-3,
-        n_uncontrolled: int = 200,
-        n_trajectories: int = 100,
-        gradient_steps: int = 300,
-        batch_size: int = 1024,
+        n_uncontrolled: int = 100,
+        n_trajectories: int = 50,
+        gradient_steps: int = 60,
+        batch_size: int = 512,
         mean_span: float = 5.0,
         max_weight: float = 5.0,
-        averaging: float = 0.99,
+        averaging: float = 0.98,
         weight_decay: float = 1e-2,
         ridge: float = 1e-6,
         **kwargs: Any,

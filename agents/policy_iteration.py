@@ -3,7 +3,9 @@
 The reward and the transition are known and differentiable. One iteration evaluates the gradient of the present policy's value
 along its own paths and improves the control by the paper's fixed-point update (their eq. 35, in noise units),
 
-    a_k(x) <- (1 / beta) E_W[ J_z^T grad V_{k+1}( F_k(x, a_k(x) + W) ) ].
+    a_k(x) <- (1 / beta) E_W[ J_z^T grad V_{k+1}( F_k(x, a_k(x) + W) ) ],
+
+damped where the temperature is too low for the full step to contract.
 
 What is a function there is a network here, fitted by regression over (k, x): the control itself (``MlpPolicy``; the
 regression is the expectation), or the value function, whose gradient then gives the control (``ValuePolicy``).
@@ -98,7 +100,7 @@ class FittedPolicy(ControlPolicy):
 
 
 class MlpPolicy(FittedPolicy):
-    """The control as a network of the state, its terminal estimate (where the problem offers one) and the time.
+    """The control as a network of the encoded state (the terminal estimate, where the problem offers one) and the time.
 
     Args:
         hidden: widths of the hidden layers.
@@ -119,11 +121,8 @@ class MlpPolicy(FittedPolicy):
         self.network = EnsembleMLP(n_inputs + n_time, int(torch.Size(problem.noise_shape).numel()), hidden, members=1)
 
     def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The flattened state and, where offered, its terminal estimate."""
-        state = x.flatten(1)
-        if hasattr(self.problem, "terminal_estimate"):
-            state = torch.cat([state, encode(self.problem, k, x)], 1)
-        return state.float()
+        """The encoded state."""
+        return encode(self.problem, k, x).float()
 
     def _output(self, network: nn.Module, k: int | Tensor, inputs: Tensor) -> Tensor:
         time = time_features(k, self.problem.horizon, len(inputs), inputs)
@@ -220,11 +219,13 @@ class PIFT(ProblemAgent):
             differentiable.
         n_trajectories: paths of the current policy in each iteration.
         memory: iterations whose paths are kept for the regression.
+        damping: share of the way from the present control to the fixed-point update that one iteration goes. The full step
+            contracts only above a temperature of sigma^2 Lip(grad V); below it the damped one still does.
+        max_gradient: longest sampled update at one step, in noise units.
         gradient_steps: of the regression, in each iteration.
         batch_size: observations in a gradient step.
         averaging: decay of the averaged network, which is the policy.
         weight_decay: of AdamW.
-        max_gradient: sampled updates are clipped to this size in every coordinate, in noise units.
         learning_rate: of AdamW; a number or an SB3 schedule.
 
     The other arguments are stable-baselines3's.
@@ -234,24 +235,22 @@ class PIFT(ProblemAgent):
     policy: FittedPolicy  # type: ignore[assignment]
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
-        *("memory", "gradient_steps", "batch_size", "averaging", "weight_decay", "max_gradient"),
+        *("memory", "damping", "max_gradient", "gradient_steps", "batch_size", "averaging", "weight_decay"),
     )
 
     def __init__(
         self,
         policy: str | type[ControlPolicy] = "MlpPolicy",
         env: Any = None,
-        learning_rate: Any = 1e-3,
+        learning_rate: Any = 2e-3,
         n_trajectories: int = 50,
-        memory: int = 20,
-        gradient_steps: int = 100,
+        memory: int = 2,
+        damping: float = 0.2,
+        max_gradient: float = 5.0,
+        gradient_steps: int = 20,
         batch_size: int = 512,
-        averaging: float = 0.995,
+        averaging: float = 0.9,
         weight_decay: float = 1e-2,
-        max_gradient: float = 3.0,
-        damping: float = 1.0,
-        hot: float = 1.0,
-        cool: float = 600,
         **kwargs: Any,
     ) -> None:
         self.memory = memory
@@ -261,7 +260,6 @@ class PIFT(ProblemAgent):
         self.weight_decay = weight_decay
         self.max_gradient = max_gradient
         self.damping = damping
-        self.hot, self.cool = hot, cool
         self.recent: list[Evaluation] = []
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
@@ -294,13 +292,10 @@ class PIFT(ProblemAgent):
         beta, horizon, n = self.problem.temperature, self.problem.horizon, paths.states.shape[1]
         with torch.no_grad():
             inputs = torch.cat([self.policy.inputs(k, x) for k, x in enumerate(paths.states)])
-        heat = self.hot ** max(0.0, 1 - self.reward_queries / self.cool)
-        a = paths.controls.flatten(0, 1).flatten(1)
-        improved = ((gradients.by_noise / beta) / heat).flatten(0, 1).flatten(1)
-        norm = improved.norm(dim=1, keepdim=True)
-        improved = improved * (self.max_gradient / norm).clamp(max=1)
-
-        improved = a + self.damping * (improved - a)
+        control = paths.controls.flatten(0, 1).flatten(1)
+        update = (gradients.by_noise / beta).flatten(0, 1).flatten(1)
+        update = update * (self.max_gradient / update.norm(dim=1, keepdim=True)).clamp(max=1)
+        improved = control + self.damping * (update - control)
         gain = paths.running_rewards - 0.5 * beta * paths.controls.flatten(2).square().sum(2)
         to_go = torch.cat([gain, paths.terminal_reward[None]]).flip(0).cumsum(0).flip(0)
         return Evaluation(

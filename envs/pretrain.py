@@ -25,6 +25,8 @@ from .digit_images import HELD_OUT, load_images
 from .digit_networks import Classifier, Denoiser, Networks, save_networks
 from .quality import measure
 
+_LIBRARIES = ("torch", "scikit-learn", "numpy")
+
 
 def draw_log_snr(n: int, device: torch.device | str = "cpu") -> Tensor:
     """Noise levels to train on: mostly where digits take shape, else anywhere a schedule of 1,000 steps goes."""
@@ -152,7 +154,7 @@ def pretrain(
         "iterations": iterations,
         "classifier_iterations": classifier_iterations,
         "training_seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "scikit-learn", "numpy")},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
         "hardware": {"machine": platform.machine(), "device": device, "threads": torch.get_num_threads()},
         "architecture": {name: network.architecture for name, network in networks._asdict().items()},
         "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks._asdict().items()},

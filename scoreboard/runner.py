@@ -106,7 +106,7 @@ def _model(spec: RunSpec, env: ProblemEnv) -> BaseAlgorithm:
 
 
 def _learn(model: BaseAlgorithm, spec: RunSpec, env: ProblemEnv, callback: Any) -> None:
-    total = spec.budget.timesteps(env.problem.horizon)
+    total = spec.budget.timesteps(env.problem.horizon, model.n_envs)
     model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
 
 

@@ -39,10 +39,11 @@ class Budget:
         """Share of the budget that is spent; 1 is all of it."""
         return getattr(spent, self.unit) / self.amount
 
-    def timesteps(self, horizon: int) -> int:
-        """``total_timesteps`` for SB3's ``learn`` on a problem of ``horizon`` steps."""
-        per_unit = {"env_steps": 1, "reward_queries": horizon}.get(self.unit)
-        return _ENDLESS if per_unit is None else math.ceil(self.amount * per_unit)
+    def timesteps(self, horizon: int, lanes: int = 1) -> int:
+        """``total_timesteps`` for SB3's ``learn`` on ``lanes`` copies of a problem of ``horizon`` steps, which end together."""
+        if self.unit == "reward_queries":
+            return math.ceil(self.amount / lanes) * lanes * horizon
+        return math.ceil(self.amount) if self.unit == "env_steps" else _ENDLESS
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,10 @@ def _reference_row(name: str, env: dict[str, Any], success: bool) -> list[str]:
 def _equal_cost(env: dict[str, Any]) -> str:
     names = [agent["agent"] for agent in env["agents"]]
     rows = [
-        [f"{line['amount']:,.4g} {_UNIT_WORDS[line['unit']]}", *(_cell(line["agents"][name]) for name in names)]
+        [
+            f"{line['amount']:,.{1 if line['unit'] == 'seconds' else 0}f} {_UNIT_WORDS[line['unit']]}",
+            *(_cell(line["agents"][name]) for name in names),
+        ]
         for line in env["equal_cost"]
     ]
     return _table(["at", *names], rows)

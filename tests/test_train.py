@@ -151,3 +151,8 @@ def test_pairs_read_python_literals() -> None:
         "d": "k=v",
         "e": None,
     }
+
+
+def test_pretrain_refuses_what_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--path", str(tmp_path / "digits.bin"), "--device", "cpu"]) == 2
+    assert "error: path must end in .safetensors" in capsys.readouterr().err

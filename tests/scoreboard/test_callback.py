@@ -31,7 +31,7 @@ def reference(problem: Problem) -> Any:
 
 def learn(model: Any, problem: Problem, reference: Any, budget: Budget, folder: Path, plan: EvaluationPlan = PLAN) -> Any:
     callback = ScoreCallback(problem, reference, budget, plan, 0, folder / "progress.jsonl", folder / "tb")
-    model.learn(budget.timesteps(problem.horizon), callback=callback)
+    model.learn(budget.timesteps(problem.horizon, model.n_envs), callback=callback)
     callback.log_hyperparameters({"agent": type(model).__name__, "layers": [1]})
     callback.close()
     rows = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]

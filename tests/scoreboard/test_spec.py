@@ -15,6 +15,7 @@ def test_each_unit_counts_its_own_cost(unit: str, wanted: float) -> None:
 
 def test_steps_that_a_budget_buys() -> None:
     assert Budget(7, "reward_queries").timesteps(50) == 350
+    assert Budget(7, "reward_queries").timesteps(50, lanes=4) == 400  # lanes end together: two rounds of four
     assert Budget(99.5, "env_steps").timesteps(50) == 100
     assert Budget(1, "seconds").timesteps(50) > 1e9
 
