@@ -121,7 +121,7 @@ class PDE(ProblemAgent):
         learning_rate: Any = 1e-3,
         n_uncontrolled: int = 100,
         n_trajectories: int = 50,
-        gradient_steps: int = 60,
+        gradient_steps: int = 40,
         batch_size: int = 512,
         mean_span: float = 5.0,
         max_weight: float = 5.0,

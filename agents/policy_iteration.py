@@ -58,11 +58,12 @@ def value_gradients(problem: Problem, policy: ControlPolicy, paths: Trajectories
             z = paths.noises[k] + a
             if not z.requires_grad:
                 z.requires_grad_()
-            later = problem.transition(k, x, z)
-            if not later.requires_grad:
+            ahead = (adjoint * problem.transition(k, x, z)).sum()
+            noise = None
+            if ahead.requires_grad:
+                (noise,) = torch.autograd.grad(ahead, z, retain_graph=True, allow_unused=True)
+            if noise is None:
                 raise ValueError(f"PIFT needs a transition that autograd can follow; {name}'s is not")
-            ahead = (adjoint * later).sum()
-            (noise,) = torch.autograd.grad(ahead, z, retain_graph=True)
             here = problem.running_reward(k, x).sum() - 0.5 * problem.temperature * a.square().sum()
             (adjoint,) = torch.autograd.grad(ahead + here, x)
         by_noise.append(noise)
