@@ -247,10 +247,10 @@ class PIFT(ProblemAgent):
         n_trajectories: int = 50,
         memory: int = 2,
         damping: float = 0.2,
-        max_gradient: float = 5.0,
+        max_gradient: float = 10.0,
         gradient_steps: int = 20,
         batch_size: int = 512,
-        averaging: float = 0.9,
+        averaging: float = 0.97,
         weight_decay: float = 1e-2,
         **kwargs: Any,
     ) -> None:

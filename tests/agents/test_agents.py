@@ -270,7 +270,7 @@ def reached(model, problem, n=2000) -> float:
     [
         (PDE, "MlpPolicy", 1000, 0.93, {}),
         (PDE, "RadialPolicy", 300, 0.90, {"n_uncontrolled": 200}),
-        (PIFT, "MlpPolicy", 1000, 0.95, {}),
+        (PIFT, "MlpPolicy", 1500, 0.95, {}),
         (PIFT, "ValuePolicy", 1000, 0.80, {}),
     ],
 )
