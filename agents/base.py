@@ -353,5 +353,3 @@ def _unflatten(state: dict[str, Tensor], part: nn.Module | torch.optim.Optimizer
         i, name = key.split("/", 1)
         slots.setdefault(int(i), {})[name] = value
     return {"state": slots, "param_groups": part.state_dict()["param_groups"]}
-
-

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
-
 from torch import Tensor
 
 _TENSORS, _SETTINGS = "tensors.safetensors", "settings.json"
@@ -75,5 +74,3 @@ def read(path: str | os.PathLike[str] | io.BufferedIOBase, agent: str) -> Checkp
     if settings.get("agent") != agent:
         raise ValueError(f"path must name a checkpoint of {agent}; {str(path)!r} holds a {settings.get('agent')!r}")
     return Checkpoint(tensors, settings)
-
-

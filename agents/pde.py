@@ -223,5 +223,3 @@ class PDE(ProblemAgent):
             self.learner.weights.copy_(solve_positive(matrix, vector))
         self.policy.value.load_state_dict(self.learner.state_dict())
         self.logger.record("train/active_bumps", int((self.learner.weights > 0).sum()))
-
-

@@ -6,6 +6,7 @@ Problem find the same entry; ``default`` serves everybody's own problems. How ea
 Names are those of SB3's constructors, but for
 
 * ``n_envs``: lanes of the vector environment,
+* ``action_bound``, absent: the environment's own; a tighter box of actions, in noise units,
 * ``net_arch``, ``activation``, ``log_std_init``: of the policy, the last being log of the initial exploration noise as a
   fraction of the action bound (SAC) or in noise units (PPO),
 * ``n_steps`` of PPO, absent: one whole episode a lane.

@@ -86,8 +86,8 @@ def _prepare(env: Any, table: dict[str, dict[str, Any]], overrides: dict[str, An
     """The VecEnv, and the arguments of SB3's constructor: the table's entry with the overrides on top."""
     env = as_env(env)
     settings = {**hyperparameters.settings_for(table, problem_of(env)), **overrides}
-    lanes = settings.pop("n_envs")
-    venv = env if isinstance(env, VecEnv) else ProblemVecEnv(env, lanes)
+    lanes, bound = settings.pop("n_envs"), settings.pop("action_bound", None)
+    venv = env if isinstance(env, VecEnv) else ProblemVecEnv(env, lanes, bound)
     activation = settings.pop("activation")
     network = {
         "net_arch": settings.pop("net_arch"),

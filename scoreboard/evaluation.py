@@ -31,11 +31,14 @@ def generator_on(problem: Problem, seed: int) -> torch.Generator:
 def policy_of(model: Any, problem: Problem) -> Policy:
     """What an SB3 model does without exploration, as a batched torch policy.
 
-    The same path for every agent: observation, ``policy._predict``, the action space's scale and bounds.
+    The same path for every agent: observation, ``policy._predict``, the action space's scale and bounds. A policy that offers
+    its ``control`` (k, x) is asked for that: the same numbers, without the way through an observation.
     """
     if model.get_vec_normalize_env() is not None:
         raise ValueError("model must see observations as they are; got one behind VecNormalize")
     policy = model.policy
+    if hasattr(policy, "control"):
+        return policy.control
     low, high = (torch.as_tensor(bound, device=model.device) for bound in (model.action_space.low, model.action_space.high))
 
     @torch.no_grad()

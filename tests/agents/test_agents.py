@@ -8,15 +8,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
 from girsanov.agents import PDE, PIFT
 from girsanov.agents.policy_iteration import value_gradients
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv, observe
 from girsanov.envs.problem import Problem, certificate, objective, rollout
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 SMALL = {
@@ -73,7 +74,9 @@ def test_same_seed_same_result_and_other_seed_another(agent):
 @AGENTS
 def test_sb3_callbacks_progress_bar_and_evaluation(agent, tmp_path):
     callbacks = [
-        EvalCallback(gym.make(MIXTURE), eval_freq=60, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0, warn=False),
+        EvalCallback(
+            gym.make(MIXTURE), eval_freq=60, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0, warn=False
+        ),
         CheckpointCallback(100, str(tmp_path), verbose=0),
     ]
     model = small(agent, tensorboard_log=str(tmp_path / "tb")).learn(1000, callback=callbacks, progress_bar=True)

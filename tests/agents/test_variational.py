@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from girsanov.agents.function_classes import EnsembleMLP, NeuralValue, RadialValue, Standardise, encode, time_features
 from girsanov.agents.variational import Replay, relative_residual_loss, sample_spans, solve_positive
 from girsanov.envs import make_problem
