@@ -55,7 +55,7 @@ class ControlPolicy(BasePolicy):
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """Controls ``(n, *noise_shape)`` in noise units, within the action bound; ``k`` an int or one step per row."""
 
-    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         k, x = unobserve(self.problem, observation)
         # At the horizon there is nothing left to steer; the last step's control is as good as any.
         return self.control(k.clamp(max=self.problem.horizon - 1), x).flatten(1).float()
@@ -67,6 +67,8 @@ class ControlPolicy(BasePolicy):
 
 class _StepProgressBar(ProgressBarCallback):
     """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were really taken."""
+
+    _seen = 0
 
     def _on_step(self) -> bool:
         self.pbar.update(self.num_timesteps - self._seen)
@@ -138,7 +140,7 @@ class ProblemAgent(BaseAlgorithm):
         self.problem = problem_of(self.env).to(self.device)
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(int(np.random.randint(2**31)) if self.seed is None else self.seed)
-        self.policy = self.policy_class(  # type: ignore[assignment]
+        self.policy = self.policy_class(
             self.observation_space, self.action_space, self.problem, **self.policy_kwargs
         ).to(self.device)
 
@@ -279,7 +281,7 @@ class ProblemAgent(BaseAlgorithm):
         """Take back what ``progress`` gave."""
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[SelfAgent],
         path: str | os.PathLike[str] | io.BufferedIOBase,
         env: Any = None,

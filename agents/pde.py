@@ -29,6 +29,8 @@ class ValueGradientPolicy(ControlPolicy):
         draws: antithetic pairs of noise that smooth the gradient; 0 takes it at ``W = 0``.
     """
 
+    value: NeuralValue | RadialValue
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -109,6 +111,7 @@ class PDE(ProblemAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": MlpPolicy, "RadialPolicy": RadialPolicy}
+    policy: ValueGradientPolicy
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("n_uncontrolled", "gradient_steps", "batch_size", "mean_span", "max_weight", "averaging", "weight_decay", "ridge"),
@@ -196,11 +199,12 @@ class PDE(ProblemAgent):
         return float(to_go.min()), float(to_go.max()) + 1.0
 
     def _regress(self) -> None:
+        average = self.policy.value
         assert self.replay is not None and self.optimizer is not None
+        assert isinstance(self.learner, NeuralValue) and isinstance(average, NeuralValue)
         self.set_learning_rate(self.optimizer)
         bounds = self._bounds(self.replay)
-        average = self.policy.value
-        total = 0.0
+        total = torch.zeros((), device=self.device)
         for _ in range(self.gradient_steps):
             batch = sample_spans(self.replay, self.batch_size, self.mean_span, self.generator)
             loss = relative_residual_loss(self.learner, average, batch, bounds, self.max_weight)
@@ -211,7 +215,7 @@ class PDE(ProblemAgent):
             with torch.no_grad():
                 for slow, fast in zip(average.parameters(), self.learner.parameters(), strict=True):
                     slow.lerp_(fast, 1 - self.averaging)
-            total = total + loss.detach()
+            total += loss.detach()
         self._n_updates += self.gradient_steps
         self.logger.record("train/variational_residual", float(total) / self.gradient_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

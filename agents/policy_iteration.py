@@ -84,8 +84,7 @@ class Evaluation(NamedTuple):
 class FittedPolicy(ControlPolicy):
     """A control that comes from one fitted network; a subclass says what is fitted."""
 
-    network: nn.Module
-    standardise: Standardise
+    network: Any  # a module, whose class the subclass chooses
 
     @abstractmethod
     def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
@@ -95,9 +94,9 @@ class FittedPolicy(ControlPolicy):
     def loss(self, network: nn.Module, batch: Evaluation) -> Tensor:
         """The regression loss of ``network`` on ``batch``."""
 
+    @abstractmethod
     def start(self, data: Evaluation) -> None:
         """Take units from the first data."""
-        self.standardise.fit(data.inputs)
 
 
 class MlpPolicy(FittedPolicy):
@@ -124,6 +123,10 @@ class MlpPolicy(FittedPolicy):
     def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The encoded state."""
         return encode(self.problem, k, x).float()
+
+    def start(self, data: Evaluation) -> None:
+        """Take units from the first data."""
+        self.standardise.fit(data.inputs)
 
     def _output(self, network: nn.Module, k: int | Tensor, inputs: Tensor) -> Tensor:
         time = time_features(k, self.problem.horizon, len(inputs), inputs)
@@ -233,7 +236,7 @@ class PIFT(ProblemAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": MlpPolicy, "ValuePolicy": ValuePolicy}
-    policy: FittedPolicy  # type: ignore[assignment]
+    policy: FittedPolicy
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("memory", "damping", "max_gradient", "gradient_steps", "batch_size", "averaging", "weight_decay"),

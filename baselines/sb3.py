@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -34,10 +35,10 @@ class GentleActor(Actor):
         super().__init__(*args, **kwargs)
         if not self.use_sde:
             with torch.no_grad():
-                for head in (self.mu, self.log_std):
+                for head, start in ((self.mu, 0.0), (self.log_std, self.log_std_init)):
+                    assert isinstance(head, nn.Linear)
                     head.weight.mul_(0.01)  # PPO's gain
-                    head.bias.zero_()  # type: ignore[union-attr]
-                self.log_std.bias.fill_(self.log_std_init)  # type: ignore[union-attr]
+                    head.bias.fill_(start)
 
 
 class GentleSACPolicy(SACPolicy):
@@ -103,8 +104,10 @@ def deterministic_policy(model: BaseAlgorithm, problem: Problem) -> Policy:
     if model.get_vec_normalize_env() is not None:
         raise ValueError("model must see observations as they are; got one behind VecNormalize")
     policy = model.policy
-    bound = torch.as_tensor(model.action_space.high, device=model.device)
-    if not torch.equal(-bound, torch.as_tensor(model.action_space.low, device=model.device)):
+    space = model.action_space
+    assert isinstance(space, spaces.Box)
+    bound = torch.as_tensor(space.high, device=model.device)
+    if not torch.equal(-bound, torch.as_tensor(space.low, device=model.device)):
         raise ValueError(f"model must have a symmetric action space; got {model.action_space}")
     policy.set_training_mode(False)
 
