@@ -140,9 +140,9 @@ class ProblemAgent(BaseAlgorithm):
         self.problem = problem_of(self.env).to(self.device)
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(int(np.random.randint(2**31)) if self.seed is None else self.seed)
-        self.policy = self.policy_class(
-            self.observation_space, self.action_space, self.problem, **self.policy_kwargs
-        ).to(self.device)
+        self.policy = self.policy_class(self.observation_space, self.action_space, self.problem, **self.policy_kwargs).to(
+            self.device
+        )
 
     # --- learning ---------------------------------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .denoising import DenoisingProblem, Schedule
 from .problem import at
 from .rendering import canvas, pixels
 
 
-class QuadraticReward:
+class QuadraticReward(nn.Module):
     """``y(x) = -(x - target)^T Q (x - target) / 2 + slope^T x``, any symmetric ``Q``; ``Q = 0`` is a linear reward.
 
     Args:
@@ -23,16 +23,22 @@ class QuadraticReward:
         slope: ``(d,)``; zero if absent.
     """
 
+    matrix: Tensor
+    target: Tensor
+    slope: Tensor
+
     def __init__(self, matrix: Any, target: Any, slope: Any = None) -> None:
-        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
-        self.target = torch.as_tensor(target, dtype=torch.float64)
-        self.slope = torch.zeros_like(self.target) if slope is None else torch.as_tensor(slope, dtype=torch.float64)
+        super().__init__()  # a module, so that it moves to a device with its problem
+        self.register_buffer("matrix", torch.as_tensor(matrix, dtype=torch.float64))
+        self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
+        zero = torch.zeros_like(self.target)
+        self.register_buffer("slope", zero if slope is None else torch.as_tensor(slope, dtype=torch.float64))
         d = len(self.target)
         if self.matrix.shape != (d, d) or self.slope.shape != (d,):
             shapes = tuple(self.matrix.shape), tuple(self.target.shape), tuple(self.slope.shape)
             raise ValueError(f"matrix, target and slope must have shapes (d, d), (d,), (d,); got {shapes}")
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """``(n, d) -> (n,)``."""
         off = x - self.target.to(x)
         return -0.5 * ((off @ self.matrix.to(x)) * off).sum(1) + x @ self.slope.to(x)
