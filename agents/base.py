@@ -255,7 +255,8 @@ class ProblemAgent(BaseAlgorithm):
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write parameters, optimizers, counters, random stream and settings as safetensors and JSON in one zip.
 
-        ``exclude`` and ``include`` are accepted for SB3's sake and ignored. A failed write leaves no file behind.
+        Past paths are not saved: a loaded agent goes on from its networks with fresh ones. ``exclude`` and ``include`` are
+        accepted for SB3's sake and ignored. A failed write leaves no file behind.
         """
         tensors = {"generator": self.generator.get_state()}
         for name, part in self.networks().items():
@@ -268,17 +269,10 @@ class ProblemAgent(BaseAlgorithm):
             "seed": self.seed,
             "num_timesteps": self.num_timesteps,
             "reward_queries": self.reward_queries,
+            "n_updates": self._n_updates,
             "problem": _signature(self.problem, self.action_space),
-            "progress": self.progress(),
         }
         checkpoint.write(path, tensors, settings)
-
-    def progress(self) -> dict[str, Any]:
-        """Plain numbers beyond the networks that a checkpoint restores; a subclass adds its own."""
-        return {}
-
-    def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Take back what ``progress`` gave."""
 
     @classmethod
     def load(
@@ -319,7 +313,7 @@ class ProblemAgent(BaseAlgorithm):
             state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
             part.load_state_dict(_unflatten(state, part))
         agent.num_timesteps, agent.reward_queries = settings["num_timesteps"], settings["reward_queries"]
-        agent.restore_progress(settings["progress"])
+        agent._n_updates = settings["n_updates"]
         return agent
 
 

@@ -30,6 +30,7 @@ class ValueGradientPolicy(ControlPolicy):
     """
 
     value: NeuralValue | RadialValue
+    noise: Tensor
 
     def __init__(
         self,
@@ -45,6 +46,9 @@ class ValueGradientPolicy(ControlPolicy):
             n_inputs = encode(problem, 0, problem.initial(2, generator)).shape[1]
         self.value = self.make_value(n_inputs, problem.horizon, **value_kwargs)
         self.draws = draws
+        # fixed and the same for every state: the policy is a function, and costs no random numbers
+        half = torch.randn(draws, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
+        self.register_buffer("noise", torch.cat([half, -half]))
 
     def make_value(self, n_inputs: int, horizon: int, **kwargs: Any) -> NeuralValue | RadialValue:
         """The function class of ``log f``."""
@@ -57,8 +61,7 @@ class ValueGradientPolicy(ControlPolicy):
         with torch.enable_grad():
             z.requires_grad_()
             if self.draws:
-                half = torch.randn(self.draws, *z.shape, device=x.device, dtype=x.dtype)
-                noisy = (z + torch.cat([half, -half])).flatten(0, 1)
+                noisy = (z + self.noise.to(x)[:, None]).flatten(0, 1)
                 steps = k if isinstance(k, int) else k.repeat(2 * self.draws)
                 later = self.problem.transition(steps, x.repeat(2 * self.draws, *[1] * (x.dim() - 1)), noisy)
                 log_f = self.value(steps + 1, encode(self.problem, steps + 1, later).float())
@@ -160,7 +163,7 @@ class PDE(ProblemAgent):
         first = self.reward_queries == 0
         paths = self.collect(None if first else self.policy.control, self.n_uncontrolled if first else None)
         fresh = self.encode_paths(paths)
-        if self.replay is None:
+        if self._n_updates == 0:
             self._start(fresh)
         self.replay = fresh if self.replay is None else self.replay.extended(fresh)
         log_returns = fresh.log_returns
@@ -178,9 +181,8 @@ class PDE(ProblemAgent):
         beta = self.problem.temperature
         with torch.no_grad():
             inputs = torch.stack([encode(self.problem, k, x).float() for k, x in enumerate(paths.states)], 1)
-        gain = (paths.running_rewards / beta + paths.log_ratios).cumsum(0).T.float()
-        log_weight = torch.cat([torch.zeros_like(gain[:, :1]), gain], 1)
-        return Replay(inputs, log_weight, (paths.terminal_reward / beta).float())
+        reward = _summed(paths.running_rewards / beta)
+        return Replay(inputs, reward + _summed(paths.log_ratios), reward, (paths.terminal_reward / beta).float())
 
     def _start(self, data: Replay) -> None:
         """Units from the first data: inputs standardised, f in units of its mean."""
@@ -193,17 +195,12 @@ class PDE(ProblemAgent):
             self.learner.place(pick % steps, data.inputs.reshape(-1, p)[pick])
             self.learner.weights.fill_(1.0)
 
-    def _bounds(self, data: Replay) -> tuple[float, float]:
-        """Bounded rewards bound f: the smallest and largest log return seen, in units of the temperature."""
-        to_go = data.log_terminal
-        return float(to_go.min()), float(to_go.max()) + 1.0
-
     def _regress(self) -> None:
         average = self.policy.value
         assert self.replay is not None and self.optimizer is not None
         assert isinstance(self.learner, NeuralValue) and isinstance(average, NeuralValue)
         self.set_learning_rate(self.optimizer)
-        bounds = self._bounds(self.replay)
+        bounds = self.replay.bounds
         total = torch.zeros((), device=self.device)
         for _ in range(self.gradient_steps):
             batch = sample_spans(self.replay, self.batch_size, self.mean_span, self.generator)
@@ -225,5 +222,12 @@ class PDE(ProblemAgent):
         for _ in range(3):  # the relative weights depend on f: a few passes settle them
             matrix, vector = assemble(self.learner, self.replay, self.ridge, self.max_weight)
             self.learner.weights.copy_(solve_positive(matrix, vector))
+            self._n_updates += 1
         self.policy.value.load_state_dict(self.learner.state_dict())
         self.logger.record("train/active_bumps", int((self.learner.weights > 0).sum()))
+
+
+def _summed(steps: Tensor) -> Tensor:
+    """Sums of ``steps`` (T, n) over j < k for k = 0..T, path first: ``(n, T + 1)``, float32."""
+    total = steps.cumsum(0).T.float()
+    return torch.cat([torch.zeros_like(total[:, :1]), total], 1)

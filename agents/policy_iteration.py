@@ -168,7 +168,12 @@ class ValuePolicy(FittedPolicy):
     ) -> None:
         super().__init__(observation_space, action_space, problem)
         self.network = NeuralValue(int(torch.Size(problem.state_shape).numel()), problem.horizon, hidden, members=1)
-        self.iterations, self.draws, self.gradient_weight = iterations, draws, gradient_weight
+        self.iterations, self.gradient_weight = iterations, gradient_weight
+        # fixed and the same for every state: the policy is a function, and costs no random numbers
+        half = torch.randn(draws, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
+        noise = torch.cat([half, -half]) if draws else torch.zeros(1, *problem.noise_shape)
+        self.register_buffer("noise", noise)
+        self.noise: Tensor
 
     def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The flattened state: the fit needs the gradient with respect to it."""
@@ -181,12 +186,10 @@ class ValuePolicy(FittedPolicy):
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See the class."""
-        n = len(x)
-        copies = max(2 * self.draws, 1)
+        n, copies = len(x), len(self.noise)
         steps = k if isinstance(k, int) else k.repeat(copies)
         many = x.repeat(copies, *[1] * (x.dim() - 1))
-        half = torch.randn(self.draws, n, *self.problem.noise_shape, device=x.device, dtype=x.dtype)
-        noise = torch.cat([half, -half]).flatten(0, 1) if self.draws else half.new_zeros(n, *self.problem.noise_shape)
+        noise = self.noise.to(x).repeat_interleave(n, 0)
         a = x.new_zeros(n, *self.problem.noise_shape)
         grad = torch.is_grad_enabled()
         for _ in range(self.iterations):
@@ -281,7 +284,7 @@ class PIFT(ProblemAgent):
         paths = self.collect(self.policy.control)
         gradients = value_gradients(self.problem, self.policy, paths)
         data = self.evaluate(paths, gradients)
-        if not self.recent and self._n_updates == 0:
+        if self._n_updates == 0:
             self.policy.start(data)
             self.learner.load_state_dict(self.policy.network.state_dict())
         self.recent = [*self.recent, data][-self.memory :]

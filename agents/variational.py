@@ -21,6 +21,7 @@ class Replay(NamedTuple):
 
     inputs: Tensor  # (N, T + 1, p)
     log_weight: Tensor  # (N, T + 1): sum_{j < k} (r_j / beta + omega_j)
+    log_reward: Tensor  # (N, T + 1): sum_{j < k} r_j / beta
     log_terminal: Tensor  # (N,): y / beta
 
     def extended(self, more: Replay) -> Replay:
@@ -31,6 +32,12 @@ class Replay(NamedTuple):
     def log_returns(self) -> Tensor:
         """``log( dP^0/dP^pi exp(return / beta) )`` of every path, ``(N,)``: its mean exponential estimates E f_0."""
         return self.log_weight[:, -1] + self.log_terminal
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Bounds of log f that bounded rewards give: the least and the largest reward to go that was seen."""
+        to_go = (self.log_reward[:, -1] + self.log_terminal)[:, None] - self.log_reward
+        return float(to_go.min()), float(to_go.max())
 
 
 class Spans(NamedTuple):

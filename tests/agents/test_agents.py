@@ -1,5 +1,6 @@
 """PDE and PIFT as stable-baselines3 algorithms, and that they learn."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -107,9 +108,11 @@ def test_save_load_resume(agent, tmp_path):
     assert (again.num_timesteps, again.reward_queries) == (model.num_timesteps, model.reward_queries)
     assert torch.equal(again.generator.get_state(), model.generator.get_state())
     before = again.num_timesteps
+    units = {name: value.clone() for name, value in again.policy.named_buffers()}
     again.learn(200, reset_num_timesteps=False)
     assert again.num_timesteps > before
     assert not np.array_equal(a_control(model), a_control(again))
+    assert all(torch.equal(value, units[name]) for name, value in again.policy.named_buffers()), "units are taken once"
 
 
 @AGENTS
@@ -123,7 +126,7 @@ def test_load_in_another_process(agent, tmp_path):
         f"print(m.predict(o, deterministic=True)[0].tolist())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert np.allclose(np.array(eval(out.splitlines()[-1])), a_control(model), atol=1e-6)
+    assert np.allclose(np.array(json.loads(out.splitlines()[-1])), a_control(model), atol=1e-6)
 
 
 @AGENTS

@@ -19,7 +19,8 @@ def toy_replay(paths: int = 64, steps: int = 10) -> Replay:
     g = generator()
     inputs = torch.randn(paths, steps + 1, 2, generator=g)
     gain = 0.1 * torch.randn(paths, steps, generator=g)
-    return Replay(inputs, torch.cat([torch.zeros(paths, 1), gain.cumsum(1)], 1), torch.randn(paths, generator=g))
+    summed = torch.cat([torch.zeros(paths, 1), gain.cumsum(1)], 1)
+    return Replay(inputs, summed, summed, torch.randn(paths, generator=g))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -43,6 +44,13 @@ def test_solve_positive_is_a_linear_solve_where_nothing_binds():
     matrix = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
     vector = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
     assert torch.allclose(solve_positive(matrix, vector), vector / matrix.diagonal())
+
+
+def test_bounds_hold_every_reward_to_go():
+    data = toy_replay()
+    low, high = data.bounds
+    to_go = torch.stack([data.log_reward[:, -1] - data.log_reward[:, k] + data.log_terminal for k in range(11)])
+    assert low == pytest.approx(float(to_go.min())) and high == pytest.approx(float(to_go.max()))
 
 
 def test_spans_carry_exactly_what_was_seen_between():
@@ -73,10 +81,11 @@ def test_the_loss_is_stationary_at_the_true_function_and_not_beside_it():
     problem = make_problem("girsanov/LinearQuadratic-v0")
     paths = rollout(problem, None, 4000, generator())
     beta = problem.temperature
-    gain = (paths.running_rewards / beta).cumsum(0).T
+    gain = torch.cat([torch.zeros(4000, 1), (paths.running_rewards / beta).cumsum(0).T], 1).float()
     data = Replay(
         torch.stack(list(paths.states), 1).float(),
-        torch.cat([torch.zeros(4000, 1), gain], 1).float(),
+        gain,
+        gain,
         (paths.terminal_reward / beta).float(),
     )
 

@@ -69,6 +69,8 @@ def test_begins_at_the_pre_trained_model(make, env_id):
     assert a.shape == (64, *problem.noise_shape) and a.abs().max() < 0.05
     observation = observe(problem, 0, x).numpy()
     wanted = float(np.exp(model.policy_kwargs["log_std_init"]))
+    if make is make_sac:  # a fraction of the action bound
+        wanted *= model.action_space.high[0]
     noise = model.predict(observation, deterministic=False)[0] - model.predict(observation, deterministic=True)[0]
     assert 0.5 * wanted < noise.std() < 1.5 * wanted
 
@@ -153,7 +155,8 @@ def test_settings_follow_the_class_and_are_copies():
     settings_for(table, DoubleWell())["a"] = 9
     assert table["default"] == {"a": 1}
     for entries in (hyperparameters.PPO, hyperparameters.SAC):
-        assert all(entry["gamma"] == 1.0 and entry.keys() == entries["default"].keys() for entry in entries.values())
+        assert all(entry["gamma"] == 1.0 for entry in entries.values())
+        assert all(entry.keys() - {"action_bound"} == entries["default"].keys() for entry in entries.values())
 
 
 def test_gentle_start_costs_less_than_sb3s_own():
