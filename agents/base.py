@@ -7,6 +7,7 @@ The agents do not step ``env`` themselves: they find the Problem behind it and r
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from abc import abstractmethod
@@ -26,6 +27,13 @@ from ..envs.problem import Policy, Problem, Trajectories, rollout
 from . import checkpoint
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raise a ValueError unless ``value`` is a number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
 class ControlPolicy(BasePolicy):
@@ -111,8 +119,7 @@ class ProblemAgent(BaseAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if not (isinstance(n_trajectories, int) and n_trajectories >= 2):
-            raise ValueError(f"n_trajectories must be an integer of at least 2; got {n_trajectories!r}")
+        check_range("n_trajectories", n_trajectories, 2)
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}")
         self.policy_name = policy if isinstance(policy, str) else policy.__name__
@@ -238,6 +245,10 @@ class ProblemAgent(BaseAlgorithm):
         self.logger.record("train/learning_rate", rate)
         update_learning_rate(optimizer, rate)
 
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop past paths: they belong to another problem."""
+
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Point the agent at another environment with the same spaces (say, another temperature)."""
         env = self._wrap_env(as_env(env), self.verbose)
@@ -245,6 +256,7 @@ class ProblemAgent(BaseAlgorithm):
         super().set_env(env, force_reset)
         self.problem = problem_of(env).to(self.device)
         self.policy.problem = self.problem  # type: ignore[assignment]
+        self.forget()
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

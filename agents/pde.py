@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..envs.env import device_of
 from ..envs.problem import Problem, Trajectories
-from .base import ControlPolicy, ProblemAgent
+from .base import ControlPolicy, ProblemAgent, check_range
 from .function_classes import NeuralValue, RadialValue, encode
 from .variational import Replay, assemble, relative_residual_loss, sample_spans, solve_positive
 
@@ -136,6 +136,11 @@ class PDE(ProblemAgent):
         ridge: float = 1e-6,
         **kwargs: Any,
     ) -> None:
+        check_range("n_uncontrolled", n_uncontrolled, 2)
+        check_range("gradient_steps", gradient_steps, 1)
+        check_range("batch_size", batch_size, 1)
+        check_range("mean_span", mean_span, 1)
+        check_range("averaging", averaging, 0, 1)
         self.n_uncontrolled = n_uncontrolled
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
@@ -155,8 +160,12 @@ class PDE(ProblemAgent):
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
-        learner = {} if self.optimizer is None else {"learner": self.learner, "optimizer": self.optimizer}
-        return {**super().networks(), **learner}
+        optimizer = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        return {**super().networks(), "learner": self.learner, **optimizer}
+
+    def forget(self) -> None:
+        """See ProblemAgent."""
+        self.replay = None
 
     def iterate(self) -> None:
         """One round: gather paths, extend the replay, regress."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..envs.env import device_of
 from ..envs.problem import Problem, Trajectories
-from .base import ControlPolicy, ProblemAgent
+from .base import ControlPolicy, ProblemAgent, check_range
 from .function_classes import EnsembleMLP, NeuralValue, Standardise, encode, time_features
 
 
@@ -260,6 +260,11 @@ class PIFT(ProblemAgent):
         weight_decay: float = 1e-2,
         **kwargs: Any,
     ) -> None:
+        check_range("memory", memory, 1)
+        check_range("damping", damping, 0, 1)
+        check_range("gradient_steps", gradient_steps, 1)
+        check_range("batch_size", batch_size, 1)
+        check_range("averaging", averaging, 0, 1)
         self.memory = memory
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
@@ -278,6 +283,10 @@ class PIFT(ProblemAgent):
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
         return {**super().networks(), "learner": self.learner, "optimizer": self.optimizer}
+
+    def forget(self) -> None:
+        """See ProblemAgent."""
+        self.recent = []
 
     def iterate(self) -> None:
         """One iteration: sample, evaluate, improve."""

@@ -141,6 +141,25 @@ def test_set_env_changes_the_problem(agent):
 
 
 @AGENTS
+def test_set_env_forgets_the_other_problems_paths(agent):
+    model = small(agent).learn(1)
+    assert model.replay is not None if agent is PDE else model.recent
+    model.set_env(gym.make(MIXTURE, temperature=2.0))
+    assert model.replay is None if agent is PDE else not model.recent
+
+
+def test_radial_policy_survives_save_and_load(tmp_path):
+    model = PDE(
+        "RadialPolicy", MIXTURE, seed=0, device="cpu", n_uncontrolled=20, n_trajectories=5, policy_kwargs={"centres": 30}
+    )
+    model.learn(50 * 30).save(tmp_path / "m")
+    again = PDE.load(tmp_path / "m", env=MIXTURE, device="cpu")
+    assert np.array_equal(a_control(model), a_control(again))
+    again.learn(250, reset_num_timesteps=False)
+    assert np.isfinite(a_control(again)).all()
+
+
+@AGENTS
 def test_bad_checkpoints_give_one_clear_error(agent, tmp_path):
     model = small(agent).learn(1)
     path = tmp_path / "good.zip"
@@ -179,8 +198,10 @@ def test_a_checkpoint_holds_no_code(agent, tmp_path):
 def test_bad_arguments(agent):
     with pytest.raises(ValueError, match="policy must be one of"):
         agent("CnnPolicy", MIXTURE)
-    with pytest.raises(ValueError, match="n_trajectories must be an integer of at least 2; got 1"):
+    with pytest.raises(ValueError, match="n_trajectories must be at least 2; got 1"):
         agent("MlpPolicy", MIXTURE, n_trajectories=1)
+    with pytest.raises(ValueError, match="averaging must be between 0 and 1; got 2"):
+        agent("MlpPolicy", MIXTURE, averaging=2)
     with pytest.raises(ValueError, match="must be a girsanov environment"):
         agent("MlpPolicy", gym.make("Pendulum-v1"))
 
