@@ -58,9 +58,9 @@ class EvaluationPlan:
         samples: terminal states kept of each agent, all from the same noises.
     """
 
-    points: int = 12
-    paths: int = 256
-    final_paths: int = 2000
+    points: int = 10
+    paths: int = 128
+    final_paths: int = 1000
     reference_paths: int = 8192
     samples: int = 256
 
