@@ -21,7 +21,7 @@ def problem() -> Problem:
 
 @pytest.mark.parametrize("make", [make_ppo, make_sac])
 def test_policy_is_what_the_model_predicts(make: Any, problem: Problem) -> None:
-    model = make(ProblemEnv(problem, action_bound=0.7), seed=0, device="cpu", batch_size=160)
+    model = make(ProblemEnv(problem, action_bound=0.7), seed=0, device="cpu", batch_size=160, n_envs=16)
     with torch.no_grad():  # away from zero, some beyond the bound
         for parameter in model.policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
