@@ -36,6 +36,17 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf) -> No
         raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
+def descend(loss: Tensor, learner: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module, decay: float) -> None:
+    """One clipped gradient step of ``learner``, which ``average`` then follows as ``decay average + (1 - decay) learner``."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        for slow, fast in zip(average.parameters(), learner.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+
+
 class ControlPolicy(BasePolicy):
     """An SB3 policy around a control; a subclass writes ``control`` and keeps its parameters as modules."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..envs.env import device_of
 from ..envs.problem import Problem, Trajectories
-from .base import ControlPolicy, ProblemAgent, check_range
+from .base import ControlPolicy, ProblemAgent, check_range, descend
 from .function_classes import NeuralValue, RadialValue, encode
 from .variational import Replay, assemble, relative_residual_loss, sample_spans, solve_positive
 
@@ -214,13 +214,7 @@ class PDE(ProblemAgent):
         for _ in range(self.gradient_steps):
             batch = sample_spans(self.replay, self.batch_size, self.mean_span, self.generator)
             loss = relative_residual_loss(self.learner, average, batch, bounds, self.max_weight)
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
-            self.optimizer.step()
-            with torch.no_grad():
-                for slow, fast in zip(average.parameters(), self.learner.parameters(), strict=True):
-                    slow.lerp_(fast, 1 - self.averaging)
+            descend(loss, self.learner, self.optimizer, average, self.averaging)
             total += loss.detach()
         self._n_updates += self.gradient_steps
         self.logger.record("train/variational_residual", float(total) / self.gradient_steps)

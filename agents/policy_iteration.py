@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..envs.env import device_of
 from ..envs.problem import Problem, Trajectories
-from .base import ControlPolicy, ProblemAgent, check_range
+from .base import ControlPolicy, ProblemAgent, check_range, descend
 from .function_classes import EnsembleMLP, NeuralValue, Standardise, encode, time_features
 
 
@@ -328,13 +328,7 @@ class PIFT(ProblemAgent):
         for _ in range(self.gradient_steps):
             row = torch.randint(len(data.k), (self.batch_size,), generator=self.generator, device=self.device)
             loss = self.policy.loss(self.learner, Evaluation(*(part[row] for part in data)))
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
-            self.optimizer.step()
-            with torch.no_grad():
-                for slow, fast in zip(self.policy.network.parameters(), self.learner.parameters(), strict=True):
-                    slow.lerp_(fast, 1 - self.averaging)
+            descend(loss, self.learner, self.optimizer, self.policy.network, self.averaging)
             total += loss.detach()
         self._n_updates += self.gradient_steps
         self.logger.record("train/loss", float(total) / self.gradient_steps)
