@@ -1,123 +1,94 @@
 """PDE: fine-tuning as supervised regression (Mou 2025).
 
 Cole-Hopf, ``f = exp(V / temperature)``, turns the Hamilton-Jacobi-Bellman equation into a linear one. It is solved as a
-variational inequality on paths whose rewards are a black box: first uncontrolled ones, then paths of the current policy,
-which stay unbiased for the same equation through their one-step Girsanov weights. The policy is the gradient of ``log f``.
+variational inequality on paths whose rewards are a black box: recorded ones (``fit``), uncontrolled ones, or paths of the
+current policy, which stay unbiased for the same equation through their one-step Girsanov weights. The policy is the gradient
+of ``log f``, or a regression of the noise where the transition can't be differentiated.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..envs.env import device_of
-from ..envs.problem import Problem, Trajectories
+from ..envs.problem import Trajectories
+from ..envs.recording import RecordedPaths, Recording
 from .base import ControlPolicy, ProblemAgent, check_range, descend
-from .function_classes import NeuralValue, RadialValue, encode
-from .variational import Replay, assemble, relative_residual_loss, sample_spans, solve_positive
+from .function_classes import LinearValue, NeuralValue, Value
+from .lookahead import FreshNoise, Generator, Lookahead, Observed
+from .replay import Replay, sample_spans, spans
+from .selection import Fit, Split, fit_linear
+from .value_policies import (
+    FourierPolicy,
+    KernelPolicy,
+    MlpPolicy,
+    NoisePolicy,
+    PolynomialPolicy,
+    RadialPolicy,
+    ValuePolicy,
+)
+from .variational import capped_exp, densities, log_targets, relative_residual_loss
 
+SelfPDE = TypeVar("SelfPDE", bound="PDE")
 
-class ValueGradientPolicy(ControlPolicy):
-    """``a_k(x) = grad_z log E_W f_{k+1}(F_k(x, z + W))`` at ``z = 0``, clipped to the action bound.
+#: Anything that ``fit`` learns from.
+Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories | Recording]
 
-    Args:
-        value: maps ``(k, encoded state)`` to ``log f``.
-        draws: antithetic pairs of noise that smooth the gradient; 0 takes it at ``W = 0``.
-    """
-
-    value: NeuralValue | RadialValue
-    noise: Tensor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        problem: Problem,
-        draws: int = 0,
-        **value_kwargs: Any,
-    ) -> None:
-        super().__init__(observation_space, action_space, problem)
-        with torch.no_grad():
-            generator = torch.Generator(device_of(problem)).manual_seed(0)
-            n_inputs = encode(problem, 0, problem.initial(2, generator)).shape[1]
-        self.value = self.make_value(n_inputs, problem.horizon, **value_kwargs)
-        self.draws = draws
-        # fixed and the same for every state: the policy is a function, and costs no random numbers
-        half = torch.randn(draws, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
-        self.register_buffer("noise", torch.cat([half, -half]))
-
-    def make_value(self, n_inputs: int, horizon: int, **kwargs: Any) -> NeuralValue | RadialValue:
-        """The function class of ``log f``."""
-        raise NotImplementedError("abstract: use MlpPolicy or RadialPolicy")
-
-    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """See the class."""
-        n = len(x)
-        z = x.new_zeros(n, *self.problem.noise_shape)
-        with torch.enable_grad():
-            z.requires_grad_()
-            if self.draws:
-                noisy = (z + self.noise.to(x)[:, None]).flatten(0, 1)
-                steps = k if isinstance(k, int) else k.repeat(2 * self.draws)
-                later = self.problem.transition(steps, x.repeat(2 * self.draws, *[1] * (x.dim() - 1)), noisy)
-                log_f = self.value(steps + 1, encode(self.problem, steps + 1, later).float())
-                total = torch.logsumexp(log_f.view(-1, n), 0).sum()
-            else:
-                later = self.problem.transition(k, x, z)
-                if not later.requires_grad:
-                    raise ValueError(f"PDE needs a transition that autograd can follow; {type(self.problem).__name__}'s is not")
-                total = self.value(k + 1, encode(self.problem, k + 1, later).float()).sum()
-            (gradient,) = torch.autograd.grad(total, z)
-        return gradient.clamp(-self.action_bound, self.action_bound)
-
-
-class MlpPolicy(ValueGradientPolicy):
-    """``log f`` is an ensemble of networks."""
-
-    def make_value(self, n_inputs: int, horizon: int, **kwargs: Any) -> NeuralValue:
-        """See NeuralValue."""
-        return NeuralValue(n_inputs, horizon, **kwargs)
-
-
-class RadialPolicy(ValueGradientPolicy):
-    """``f`` is a non-negative combination of Gaussian bumps."""
-
-    def make_value(self, n_inputs: int, horizon: int, **kwargs: Any) -> RadialValue:
-        """See RadialValue."""
-        return RadialValue(n_inputs, horizon, **kwargs)
+_LOOKAHEADS: dict[str, Callable[[PDE], Lookahead]] = {
+    "observed": lambda agent: Observed(),
+    "fresh": lambda agent: FreshNoise(agent.problem, max(1, agent.draws), agent.generator),
+    "generator": lambda agent: Generator(agent.problem, agent.draws, agent.generator),
+}
 
 
 class PDE(ProblemAgent):
     """Regression instead of reinforcement learning.
 
     Args:
-        policy: ``"MlpPolicy"`` (networks) or ``"RadialPolicy"`` (positive radial bases), or a ``ValueGradientPolicy`` class.
-        env: an environment, a vector environment, a registered id, or a bare Problem whose transition is differentiable in
-            its noise. The reward is a black box.
-        n_uncontrolled: paths gathered without control before the first adaptive round.
-        n_trajectories: paths gathered by the current policy in each later round (adaptive sampling).
+        policy: the function class of ``log f``: ``"MlpPolicy"`` (networks), ``"PolynomialPolicy"``, ``"FourierPolicy"``,
+            ``"KernelPolicy"`` (Nystrom) or ``"RadialPolicy"`` (positive radial bases), whose gradient through the transition
+            is the control; ``"NoisePolicy"`` (networks) where it can't be differentiated; or a ``ValuePolicy`` class.
+        env: an environment, a vector environment, a registered id, or a bare Problem. The reward is a black box.
+        n_uncontrolled: paths gathered without control in the first round.
+        n_trajectories: paths gathered in each later round.
+        adaptive: gather later rounds under the current policy; False never applies a control (off-policy).
         gradient_steps: of the network, in each round.
         batch_size: observations in a gradient step.
-        mean_span: mean distance in steps between an observation and its target: 1 is one-step regression, ``horizon`` and
-            more tends to Monte-Carlo regression.
-        max_weight: largest weight of one sample.
+        mean_span: mean distance in visits between an observation and its target: 1 is one-step regression, ``horizon`` and
+            more tends to Monte-Carlo regression. Absent: 5 for networks, 1 for linear classes (which round it).
+        lookahead: what stands for the later value: ``"observed"`` (the recorded state), ``"fresh"`` (the mean over ``draws``
+            antithetic pairs of fresh noise) or ``"generator"`` (automatic differentiation; exact trace if ``draws`` is 0,
+            else that many Hutchinson probes). The latter two know the transition and always look one step ahead.
+        draws: see ``lookahead``.
+        max_weight: largest density ratio of one observation.
         averaging: decay of the averaged network, which gives targets and policy.
         weight_decay: of AdamW.
-        ridge: added to the matrix of the linear class.
+        ridge: of linear classes, a share of the matrix's mean diagonal; absent: chosen by held-out variational residual.
+        select: choose the linear classes' length scale or width, and the ridge, on paths held out.
         learning_rate: of AdamW; a number or an SB3 schedule.
 
     The other arguments are stable-baselines3's.
     """
 
-    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": MlpPolicy, "RadialPolicy": RadialPolicy}
-    policy: ValueGradientPolicy
+    policy_aliases: ClassVar[dict[str, Any]] = {
+        "MlpPolicy": MlpPolicy,
+        "PolynomialPolicy": PolynomialPolicy,
+        "FourierPolicy": FourierPolicy,
+        "KernelPolicy": KernelPolicy,
+        "RadialPolicy": RadialPolicy,
+        "NoisePolicy": NoisePolicy,
+    }
+    policy: ValuePolicy
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
-        *("n_uncontrolled", "gradient_steps", "batch_size", "mean_span", "max_weight", "averaging", "weight_decay", "ridge"),
+        *("n_uncontrolled", "adaptive", "gradient_steps", "batch_size", "mean_span", "lookahead", "draws", "max_weight"),
+        *("averaging", "weight_decay", "ridge", "select"),
     )
 
     def __init__(
@@ -127,36 +98,56 @@ class PDE(ProblemAgent):
         learning_rate: Any = 1e-3,
         n_uncontrolled: int = 100,
         n_trajectories: int = 50,
+        adaptive: bool = True,
         gradient_steps: int = 40,
         batch_size: int = 512,
-        mean_span: float = 5.0,
+        mean_span: float | None = None,
+        lookahead: str = "observed",
+        draws: int = 0,
         max_weight: float = 5.0,
         averaging: float = 0.98,
         weight_decay: float = 1e-2,
-        ridge: float = 1e-6,
+        ridge: float | None = None,
+        select: bool = True,
         **kwargs: Any,
     ) -> None:
         check_range("n_uncontrolled", n_uncontrolled, 2)
         check_range("gradient_steps", gradient_steps, 1)
         check_range("batch_size", batch_size, 1)
-        check_range("mean_span", mean_span, 1)
+        if mean_span is not None:
+            check_range("mean_span", mean_span, 1)
+        check_range("draws", draws, 0)
         check_range("averaging", averaging, 0, 1)
+        if lookahead not in _LOOKAHEADS:
+            raise ValueError(f"lookahead must be one of {sorted(_LOOKAHEADS)}; got {lookahead!r}")
         self.n_uncontrolled = n_uncontrolled
+        self.adaptive = adaptive
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
         self.mean_span = mean_span
+        self.lookahead = lookahead
+        self.draws = draws
         self.max_weight = max_weight
         self.averaging = averaging
         self.weight_decay = weight_decay
         self.ridge = ridge
-        self.replay: Replay | None = None
+        self.select = select
+        self.rounds: list[Replay] = []
+        self._given = dict(kwargs.get("policy_kwargs") or {})  # what model selection must not change
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.learner = copy.deepcopy(self.policy.value)  # what gradients move; the policy holds its average
+        self._start_learner()
+
+    def _start_learner(self) -> None:
+        self.learner = copy.deepcopy(self._trained())  # what gradients move; the policy holds its average
         parameters = list(self.learner.parameters())
         self.optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay) if parameters else None
+
+    def _trained(self) -> nn.ModuleDict:
+        parts = {"value": self.policy.value}
+        return nn.ModuleDict({**parts, "noise": self.policy.network} if isinstance(self.policy, NoisePolicy) else parts)
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
@@ -165,72 +156,212 @@ class PDE(ProblemAgent):
 
     def forget(self) -> None:
         """See ProblemAgent."""
-        self.replay = None
+        self.rounds = []
+
+    # --- learning from the environment ------------------------------------------------------------------------------
 
     def iterate(self) -> None:
         """One round: gather paths, extend the replay, regress."""
         first = self.reward_queries == 0
-        paths = self.collect(None if first else self.policy.control, self.n_uncontrolled if first else None)
-        fresh = self.encode_paths(paths)
-        if self._n_updates == 0:
-            self._start(fresh)
-        self.replay = fresh if self.replay is None else self.replay.extended(fresh)
-        log_returns = fresh.log_returns
-        ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
+        control = None if first or not self.adaptive else self.policy.control
+        paths = self.collect(control, self.n_uncontrolled if first else None)
+        fresh = Replay.of(self.problem, Recording.of(paths))
+        self.rounds.append(fresh)
+        self._begin(fresh, anew=self._n_updates == 0)
         clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
-        self.logger.record("train/effective_sample_share", float(ess) / len(log_returns))
         self.logger.record("train/clipped_share", float(clipped))
-        if isinstance(self.learner, RadialValue):
-            self._solve()
+        if isinstance(self.policy.value, LinearValue):
+            self._weigh_rounds()
+            self._solve(self.rounds, cold=self._n_updates == 0)
         else:
-            self._regress()
+            self._regress(Replay.joined(self.rounds), self.gradient_steps)
 
-    def encode_paths(self, paths: Trajectories) -> Replay:
-        """Trajectories as regression data."""
-        beta = self.problem.temperature
-        with torch.no_grad():
-            inputs = torch.stack([encode(self.problem, k, x).float() for k, x in enumerate(paths.states)], 1)
-        reward = _summed(paths.running_rewards / beta)
-        return Replay(inputs, reward + _summed(paths.log_ratios), reward, (paths.terminal_reward / beta).float())
+    # --- learning from recorded paths -------------------------------------------------------------------------------
 
-    def _start(self, data: Replay) -> None:
-        """Units from the first data: inputs standardised, f in units of its mean."""
-        for value in (self.learner, self.policy.value):
-            value.standardise.fit(data.inputs.flatten(0, 1))
-            value.offset.copy_(data.log_returns.logsumexp(0) - torch.log(torch.tensor(float(len(data.log_returns)))))
-        if isinstance(self.learner, RadialValue):
-            n, steps, p = data.inputs.shape
-            pick = torch.randint(n * steps, (len(self.learner.weights),), generator=self.generator, device=self.device)
-            self.learner.place(pick % steps, data.inputs.reshape(-1, p)[pick])
-            self.learner.weights.fill_(1.0)
+    def fit(self: SelfPDE, data: Data, gradient_steps: int = 2000, progress_bar: bool = False) -> SelfPDE:
+        """Learn from recorded paths alone: no step is taken in the environment.
 
-    def _regress(self) -> None:
-        average = self.policy.value
-        assert self.replay is not None and self.optimizer is not None
-        assert isinstance(self.learner, NeuralValue) and isinstance(average, NeuralValue)
+        Args:
+            data: whole trajectories, a ``Recording`` (of paths seen at random times, say), the name of a file that
+                ``Recording.save`` wrote, or anything that yields these in parts whenever it is iterated over
+                (``RecordedPaths``, ``SimulatedPaths``, a list): linear classes never hold more than one part.
+            gradient_steps: of networks, annealed over this call.
+            progress_bar: show one.
+
+        Raises:
+            ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was seen at its end.
+        """
+        parts = _Parts(self, data)
+        first = next(iter(parts), None)
+        if first is None or not bool(first.seen.any()):
+            raise ValueError(
+                "the first part of data must hold a path that was seen at its end: without a terminal reward nothing is learnt"
+            )
+        self._set_up_logger()
+        self.rounds = []
+        self._begin(first, anew=isinstance(self.policy.value, LinearValue) or self._n_updates == 0)
+        if isinstance(self.policy.value, LinearValue):
+            self._solve(parts, cold=True)
+        else:
+            every = Replay.joined(list(parts))
+            self.policy.value.bounds.copy_(torch.tensor(every.bounds))
+            self.learner.load_state_dict(self._trained().state_dict())
+            chunk = max(1, gradient_steps // 100)
+            bar = _bar(gradient_steps, progress_bar)
+            for done in range(0, gradient_steps, chunk):
+                self._current_progress_remaining = 1 - done / gradient_steps
+                self._regress(every, min(chunk, gradient_steps - done))
+                bar.update(chunk)
+            bar.close()
+        self.reward_queries += parts.terminal_rewards
+        return self
+
+    def _set_up_logger(self) -> None:
+        from stable_baselines3.common import utils
+
+        if not self._custom_logger and not hasattr(self, "_logger"):
+            self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, type(self).__name__, True)
+
+    # --- regression -------------------------------------------------------------------------------------------------
+
+    def _begin(self, data: Replay, anew: bool) -> None:
+        """Units from the first data (inputs standardised, f in units of its mean), and the bounds of f."""
+        log_returns = data.log_returns.double()
+        ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
+        self.logger.record("train/effective_sample_share", float(ess) / max(len(log_returns), 1))
+        value = self.policy.value
+        low, high = data.bounds
+        old = (math.inf, -math.inf) if anew else value.bounds.tolist()
+        bounds = torch.tensor([min(low, old[0]), max(high, old[1])])
+        for one in (value, self.learner["value"]):
+            if anew:
+                self._place(one, data)
+            one.bounds.copy_(bounds)
+
+    def _place(self, value: Value, data: Replay) -> None:
+        log_returns = data.log_returns.double()
+        value.standardise.fit(data.inputs.flatten(0, 1))
+        value.wind(data.steps, data.inputs)
+        value.offset.copy_(log_returns.logsumexp(0) - math.log(len(log_returns)))
+        if isinstance(value, LinearValue):
+            value.weights.zero_()
+            value.place(data.steps.flatten(), data.inputs.flatten(0, 1), self.generator)
+
+    def _regress(self, data: Replay, gradient_steps: int) -> None:
+        average, learner = self.policy.value, self.learner["value"]
+        assert self.optimizer is not None and isinstance(learner, NeuralValue)
         self.set_learning_rate(self.optimizer)
-        bounds = self.replay.bounds
-        total = torch.zeros((), device=self.device)
-        for _ in range(self.gradient_steps):
-            batch = sample_spans(self.replay, self.batch_size, self.mean_span, self.generator)
-            loss = relative_residual_loss(self.learner, average, batch, bounds, self.max_weight)
-            descend(loss, self.learner, self.optimizer, average, self.averaging)
+        lookahead = _LOOKAHEADS[self.lookahead](self)
+        mean_span = 1.0 if lookahead.fresh else self.mean_span or 5.0
+        held = average.bounds
+        total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for _ in range(gradient_steps):
+            batch = sample_spans(data, self.batch_size, mean_span, self.problem.horizon, self.generator)
+            log_target = log_targets(average, batch, data, lookahead)
+            loss = relative_residual_loss(learner, batch, log_target, densities(average, batch, self.max_weight))
             total += loss.detach()
-        self._n_updates += self.gradient_steps
-        self.logger.record("train/variational_residual", float(total) / self.gradient_steps)
+            if isinstance(self.policy, NoisePolicy):
+                loss = loss + self._noise_loss(data)
+            descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
+            bound_hit += ((log_target <= held[0]) | (log_target >= held[1])).float().mean()
+        self._n_updates += gradient_steps
+        self.logger.record("train/variational_residual", float(total) / gradient_steps)
+        self.logger.record("train/bound_hit_share", float(bound_hit) / gradient_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _solve(self) -> None:
-        assert self.replay is not None and isinstance(self.learner, RadialValue)
-        for _ in range(3):  # the relative weights depend on f: a few passes settle them
-            matrix, vector = assemble(self.learner, self.replay, self.ridge, self.max_weight)
-            self.learner.weights.copy_(solve_positive(matrix, vector))
-            self._n_updates += 1
-        self.policy.value.load_state_dict(self.learner.state_dict())
-        self.logger.record("train/active_bumps", int((self.learner.weights > 0).sum()))
+    def _weigh_rounds(self) -> None:
+        """Weigh each round by one over the noise of its targets: small where its control was near the optimum."""
+        value, lookahead = self.policy.value, _LOOKAHEADS[self.lookahead](self)
+        noise = []
+        for data in self.rounds:
+            batch = sample_spans(data, 4096, 1.0, self.problem.horizon, self.generator)
+            gap = log_targets(value, batch, data, lookahead) - value.bounded(batch.k, batch.x)
+            noise.append(capped_exp(gap)[batch.k < self.problem.horizon].square().mean())
+        precision = 1 / torch.stack(noise).clamp(min=1e-12)
+        for i, share in enumerate(precision / precision.max()):
+            self.rounds[i] = self.rounds[i]._replace(precision=torch.full_like(self.rounds[i].precision, float(share)))
+
+    def _noise_loss(self, data: Replay) -> Tensor:
+        """Weighted square distance of the control to its sampled optimum (see NoisePolicy)."""
+        if data.noises is None or data.controls is None:
+            raise ValueError("data must hold noises and controls of every step for NoisePolicy; got a recording without")
+        n, visits = data.steps.shape
+        row = torch.randint(n, (self.batch_size,), generator=self.generator, device=self.device)
+        visit = torch.randint(visits - 1, (self.batch_size,), generator=self.generator, device=self.device)
+        batch = spans(data, row, visit, visit + 1, self.problem.horizon)
+        value, policy = self.policy.value, self.policy
+        assert isinstance(policy, NoisePolicy)
+        with torch.no_grad():
+            gap = log_targets(value, batch, data, Observed()) - value.bounded(batch.k, batch.x)
+            weight = densities(value, batch, self.max_weight)
+            noise, control = data.noises[row, visit].flatten(1), data.controls[row, visit].flatten(1)
+            target = (control + capped_exp(gap)[:, None] * noise).float()
+        network = self.learner["noise"]
+        return (weight[:, None] * (policy.output(network, batch.k, batch.x) - target).square()).mean()
+
+    def _solve(self, parts: Iterable[Replay], cold: bool) -> None:
+        policy, split = self.policy, Split.of(parts)
+        incumbent = copy.deepcopy(policy.value)
+        lookahead = _LOOKAHEADS[self.lookahead](self)
+        ridges = [self.ridge] if self.ridge is not None else _RIDGES if self.select else [1e-4]
+
+        def fitted(value: LinearValue, cold: bool) -> Fit:
+            span = round(self.mean_span or 1)
+            return fit_linear(value, split, lookahead, incumbent, ridges, self.max_weight, span, 5 if cold else 3, cold)
+
+        best: Fit | None = None
+        if cold and self.select and split.held is not None:
+            given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
+            settings = [c for c in policy.candidates if not set(c) & set(given)] or [{}]
+            for setting in settings:
+                value = policy.make_value(**{**setting, **given}).to(self.device)
+                assert isinstance(value, LinearValue)
+                self._place(value, next(iter(parts)))
+                value.bounds.copy_(incumbent.bounds)
+                fit = fitted(value, True)
+                if best is None or fit.held_out < 0.99 * best.held_out:  # the first is the default: leave it for a reason
+                    best, chosen = fit, setting
+            self.policy_kwargs = {**self.policy_kwargs, **chosen}
+        fit = best or fitted(policy.value, cold)
+        policy.value = fit.value
+        self._n_updates += 1
+        self._start_learner()
+        self.logger.record("train/ridge", fit.ridge)
+        self.logger.record("train/held_out_residual", fit.held_out)
+        self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.count.clamp(min=1)))
 
 
-def _summed(steps: Tensor) -> Tensor:
-    """Sums of ``steps`` (T, n) over j < k for k = 0..T, path first: ``(n, T + 1)``, float32."""
-    total = steps.cumsum(0).T.float()
-    return torch.cat([torch.zeros_like(total[:, :1]), total], 1)
+_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+class _Parts:
+    """Anything that ``fit`` takes, as regression data in parts; iterate over it as often as you like."""
+
+    def __init__(self, agent: PDE, data: Any) -> None:
+        self.agent = agent
+        if isinstance(data, (str, os.PathLike)):
+            data = RecordedPaths(data)
+        self.data = [data] if isinstance(data, (Trajectories, Recording)) else data
+        if not hasattr(self.data, "__iter__") or iter(self.data) is self.data:
+            kinds = "Trajectories, a Recording, a file name, or something that can be iterated over again and again"
+            raise ValueError(f"data must be {kinds}; got {type(data).__name__}")
+        self.terminal_rewards = 0
+
+    def __iter__(self) -> Iterator[Replay]:
+        count = 0
+        for part in self.data:
+            recording = Recording.of(part) if isinstance(part, Trajectories) else part
+            if not isinstance(recording, Recording):
+                raise ValueError(f"data must yield Trajectories or Recordings; got {type(recording).__name__}")
+            device = self.agent.device
+            recording = Recording(*(None if t is None else t.to(device) for t in recording))
+            replay = Replay.of(self.agent.problem, recording)
+            count += int(replay.seen.sum())
+            yield replay
+        self.terminal_rewards = count
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, disable=not shown, desc="fit")

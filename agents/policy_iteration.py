@@ -22,8 +22,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..envs.env import device_of
-from ..envs.problem import Problem, Trajectories
+from ..envs.problem import Problem, Trajectories, device_of
 from .base import ControlPolicy, ProblemAgent, check_range, descend
 from .function_classes import EnsembleMLP, NeuralValue, Standardise, encode, time_features
 
@@ -116,7 +115,7 @@ class MlpPolicy(FittedPolicy):
         super().__init__(observation_space, action_space, problem)
         with torch.no_grad():
             n_inputs = self.inputs(0, _some_states(problem)).shape[1]
-        n_time = time_features(0, 1, 1, torch.zeros(1)).shape[1]
+        n_time = time_features(torch.zeros(1), 1).shape[1]
         self.standardise = Standardise(n_inputs)
         self.network = EnsembleMLP(n_inputs + n_time, int(torch.Size(problem.noise_shape).numel()), hidden, members=1)
 
@@ -129,7 +128,7 @@ class MlpPolicy(FittedPolicy):
         self.standardise.fit(data.inputs)
 
     def _output(self, network: nn.Module, k: int | Tensor, inputs: Tensor) -> Tensor:
-        time = time_features(k, self.problem.horizon, len(inputs), inputs)
+        time = time_features(torch.as_tensor(k / self.problem.horizon).to(inputs), len(inputs))
         return network(torch.cat([self.standardise(inputs), time], 1))[0]
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from .denoising import Schedule
 from .digits import digits
+from .double_well import DoubleWell
 from .env import ProblemEnv, ProblemVectorEnv
 from .gaussian_mixture import GaussianMixture, QuadraticReward
 from .linear_quadratic import LinearQuadratic
@@ -17,18 +18,28 @@ from .pendulum import Pendulum
 from .problem import Problem
 
 
-def gaussian_mixture(temperature: float = 0.5, steps: int = 50, **schedule: Any) -> GaussianMixture:
-    """``girsanov/GaussianMixture-v0``: four planar modes at (+-1, +-1), rewarded by minus the squared distance to the first."""
-    means = [[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]
-    reward = QuadraticReward(2.0 * torch.eye(2), means[0])
+def gaussian_mixture(temperature: float = 0.5, steps: int = 50, dimension: int = 2, **schedule: Any) -> GaussianMixture:
+    """``girsanov/GaussianMixture-v0``: four modes at (+-1, +-1), rewarded by minus the squared distance to the first.
+
+    In an even ``dimension`` above 2 the two directions that tell the modes apart are spread over all coordinates: each is
+    the diagonal of one half of them, so that distances between modes stay what they are in the plane.
+    """
+    if dimension < 2 or dimension % 2:
+        raise ValueError(f"dimension must be even and at least 2; got {dimension!r}")
+    plane = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
+    means = (plane / (dimension / 2) ** 0.5).repeat_interleave(dimension // 2, 1)
+    reward = QuadraticReward(2.0 * torch.eye(dimension), means[0])
     return GaussianMixture(means, 0.3, reward, temperature, schedule=Schedule.ddpm(steps, **schedule))
 
 
 #: What makes the problem of each id. Every factory takes keyword arguments only, so ``gym.make(id, temperature=0.1)`` works.
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "girsanov/Digits-v0": digits,
+    "girsanov/DoubleWell-v0": DoubleWell,
     "girsanov/GaussianMixture-v0": gaussian_mixture,
+    "girsanov/LinearOrnsteinUhlenbeck-v0": LinearQuadratic.linear_ornstein_uhlenbeck,
     "girsanov/LinearQuadratic-v0": LinearQuadratic.damped_rotation,
+    "girsanov/OrnsteinUhlenbeck-v0": LinearQuadratic.ornstein_uhlenbeck,
     "girsanov/Pendulum-v0": Pendulum,
 }
 _SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .problem import Policy, Problem, check_positive
+from .problem import Policy, Problem, check_positive, device_of
 
 #: Observations are unbounded in effect; a finite number keeps every environment checker content.
 _LARGE = float(np.finfo(np.float32).max)
@@ -290,19 +290,6 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         state = self._x if self.tensors else self._x.float().cpu().numpy().copy()
         every = np.ones(self.num_envs, bool)
         return {"reward": reward, "_reward": every, "kl": kl, "_kl": every.copy(), "state": state, "_state": every.copy()}
-
-
-def device_of(problem: Problem) -> torch.device:
-    """The device that holds the problem's tensors; the CPU if it has none."""
-    from torch import nn
-
-    for value in vars(problem).values():
-        if isinstance(value, Tensor):
-            return value.device
-        if isinstance(value, nn.Module):
-            for parameter in value.parameters():
-                return parameter.device
-    return torch.device("cpu")
 
 
 def _check_render_mode(render_mode: str | None) -> None:

@@ -109,8 +109,7 @@ class LinearQuadratic(Problem):
         Ornstein-Uhlenbeck with rotation, ``dX = (K - I) X dt + G (u dt + dB)``, K skew and G orthogonal up to column
         scales in [0.75, 1.25], both random by ``seed``; the drift is integrated exactly over each of the ``steps``.
         """
-        if not (isinstance(dimension, int) and dimension >= 1):
-            raise ValueError(f"dimension must be an integer of at least 1; got {dimension!r}")
+        _check_dimension(dimension)
         generator = torch.Generator().manual_seed(seed)
         first, second = torch.randn(2, dimension, dimension, generator=generator, dtype=torch.float64)
         scales = 0.75 + 0.5 * torch.rand(dimension, generator=generator, dtype=torch.float64)
@@ -126,6 +125,85 @@ class LinearQuadratic(Problem):
             horizon=steps,
             temperature=temperature,
         )
+
+    @classmethod
+    def ornstein_uhlenbeck(
+        cls,
+        dimension: int = 20,
+        *,
+        drift_matrix: Any = 0.2,
+        control_matrix: Any = 1.0,
+        running_matrix: Any = 0.4,
+        terminal_matrix: Any = 0.2,
+        offset: Any = 0.0,
+        running_slope: Any = 0.0,
+        terminal_slope: Any = 0.0,
+        target: Any = 0.0,
+        initial_mean: Any = 0.0,
+        initial_covariance: Any = 0.25,
+        horizon: int = 50,
+        step_size: float = 0.02,
+        temperature: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> LinearQuadratic:
+        """``girsanov/OrnsteinUhlenbeck-v0``: ``dX = (A X + c) dt + G (u dt + dB)`` in Euler-Maruyama steps.
+
+        Running and terminal matrix and slope are those of the class, per unit of time where they run; A is ``drift_matrix``,
+        c ``offset``, G ``control_matrix`` ``(d, m)``. A number stands for that multiple of the identity, or of the vector of
+        ones; everything may vary with the step as in the class. The defaults are the easy quadratic problem of
+        Domingo-Enrich et al. (2023), "Stochastic optimal control matching", whose costs are ``x^T P x`` and ``x^T Q x``
+        without a half: P = 0.2 I, Q = 0.1 I. Their hard one is ``drift_matrix=1, running_matrix=2, terminal_matrix=1``. They
+        start at one draw of N(0, I / 4), we at a fresh one each time; ``initial_covariance=0`` starts at ``initial_mean``.
+        """
+        check_positive("step_size", step_size)
+        _check_dimension(dimension)
+
+        def matrix(value: Any) -> Tensor:
+            given = torch.as_tensor(value, dtype=torch.float64)
+            return given * torch.eye(dimension, dtype=torch.float64) if given.dim() == 0 else given
+
+        def vector(value: Any) -> Tensor:
+            given = torch.as_tensor(value, dtype=torch.float64)
+            return given.expand(dimension) if given.dim() == 0 else given
+
+        noise_matrix = step_size**0.5 * matrix(control_matrix)
+        if noise_matrix.dim() < 2 or noise_matrix.shape[-2] != dimension:
+            allowed = f"({dimension}, m) or ({horizon}, {dimension}, m)"
+            raise ValueError(f"control_matrix must be a number or of shape {allowed}; got {tuple(noise_matrix.shape)}")
+        drift = _table("drift_matrix", matrix(drift_matrix), (horizon,), (dimension, dimension), torch.float64)
+        return cls(
+            drift_matrix=torch.eye(dimension, dtype=torch.float64) + step_size * drift,
+            noise_matrix=noise_matrix,
+            offset=step_size * vector(offset),
+            running_matrix=step_size * matrix(running_matrix),
+            running_slope=step_size * vector(running_slope),
+            terminal_matrix=matrix(terminal_matrix),
+            terminal_slope=vector(terminal_slope),
+            target=vector(target),
+            initial_mean=vector(initial_mean),
+            initial_covariance=matrix(initial_covariance),
+            horizon=horizon,
+            temperature=temperature,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def linear_ornstein_uhlenbeck(
+        cls, dimension: int = 10, *, seed: int = 0, perturbation: float = 0.1, initial_covariance: Any = 0.01, **kwargs: Any
+    ) -> LinearQuadratic:
+        """``girsanov/LinearOrnsteinUhlenbeck-v0``: ``ornstein_uhlenbeck`` with terminal reward ``-sum_i x_i`` and no other.
+
+        ``A = -I + xi`` and ``G = I + xi'``, xi and xi' of independent normal entries of standard deviation ``perturbation``,
+        drawn by ``seed``: Nuesken and Richter (2021), who start at 0 (``initial_covariance=0``). The optimal control does not
+        depend on the state. Other arguments: ``ornstein_uhlenbeck``'s, in place of these.
+        """
+        _check_dimension(dimension)
+        generator = torch.Generator().manual_seed(seed)
+        first, second = perturbation * torch.randn(2, dimension, dimension, generator=generator, dtype=torch.float64)
+        eye = torch.eye(dimension, dtype=torch.float64)
+        problem = {"running_matrix": 0.0, "terminal_matrix": 0.0, "terminal_slope": -1.0}
+        matrices = {"drift_matrix": first - eye, "control_matrix": second + eye, "initial_covariance": initial_covariance}
+        return cls.ornstein_uhlenbeck(dimension, **{**problem, **matrices, **kwargs})
 
     def to(self: AnyProblem, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AnyProblem:
         """As ``Problem.to``, with the solution computed afresh in float64 so that it is exact for the new rounding."""
@@ -210,6 +288,11 @@ class LinearQuadratic(Problem):
             rows.append((P, p, c, log_c))
         columns = [torch.stack(column[::-1]) for column in (*zip(*rows, strict=True), *zip(*controls, strict=True))]
         return Quadratics(*(column.to(self.target) for column in columns))
+
+
+def _check_dimension(dimension: int) -> None:
+    if not (isinstance(dimension, int) and dimension >= 1):
+        raise ValueError(f"dimension must be an integer of at least 1; got {dimension!r}")
 
 
 def _table(name: str, value: Any, lead: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

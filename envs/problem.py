@@ -85,7 +85,7 @@ class Problem(ABC):
         check_positive(f"{name}.temperature", self.temperature)
         if not (isinstance(self.horizon, int) and self.horizon >= 1):
             raise ValueError(f"{name}.horizon must be an integer of at least 1; got {self.horizon!r}")
-        device = next((v.device for v in vars(self).values() if isinstance(v, Tensor)), torch.device("cpu"))
+        device = device_of(self)
         generator = torch.Generator(device).manual_seed(0)
         x = self.initial(2, generator)
         z = torch.randn(2, *self.noise_shape, generator=generator, device=device, dtype=x.dtype)
@@ -127,6 +127,17 @@ def at(table: Tensor, k: int | Tensor, like: Tensor) -> Tensor:
     """``table[k]``, shaped to broadcast over the states ``like`` when ``k`` holds one step per row."""
     value = table[k]
     return value if isinstance(k, int) else value.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def device_of(problem: Problem) -> torch.device:
+    """The device that holds the problem's tensors; the CPU if it has none."""
+    for value in vars(problem).values():
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, nn.Module):
+            for parameter in value.parameters():
+                return parameter.device
+    return torch.device("cpu")
 
 
 def squared_norm(a: Tensor) -> Tensor:

@@ -108,11 +108,12 @@ def test_save_load_resume(agent, tmp_path):
     assert (again.num_timesteps, again.reward_queries) == (model.num_timesteps, model.reward_queries)
     assert torch.equal(again.generator.get_state(), model.generator.get_state())
     before = again.num_timesteps
-    units = {name: value.clone() for name, value in again.policy.named_buffers()}
+    units = {name: value.clone() for name, value in again.policy.named_buffers() if not name.endswith("bounds")}
     again.learn(200, reset_num_timesteps=False)
     assert again.num_timesteps > before
     assert not np.array_equal(a_control(model), a_control(again))
-    assert all(torch.equal(value, units[name]) for name, value in again.policy.named_buffers()), "units are taken once"
+    after = dict(again.policy.named_buffers())
+    assert all(torch.equal(after[name], value) for name, value in units.items()), "units are taken once"
 
 
 @AGENTS
@@ -143,9 +144,9 @@ def test_set_env_changes_the_problem(agent):
 @AGENTS
 def test_set_env_forgets_the_other_problems_paths(agent):
     model = small(agent).learn(1)
-    assert model.replay is not None if agent is PDE else model.recent
+    assert model.rounds if agent is PDE else model.recent
     model.set_env(gym.make(MIXTURE, temperature=2.0))
-    assert model.replay is None if agent is PDE else not model.recent
+    assert not model.rounds if agent is PDE else not model.recent
 
 
 def test_radial_policy_survives_save_and_load(tmp_path):
@@ -296,7 +297,7 @@ def reached(model, problem, n=2000) -> float:
     ("agent", "policy", "queries", "least", "kwargs"),
     [
         (PDE, "MlpPolicy", 1000, 0.93, {}),
-        (PDE, "RadialPolicy", 300, 0.90, {"n_uncontrolled": 200}),
+        (PDE, "RadialPolicy", 300, 0.85, {"n_uncontrolled": 200}),
         (PIFT, "MlpPolicy", 1500, 0.95, {}),
         (PIFT, "ValuePolicy", 1000, 0.80, {}),
     ],

@@ -1,0 +1,196 @@
+"""Policies that come from a fitted value function: its gradient through the transition, or a regression of the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from ..envs.problem import Problem, device_of
+from .base import ControlPolicy
+from .function_classes import (
+    EnsembleMLP,
+    FourierValue,
+    KernelValue,
+    NeuralValue,
+    PolynomialValue,
+    RadialValue,
+    Value,
+    encode,
+    time_features,
+)
+
+
+class ValuePolicy(ControlPolicy):
+    """A control made from ``log f``.
+
+    Args:
+        value_kwargs: arguments of the value's class.
+    """
+
+    value_class: ClassVar[type[Value]]
+    #: Settings of the value's class that model selection tries, on top of the given ones; the first is the default.
+    candidates: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    value: Any
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Box, problem: Problem, **value_kwargs: Any
+    ) -> None:
+        super().__init__(observation_space, action_space, problem)
+        self.value = self.make_value(**{**self.candidates[0], **value_kwargs})
+
+    @property
+    def n_inputs(self) -> int:
+        """Size of an encoded state."""
+        with torch.no_grad():
+            x = self.problem.initial(2, torch.Generator(device_of(self.problem)).manual_seed(0))
+            return encode(self.problem, 0, x).shape[1]
+
+    def make_value(self, **kwargs: Any) -> Value:
+        """A new value of the policy's class."""
+        return self.value_class(self.n_inputs, self.problem.horizon, **kwargs)
+
+
+class ValueGradientPolicy(ValuePolicy):
+    """``a = grad_z log f_{k+1}(F_k(x, z))``, clipped to the action bound.
+
+    The exact optimum of the discrete chain takes this gradient of ``log E_W f_{k+1}(F_k(x, z + W))`` at ``z = 0``. Two
+    approximations are on offer: the gradient at the controlled mean, ``z = a``, by fixed-point iteration (Laplace's; exact
+    for quadratic ``log f``), and an average over draws of W.
+
+    Args:
+        draws: antithetic pairs of noise that smooth the gradient; 0 takes none.
+        iterations: of ``z <- a`` from zero; 1 takes the gradient at the uncontrolled mean.
+        value_kwargs: arguments of the value's class.
+    """
+
+    noise: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        draws: int = 0,
+        iterations: int = 1,
+        **value_kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, problem, **value_kwargs)
+        self.draws, self.iterations = draws, iterations
+        # fixed and the same for every state: the policy is a function, and costs no random numbers
+        half = torch.randn(draws, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
+        self.register_buffer("noise", torch.cat([half, -half]))
+
+    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """See the class."""
+        a = x.new_zeros(len(x), *self.problem.noise_shape)
+        for _ in range(self.iterations):
+            a = self._gradient(k, x, a).clamp(-self.action_bound, self.action_bound)
+        return a
+
+    def _gradient(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
+        n, copies = len(x), 2 * self.draws
+        with torch.enable_grad():
+            z = a.detach().requires_grad_()
+            if copies:
+                noisy = (z + self.noise.to(x)[:, None]).flatten(0, 1)
+                steps = k if isinstance(k, int) else k.repeat(copies)
+                later = self.problem.transition(steps, x.repeat(copies, *[1] * (x.dim() - 1)), noisy)
+                total = self._log_f(steps + 1, later).view(-1, n).logsumexp(0).sum()
+            else:
+                total = self._log_f(k + 1, self.problem.transition(k, x, z)).sum()
+            (gradient,) = torch.autograd.grad(total, z)
+        return gradient
+
+    def _log_f(self, k: int | Tensor, x: Tensor) -> Tensor:
+        if not x.requires_grad:
+            name = type(self.problem).__name__
+            raise ValueError(
+                f"{type(self).__name__} needs a transition that autograd can follow; {name}'s is not "
+                "(policy='NoisePolicy' regresses the noise instead)"
+            )
+        return self.value(k, encode(self.problem, k, x).float())
+
+
+class MlpPolicy(ValueGradientPolicy):
+    """``log f`` is an ensemble of networks."""
+
+    value_class = NeuralValue
+
+
+class LinearPolicy(ValueGradientPolicy):
+    """``log f`` comes from a linear class; the gradient is taken at the controlled mean."""
+
+    def __init__(self, *args: Any, iterations: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, iterations=iterations, **kwargs)
+
+
+class PolynomialPolicy(LinearPolicy):
+    """``log f`` is a polynomial; degree 2 holds every linear-quadratic problem's."""
+
+    value_class = PolynomialValue
+    candidates = ({"times": 8}, {"times": 4})
+
+
+class FourierPolicy(LinearPolicy):
+    """``log f`` is a combination of random Fourier features."""
+
+    value_class = FourierValue
+    candidates = ({"length": 1.0}, {"length": 0.5}, {"length": 2.0})
+
+
+class KernelPolicy(LinearPolicy):
+    """``log f`` is an element of a Gaussian kernel's space."""
+
+    value_class = KernelValue
+    candidates = ({"length": 1.0}, {"length": 0.5}, {"length": 2.0})
+
+
+class RadialPolicy(LinearPolicy):
+    """``f`` is a non-negative combination of Gaussian bumps."""
+
+    value_class = RadialValue
+    candidates = ({"width": 1.0}, {"width": 0.6}, {"width": 1.6})
+
+
+class NoisePolicy(ValuePolicy):
+    """The control as a network, fitted by regression of the noise: for transitions that can't be differentiated.
+
+    With ``gap = log_gain + log f_{k+1}(X_{k+1}) - log f_k(X_k)`` the optimal tilt of the noise is, under any control a,
+
+        a*_k(x) = E[ exp(gap) (a + W) | X_k = x ] = a + E[ (exp(gap) - 1) W | X_k = x ]
+
+    (Girsanov; the subtracted mean is a control variate, and what remains vanishes as a tends to the optimum).
+
+    Args:
+        control_hidden: widths of the control's hidden layers.
+        value_kwargs: arguments of the value's class.
+    """
+
+    value_class = NeuralValue
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        control_hidden: Sequence[int] = (128, 128),
+        **value_kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, problem, **value_kwargs)
+        n_time = time_features(torch.zeros(1), 1).shape[1]
+        n_outputs = int(torch.Size(problem.noise_shape).numel())
+        self.network = EnsembleMLP(self.n_inputs + n_time, n_outputs, control_hidden, members=1)
+
+    def output(self, network: EnsembleMLP, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """Controls ``(n, noise size)`` of ``network`` at encoded states."""
+        time = time_features(self.value.clock[k], len(inputs))
+        return network(torch.cat([self.value.standardise(inputs), time], 1))[0]
+
+    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """See the class."""
+        a = self.output(self.network, k, encode(self.problem, k, x).float())
+        return a.clamp(-self.action_bound, self.action_bound).view(len(x), *self.problem.noise_shape).to(x.dtype)

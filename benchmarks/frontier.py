@@ -1,0 +1,441 @@
+"""The question in the title as a picture: what does a good policy cost regression, and what does it cost RL?
+
+    python benchmarks/frontier.py --agents ppo sac --betas 2 0.5 0.1 --dimensions 2 8 32 --seeds 2
+    python benchmarks/frontier.py report
+
+For each reward strength 1/beta and dimension d of girsanov/GaussianMixture-v0: how many reward queries and how many seconds
+until the score is 0.9? ``pde`` is PDE with adaptive sampling, ``pde-off`` the same from uncontrolled paths alone.
+
+Score: (J - J(0)) / (J_ref - J(0)) of the deterministic policy. J_ref is the Donsker-Varadhan bound beta log E^0 exp(R / beta),
+which no policy of the discrete chain exceeds. It is estimated by importance sampling, from paths of the closed-form control
+with their Girsanov weights, since hardly any uncontrolled path carries it at beta 0.1. (E V_0(X_0) of the closed form will not
+do: it is exact for infinitely many steps only, and with 50 of them good policies score up to 1.6 against it at d = 32.) The
+score of that control itself, clipped to the environment's action bound like the agents', is each cell's ceiling.
+
+Evaluation: the same ``paths`` noises for every agent, seed and point of a cell. The returns of no control and of the closed
+form on them, whose means are known from many more paths, are control variates in a regression: at beta 2 that takes the
+standard error of a score near 0.9 from 0.06 to 0.01 to 0.02.
+
+The point at which a curve reaches 0.9 is the first evaluation whose score, averaged with those before and after it, is at
+least 0.9: one lucky evaluation does not count, nor does the last of a run. Seconds are those of the same evaluation: CPU
+seconds of one thread in training, evaluation left out, so that other processes on the machine change them little.
+
+Killed and started again, ``run`` makes what is missing and repeats no finished run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import tyro
+from frontier_report import CURVES, RESULTS, read, report
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from girsanov.agents import PDE
+from girsanov.baselines import hyperparameters
+from girsanov.baselines.sb3 import make_ppo, make_sac
+from girsanov.envs import make_problem
+from girsanov.envs.env import ProblemEnv
+from girsanov.envs.problem import Estimate, Policy, Problem, rollout
+from girsanov.scoreboard.evaluation import CURVE_SEED, REFERENCE_SEED, generator_on, policy_of
+from girsanov.scoreboard.records import check_writable, provenance, read_json, write_json
+from girsanov.scoreboard.spec import Budget
+
+ENV = "girsanov/GaussianMixture-v0"
+# Like PPO and SAC, PDE has a setting found at beta 0.5 in the plane: more gradient steps a round than its default of 40.
+AgentName = Literal["pde", "pde-off", "ppo", "sac"]
+AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
+    "pde": lambda problem, **kwargs: PDE("MlpPolicy", problem, gradient_steps=150, **kwargs),
+    "pde-off": lambda problem, **kwargs: PDE("MlpPolicy", problem, gradient_steps=150, adaptive=False, **kwargs),
+    "ppo": make_ppo,
+    "sac": make_sac,
+}
+LARGE = {"betas": (5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05), "dimensions": (2, 8, 32, 128), "seeds": 5}
+
+
+class Cell(NamedTuple):
+    """One problem of the grid."""
+
+    beta: float
+    dimension: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"beta{self.beta:g}-d{self.dimension}"
+
+    def problem(self) -> Problem:
+        """On the CPU."""
+        return make_problem(ENV, temperature=self.beta, dimension=self.dimension)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One agent in one cell with one seed.
+
+    Args:
+        agent: a name of ``AGENTS``.
+        beta: temperature.
+        dimension: of the state.
+        seed: of the agent.
+        queries: budget in reward queries.
+        cpu_seconds: budget in CPU seconds of training.
+        paths: common noises behind each evaluation.
+    """
+
+    agent: str
+    beta: float
+    dimension: int
+    seed: int
+    queries: int
+    cpu_seconds: float
+    paths: int = 512
+
+    @property
+    def cell(self) -> Cell:
+        """Where it is made."""
+        return Cell(self.beta, self.dimension)
+
+    @property
+    def name(self) -> str:
+        """Unlike any other run's of the grid."""
+        return f"{self.cell.name}-{self.agent}-seed{self.seed}"
+
+
+# --- what scores are measured against ---------------------------------------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """What the scores of a cell are measured against."""
+
+    uncontrolled: Estimate  # J(0)
+    bound: Estimate  # J_ref
+    closed_form: Estimate  # J of the closed-form control, clipped to the action bound
+    ess_share: float  # of the paths behind the bound
+    paths: int
+
+    def score(self, objective: float) -> float:
+        """0 the pre-trained model, 1 out of reach."""
+        return (objective - self.uncontrolled.mean) / (self.bound.mean - self.uncontrolled.mean)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, problem: Problem, paths: int, batch: int = 4096) -> Reference:
+        """Estimate all of it from ``paths`` uncontrolled and as many controlled paths."""
+        beta, generator, control = problem.temperature, generator_on(problem, REFERENCE_SEED), closed_form(problem)
+        nothing, controlled, log_weights = [], [], []
+        for start in range(0, paths, batch):
+            n = min(batch, paths - start)
+            nothing.append(rollout(problem, None, n, generator).reward.double())
+            found = rollout(problem, control, n, generator)
+            controlled.append(_returns(problem, found))
+            log_weights.append((found.reward / beta + found.log_ratios.sum(0)).double())
+        log_weight = torch.cat(log_weights)
+        log_mean = torch.logsumexp(log_weight, 0) - math.log(paths)
+        weight = torch.exp(log_weight - log_mean)  # mean 1
+        bound = Estimate(beta * float(log_mean), beta * float(weight.std()) / math.sqrt(paths))  # delta method
+        share = float(weight.sum() ** 2 / weight.square().sum()) / paths
+        return cls(Estimate.of(torch.cat(nothing)), bound, Estimate.of(torch.cat(controlled)), share, paths)
+
+    @classmethod
+    def cached(cls, cell: Cell, paths: int, out: Path) -> Reference:
+        """From the cell's file, written if it is not there; a ValueError names one that was made from other numbers."""
+        path = out / "cells" / f"{cell.name}.json"
+        if not path.is_file():
+            made = {
+                name: v._asdict() if isinstance(v, Estimate) else v
+                for name, v in cls.of(cell.problem(), paths)._asdict().items()
+            }
+            write_json(path, {"env": ENV, **cell._asdict(), **made, **provenance()})
+        found = read_json(path)
+        if found["paths"] != paths:
+            raise ValueError(f"{path} was made with reference-paths {found['paths']}, not {paths}; use another --out")
+        uncontrolled, bound, controlled = (Estimate(**found[name]) for name in ("uncontrolled", "bound", "closed_form"))
+        return cls(uncontrolled, bound, controlled, found["ess_share"], paths)
+
+
+def closed_form(problem: Any) -> Policy:
+    """The problem's closed-form control within the action bound of its environment."""
+    bound = ProblemEnv(problem).action_bound
+    return lambda k, x: problem.reference_control(k, x).clamp(-bound, bound)
+
+
+def _returns(problem: Problem, paths: Any) -> Tensor:
+    return (paths.reward - problem.temperature * paths.kl).double()
+
+
+class Yardstick:
+    """Measures policies of one cell on noises that are the same for all of them.
+
+    Args:
+        problem: of the cell.
+        reference: of the cell.
+        paths: how many noises.
+    """
+
+    def __init__(self, problem: Problem, reference: Reference, paths: int) -> None:
+        self.problem, self.reference, self.paths = problem, reference, paths
+        known = ((None, reference.uncontrolled.mean), (closed_form(problem), reference.closed_form.mean))
+        controls = [self._run(policy)[0] - mean for policy, mean in known]
+        self._design = torch.stack([torch.ones_like(controls[0]), *controls], 1)
+        self._inverse = torch.linalg.inv(self._design.T @ self._design)
+
+    @torch.no_grad()
+    def _run(self, policy: Policy | None) -> tuple[Tensor, float]:
+        paths = rollout(self.problem, policy, self.paths, generator_on(self.problem, CURVE_SEED))
+        return _returns(self.problem, paths), float(paths.kl.mean())
+
+    def measure(self, policy: Policy | None) -> dict[str, float]:
+        """Objective and score with their standard errors (the reference taken as exact: it is the same for all), and KL."""
+        returns, kl = self._run(policy)
+        coefficients = self._inverse @ (self._design.T @ returns)
+        residual = returns - self._design @ coefficients
+        variance = residual.square().sum() / (self.paths - len(coefficients)) * self._inverse[0, 0]
+        mean, stderr = float(coefficients[0]), math.sqrt(float(variance))
+        room = self.reference.bound.mean - self.reference.uncontrolled.mean
+        return {
+            "objective": mean,
+            "objective_stderr": stderr,
+            "kl": kl,
+            "score": self.reference.score(mean),
+            "score_stderr": stderr / room,
+        }
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def evaluation_points(budget: int) -> list[int]:
+    """Reward queries to evaluate at: 0, then multiples of 50 (a round of PDE) in ratios of about 1.25, then the budget."""
+    points = {50 * round(1.25**k) for k in range(math.ceil(math.log(max(budget, 50) / 50, 1.25)) + 1)}
+    return sorted({0, *(point for point in points if point < budget), budget})
+
+
+class Curve(BaseCallback):
+    """Evaluates the model when it has learnt from each number of reward queries; ends the run when its time is up.
+
+    Args:
+        yardstick: measures the policy.
+        points: reward queries, ascending.
+        cpu_seconds: limit of training.
+        on_row: called with each evaluation.
+    """
+
+    def __init__(
+        self, yardstick: Yardstick, points: Sequence[int], cpu_seconds: float, on_row: Callable[[dict[str, Any]], None]
+    ) -> None:
+        super().__init__()
+        self.yardstick, self.due, self.limit, self.on_row = yardstick, list(points), cpu_seconds, on_row
+        self.in_time = True
+        self._last, self._before, self._since = -1, 0.0, time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds of training so far."""
+        return self._before + time.process_time() - self._since
+
+    def spent(self) -> dict[str, float]:
+        """All three units of cost."""
+        model: Any = self.model
+        steps, lanes = model.num_timesteps, model.n_envs
+        # all lanes end together, so an SB3 agent has seen whole rounds of them only
+        queries = getattr(model, "reward_queries", lanes * (steps // lanes // self.yardstick.problem.horizon))
+        return {"queries": queries, "env_steps": steps, "seconds": round(self.seconds, 3)}
+
+    def _on_training_start(self) -> None:
+        self._since = time.process_time()
+
+    def _on_rollout_start(self) -> None:  # the model has just been trained on all that it has seen
+        if self.due and self.spent()["queries"] >= self.due[0]:
+            self._look()
+
+    def _on_step(self) -> bool:
+        self.in_time = self.seconds < self.limit
+        return self.in_time
+
+    def _on_training_end(self) -> None:
+        if self.spent()["queries"] > self._last:
+            self._look()
+
+    def _look(self) -> None:
+        spent, policy = self.spent(), self.model.policy
+        self._last = int(spent["queries"])
+        self.due = [point for point in self.due if point > self._last]
+        self._before, training = self.seconds, policy.training
+        policy.set_training_mode(False)
+        with torch.random.fork_rng([]):  # training goes on as if nobody had looked
+            found = self.yardstick.measure(policy_of(self.model, self.yardstick.problem))
+        policy.set_training_mode(training)
+        self.on_row({**spent, **found})
+        self._since = time.process_time()
+
+
+def execute(run: Run, out: Path, reference_paths: int, command: str) -> dict[str, Any]:
+    """Make one run, every evaluation a line of ``curves.jsonl`` at once, and return its last line."""
+    torch.set_num_threads(1)
+    problem, reference = run.cell.problem(), Reference.cached(run.cell, reference_paths, out)
+    yardstick = Yardstick(problem, reference, run.paths)
+    model = AGENTS[run.agent](problem, seed=run.seed, device="cpu")
+    attempt = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{os.getpid()}"  # tells a finished run from one that was killed
+    head = {"run": run.name, "attempt": attempt}
+    cell = {"beta": run.beta, "dimension": run.dimension, "agent": run.agent, "seed": run.seed}
+
+    def on_row(row: dict[str, Any]) -> None:
+        append(out / CURVES, {"kind": "row", **head, **cell, **row})
+
+    curve = Curve(yardstick, evaluation_points(run.queries), run.cpu_seconds, on_row)
+    outcome = "queries spent"
+    try:
+        model.learn(Budget(run.queries).timesteps(problem.horizon, model.n_envs), curve)
+        outcome = outcome if curve.in_time else "seconds spent"
+    except ValueError as error:  # SB3's distributions refuse NaN, a problem an infinite reward: the policy diverged
+        outcome = f"diverged: {str(error).splitlines()[0][:100]}"
+    end = {
+        "kind": "end", **head, "outcome": outcome, **curve.spent(), "settings": asdict(run),
+        "hyperparameters": _hyperparameters(run.agent, model, problem), "command": command,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **provenance(),
+    }  # fmt: skip
+    append(out / CURVES, end)
+    return end
+
+
+def _hyperparameters(agent: str, model: Any, problem: Problem) -> dict[str, Any]:
+    tables = {"ppo": hyperparameters.PPO, "sac": hyperparameters.SAC}
+    if agent in tables:
+        return hyperparameters.settings_for(tables[agent], problem)
+    values = {name: getattr(model, name) for name in model.hyperparameters}
+    return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add one line of JSON in a single write, so that two processes may share the file; end a torn one before it."""
+    with path.open("a+b") as file:
+        torn = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
+        file.write(b"\n" * torn + json.dumps(line, allow_nan=False).encode() + b"\n")  # one write: shorter than the buffer
+
+
+def missing(runs: Sequence[Run], out: Path) -> list[Run]:
+    """The runs that are not finished; a ValueError names one that was made with other settings."""
+    done = read(out)
+    for run in runs:
+        if run.name in done and (found := done[run.name][0]["settings"]) != asdict(run):
+            differs = "; ".join(
+                f"{key} {found.get(key)}, not {value}" for key, value in asdict(run).items() if found.get(key) != value
+            )
+            raise ValueError(f"{out / CURVES} holds {run.name} with other settings ({differs}); use another --out")
+    return [run for run in runs if run.name not in done]
+
+
+def run(
+    agents: tuple[AgentName, ...] = ("pde", "pde-off", "ppo", "sac"),
+    betas: tuple[float, ...] = (2.0, 0.5, 0.1),
+    dimensions: tuple[int, ...] = (2, 8, 32),
+    seeds: int = 2,
+    large: bool = False,
+    pde_queries: int = 4_000,
+    ppo_queries: int = 16_000,
+    sac_queries: int = 4_000,
+    cpu_seconds: float = 300.0,
+    paths: int = 512,
+    reference_paths: int = 1 << 17,
+    workers: int = 1,
+    out: Path = RESULTS,
+) -> None:
+    """Make every run of the grid that is not finished, the first seed of all cells first.
+
+    Args:
+        agents: pde (adaptive sampling), pde-off (uncontrolled paths alone), ppo, sac.
+        betas: temperatures; the reward's strength is 1/beta.
+        dimensions: even.
+        seeds: 0, 1, ... of each agent in each cell.
+        large: the larger grid instead: 7 betas, 4 dimensions, 5 seeds.
+        pde_queries: budget of pde and of pde-off in reward queries.
+        ppo_queries: of PPO.
+        sac_queries: of SAC.
+        cpu_seconds: of training, for each run.
+        paths: common noises behind each evaluation.
+        reference_paths: uncontrolled, and as many controlled, paths behind the reference of each cell.
+        workers: runs at a time, one thread each.
+        out: folder of everything.
+    """
+    if large:
+        betas, dimensions, seeds = LARGE["betas"], LARGE["dimensions"], LARGE["seeds"]  # type: ignore[assignment]
+    _check("agents", agents, "names, each once,", lambda name: name in AGENTS)
+    _check("betas", betas, "positive numbers, each once,", lambda beta: math.isfinite(beta) and beta > 0)
+    _check("dimensions", dimensions, "even numbers of at least 2, each once,", lambda d: d >= 2 and d % 2 == 0)
+    counts = {"seeds": seeds, "pde-queries": pde_queries, "ppo-queries": ppo_queries, "sac-queries": sac_queries}
+    for name, value in {**counts, "workers": workers}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    for name, value in {"paths": paths, "reference-paths": reference_paths}.items():
+        if value < 16:
+            raise ValueError(f"{name} must be at least 16; got {value}")
+    if not (math.isfinite(cpu_seconds) and cpu_seconds > 0):
+        raise ValueError(f"cpu-seconds must be a positive number; got {cpu_seconds}")
+    check_writable(out)
+    budgets = {"pde": pde_queries, "pde-off": pde_queries, "ppo": ppo_queries, "sac": sac_queries}
+    grid = itertools.product(range(seeds), dimensions, betas, agents)
+    runs = [Run(agent, beta, d, seed, budgets[agent], cpu_seconds, paths) for seed, d, beta, agent in grid]
+    todo = missing(runs, out)
+    print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished", flush=True)
+    torch.set_num_threads(1)
+    for cell in dict.fromkeys(run.cell for run in todo):
+        Reference.cached(cell, reference_paths, out)
+    command = " ".join(["python", "benchmarks/frontier.py", shlex.join(sys.argv[1:])])
+    for number, end in enumerate(_executed(todo, out, reference_paths, command, workers), 1):
+        figures = f"{end['queries']:,} queries, {end['seconds']:.0f} CPU s ({end['outcome']})"
+        print(f"[{number}/{len(todo)}] {end['run']}: {figures}", flush=True)
+
+
+def _check(name: str, given: Sequence[Any], allowed: str, good: Callable[[Any], bool]) -> None:
+    if not given or len(set(given)) < len(given) or not all(good(value) for value in given):
+        raise ValueError(f"{name} must be {allowed} at least one; got {' '.join(map(str, given)) or 'none'}")
+
+
+def _executed(todo: Sequence[Run], out: Path, reference_paths: int, command: str, workers: int) -> Iterator[dict[str, Any]]:
+    if workers == 1:
+        yield from (execute(run, out, reference_paths, command) for run in todo)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(execute, run, out, reference_paths, command) for run in todo]
+        try:
+            yield from (future.result() for future in as_completed(futures))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``report ...`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["report"]:
+            tyro.cli(report, args=given[1:], prog="frontier.py report")
+        else:
+            tyro.cli(run, args=given, prog="frontier.py", description=__doc__)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""benchmarks/rates.py: the regret identity against closed forms, slopes of known curves, what is resumed, what is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from girsanov.envs import make_problem
+from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.envs.problem import objective
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import rates  # noqa: E402
+import rates_report as rr  # noqa: E402
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def few_paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Measure on few paths: a yardstick of its own for each test."""
+    monkeypatch.setattr(rates, "PATHS", 512)
+    rates.yardstick.cache_clear()
+    yield
+    rates.yardstick.cache_clear()
+
+
+def chain(**kwargs: Any) -> LinearQuadratic:
+    problem = make_problem("girsanov/LinearQuadratic-v0", **kwargs)
+    assert isinstance(problem, LinearQuadratic)
+    return problem
+
+
+# --- the regret -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"temperature": 2.0}, {"temperature": 1.0, "dimension": 2, "steps": 5}])
+def test_regret_is_the_optimal_objective_less_the_objective(kwargs: dict[str, Any]) -> None:
+    """Also for few and long steps, where C^T P C is no small part of S; a policy wrong in size and in direction."""
+    problem = chain(**kwargs)
+
+    def wrong(k: int, x: Tensor) -> Tensor:
+        return 0.3 * problem.optimal_control(k, x).flip(1) + 0.2 * x.sin()
+
+    found = rates.regret(problem, wrong, 20_000, generator(1))
+    worth = objective(problem, wrong, 20_000, generator(2)).objective
+    gap = problem.optimal_objective() - worth.mean
+    assert abs(found.mean - gap) < 4 * math.hypot(found.stderr, worth.stderr)
+    assert worth.stderr < 0.05 * gap  # the test is sharp
+    near = rates.regret(problem, lambda k, x: 0.9 * problem.optimal_control(k, x), 20_000, generator(1))
+    assert near.stderr < 0.02 * near.mean and near.stderr < 0.05 * worth.stderr  # where differences would be noise
+
+
+def test_regret_without_control_is_exact_where_it_is_known() -> None:
+    """One step, no rewards but a linear one: a* = C^T q / beta and the regret of no control is |C^T q|^2 / (2 beta)."""
+    noise, slope = torch.tensor([[1.0, 0.5], [0.0, 2.0]]), torch.tensor([0.3, -0.4])
+    problem = LinearQuadratic(
+        drift_matrix=torch.eye(2), noise_matrix=noise, terminal_matrix=torch.zeros(2, 2), terminal_slope=slope,
+        horizon=1, temperature=0.7,
+    )  # fmt: skip
+    found = rates.regret(problem, None, 16, generator())
+    assert found.mean == pytest.approx(float((noise.T @ slope).square().sum()) / 1.4, rel=1e-6) and found.stderr < 1e-6
+    assert rates.regret(problem, problem.optimal_control, 16, generator()).mean == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_price_of_control_alone_is_not_its_regret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S without ``C^T P C``, as in continuous time, would be off by more than ten standard errors at five steps."""
+    problem = chain(steps=5)
+    right = rates.regret(problem, None, 4096, generator())
+    worth = objective(problem, None, 50_000, generator(2)).objective
+    assert abs(right.mean - problem.optimal_objective() + worth.mean) < 4 * math.hypot(right.stderr, worth.stderr)
+    eye = problem.temperature * torch.eye(4, dtype=torch.float64)
+    monkeypatch.setattr(rates, "curvatures", lambda problem: eye.expand(problem.horizon, 4, 4))
+    assert rates.regret(problem, None, 4096, generator()).mean < right.mean - 10 * math.hypot(right.stderr, worth.stderr)
+
+
+def test_the_optimum_measures_as_nothing_and_no_control_as_all() -> None:
+    ruler = rates.yardstick(2.0, 4)
+    assert ruler.control(ruler.problem.optimal_control) == {"control": 0.0, "regret": 0.0, "regret_stderr": 0.0}
+    nothing = ruler.control(lambda k, x: torch.zeros_like(x))
+    assert nothing["control"] == 1.0
+    assert abs(nothing["regret"] - ruler.room) < 5 * nothing["regret_stderr"] < 0.5 * ruler.room
+
+
+# --- slopes -----------------------------------------------------------------------------------------------------------
+
+
+def test_slope_of_a_power_law_and_its_interval() -> None:
+    exact = rr.fit_slope({n: [3.0 * n**-0.5] * 3 for n in (100, 200, 400, 3000)})
+    assert exact.slope == pytest.approx(-0.5) and exact.low == pytest.approx(-0.5) and exact.high == pytest.approx(-0.5)
+    assert exact.meets("energy") and not exact.meets("regret")
+    rng = np.random.default_rng(1)
+    hits, widths = 0, []
+    for _ in range(60):
+        noisy = {n: list(n**-1.0 * np.exp(0.3 * rng.standard_normal(5))) for n in (100, 200, 400, 800, 1600)}
+        found = rr.fit_slope(noisy, draws=300)
+        hits += found.low <= -1.0 <= found.high
+        widths.append(found.high - found.low)
+    assert hits >= 45  # five seeds: somewhat less than 95%
+    assert 0.1 < np.median(widths) < 0.6
+
+
+@pytest.mark.parametrize("groups", [{}, {100: [1.0]}, {100: [1.0], 200: [0.0]}, {100: [1.0], 200: []}])
+def test_a_slope_needs_positive_values_at_two_numbers(groups: dict[float, list[float]]) -> None:
+    with pytest.raises(ValueError, match="groups must hold positive values at two numbers n or more; got"):
+        rr.fit_slope(groups)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
+    for quick in (True, False):
+        every = rates.jobs(("rates", "size", "rl"), quick)
+        assert len(set(every)) == len(every)
+    only = rates.jobs(("rates",))
+    assert {job.study for job in only} == {"rates"} and [job.seed for job in only] == sorted(job.seed for job in only)
+    full = [j for j in only if (j.method, j.temperature, j.dimension) == ("polynomial", 2.0, 4) and j.seed == 0]
+    assert [j.n for j in full] == [500, 1000, 2000, 4000, 8000, 16_000, 32_000]
+
+
+def test_more_trajectories_bring_the_known_model_near_the_truth() -> None:
+    few, many = (rates.execute(rates.Job("rates", 2.0, 4, "polynomial-fresh", n, 0))[0] for n in (100, 1000))
+    assert few["n"] == 100 and 0 < many["seconds"]
+    for measure in ("energy", "integral", "control"):
+        assert many[measure] < 0.5 * few[measure] < 0.1
+    assert many["regret"] < 0.25 * few["regret"]
+
+
+def test_the_same_job_gives_the_same_row_and_another_seed_another() -> None:
+    rows = [rates.execute(rates.Job("size", 2.0, 4, "times", 60, seed, 3))[0] for seed in (0, 0, 1)]
+    assert rows[0]["energy"] == rows[1]["energy"] != rows[2]["energy"]
+    assert set(rows[0]) == {"n", "seconds", "energy", "integral"}
+
+
+def test_rl_ends_when_its_seconds_or_its_trajectories_are_spent() -> None:
+    rows = rates.execute(rates.Job("rl", 2.0, 4, "ppo", 64, 0, cpu_seconds=60.0))
+    assert [row["n"] for row in rows] == [64] and rows[0]["regret"] > 0
+    rows = rates.execute(rates.Job("rl", 2.0, 4, "sac", 10_000, 0, cpu_seconds=0.05))
+    assert rows[-1]["n"] < 60
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def tiny(studies: Any, quick: bool = False) -> list[rates.Job]:
+    every = [rates.Job("rates", 2.0, 4, "polynomial", n, s) for n in (40, 80) for s in (0, 1)]
+    every += [rates.Job("size", 2.0, 4, "times", 60, 0, size) for size in (2, 4)]
+    every += [rates.Job("rl", 2.0, 4, "ppo", 32, 0, cpu_seconds=1.0)]
+    return [job for job in every if job.study in studies]
+
+
+def test_run_is_resumed_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rates, "jobs", tiny)
+    assert rates.main(["--studies", "rates", "--out", str(tmp_path)]) == 0
+    before = (tmp_path / rr.ROWS).read_text()
+    (tmp_path / rr.ROWS).write_text(before + before[:40])  # torn by a kill
+    assert rates.main(["--out", str(tmp_path)]) == 0
+    assert "4 of 7 jobs are finished" in capsys.readouterr().out
+    lines = rr.read(tmp_path)
+    assert [line["job"] for line in lines] == [asdict(job) for job in tiny(("rates", "size", "rl"))]
+    assert all(line["versions"]["torch"] and line["finished"] and line["command"] for line in lines)
+    after = (tmp_path / rr.ROWS).read_text()
+    assert rates.main(["--out", str(tmp_path)]) == 0
+    assert (tmp_path / rr.ROWS).read_text() == after
+
+    assert rates.main(["report", "--out", str(tmp_path)]) == 0
+    text, found = (tmp_path / "report.md").read_text(), json.loads((tmp_path / "report.json").read_text())
+    assert "## Slopes" in text and "## Size of the class" in text and "## PPO and SAC" in text
+    entry = found["entries"][0]
+    assert entry["seeds"] == 2 and set(entry["slopes"]) == set(rr.MEASURES)
+    assert entry["medians"]["regret"]["40"] == pytest.approx(np.median([line["rows"][0]["regret"] for line in lines[:2]]))
+    assert (tmp_path / "rates.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def line(n: int, energy: float | None, method: str = "polynomial") -> dict[str, Any]:
+    made = {"command": "c", "hardware": {"cpu": "x", "cores": 2, "system": "s"}, "versions": {"torch": "2"}}
+    rows = [{"n": n, "seconds": 30.0, "energy": energy, "regret": n**-0.6}]
+    return {"job": asdict(rates.Job("rates", 2.0, 4, method, n, 0)), "rows": rows, "regret_without_control": 0.3, **made}
+
+
+def test_what_meets_its_target_is_bold_and_what_blew_up_is_said() -> None:
+    lines = [line(100, 0.1), line(400, 0.05), line(1600, None)]
+    summary = rr.summarise(lines, rr.collect(lines))
+    slopes = summary["entries"][0]["slopes"]
+    assert slopes["energy"]["slope"] == pytest.approx(-0.5) and slopes["energy"]["meets_target"]
+    assert slopes["regret"]["slope"] == pytest.approx(-0.6) and not slopes["regret"]["meets_target"]
+    text = rr.markdown(summary)
+    assert "**-0.50 [-0.50, -0.50]** | - | - | -0.60 [-0.60, -0.60] |" in text and "blew up" in text
+    assert summary["cpu_minutes"] == 1.5
+    drawn = rr.draw(rr.collect(lines), summary).axes[0].lines[0]
+    assert list(drawn.get_xdata()) == [100, 400] and "(-0.50)" in drawn.get_label()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--studies", "rl", "rl"], "studies must be names, each once, at least one; got rl rl"),
+        (["--studies"], "studies must be names, each once, at least one; got none"),
+        (["report"], "out must hold finished jobs (rows.jsonl); found none in"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rates.main([*arguments, "--out", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "new").exists()
