@@ -267,7 +267,7 @@ class PolynomialValue(ExponentialValue):
             raise ValueError(f"degree must be at least 1; got {degree!r}")
         if interaction is None:
             interaction = degree if math.comb(n_inputs + degree, degree) <= 500 else 1
-        powers = [()]
+        powers: list[tuple[int, ...]] = [()]
         for size in range(1, degree + 1):
             if interaction == 1:
                 powers += [(i,) * size for i in range(n_inputs)]
@@ -319,7 +319,7 @@ class FourierValue(ExponentialValue):
     """
 
     def __init__(
-        self, n_inputs: int, horizon: int, features: int = 200, length: float = 1.0, times: int = 8, radius: float = 1e6
+        self, n_inputs: int, horizon: int, features: int = 100, length: float = 1.0, times: int = 6, radius: float = 1e6
     ) -> None:
         super().__init__(n_inputs, horizon, 1 + n_inputs + features, times)
         self.radius, self.length = radius, length
@@ -357,7 +357,7 @@ class KernelValue(ExponentialValue):
     """
 
     def __init__(
-        self, n_inputs: int, horizon: int, centres: int = 200, length: float = 1.0, times: int = 8, radius: float = 1e6
+        self, n_inputs: int, horizon: int, centres: int = 100, length: float = 1.0, times: int = 6, radius: float = 1e6
     ) -> None:
         super().__init__(n_inputs, horizon, 1 + n_inputs + centres, times)
         self.radius, self.length = radius, length
@@ -403,7 +403,7 @@ class RadialValue(LinearValue):
     linear_in_weights = True
 
     def __init__(
-        self, n_inputs: int, horizon: int, centres: int = 300, width: float = 1.0, span: float = 0.1, floor: float = 1e-6
+        self, n_inputs: int, horizon: int, centres: int = 200, width: float = 1.0, span: float = 0.1, floor: float = 1e-6
     ) -> None:
         super().__init__(n_inputs, horizon, centres, times=1)
         self.width, self.span, self.floor = width, span, floor

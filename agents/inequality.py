@@ -30,7 +30,7 @@ def solve_ball(matrix: Tensor, vector: Tensor, radius: float) -> Tensor:
     return torch.linalg.solve(matrix + unit * 10**high * eye, vector)
 
 
-def solve_positive(matrix: Tensor, vector: Tensor, max_pivots: int = 3000) -> Tensor:
+def solve_positive(matrix: Tensor, vector: Tensor, max_pivots: int = 200) -> Tensor:
     """The variational inequality over the cone ``w >= 0``: ``(A w - b)^T (u - w) >= 0`` for all ``u >= 0``.
 
     Block principal pivoting (Portugal, Judice and Vicente 1994) with a single-pivot fallback, exact for positive

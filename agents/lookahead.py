@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,16 +112,17 @@ class Generator(Lookahead):
         eye = torch.eye(z[0].numel(), dtype=z.dtype, device=z.device).view(-1, 1, *z.shape[1:])
         return [(one.expand_as(z), 1.0) for one in eye]
 
-    def _expanded(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[tuple[tuple[Tensor, ...], ...]]:
+    def _expanded(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[tuple[Any, Any, Any]]:
         """Value, first and second derivative of each output of ``function(z)`` along each direction, at ``z = 0``."""
         z = x.new_zeros(len(x), *self.problem.noise_shape)
         rows = []
         for direction, _ in self._directions(z):
 
-            def first(at: Tensor, along: Tensor = direction) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            def first(at: Tensor, along: Tensor = direction) -> Any:
                 return torch.func.jvp(function, (at,), (along,))
 
-            (value, slope), (_, curvature) = torch.func.jvp(first, (z,), (direction,))
+            expansion: Any = torch.func.jvp(first, (z,), (direction,))
+            (value, slope), (_, curvature) = expansion
             rows.append((value, slope, curvature))
         return rows
 

@@ -85,6 +85,7 @@ class PDE(ProblemAgent):
         "NoisePolicy": NoisePolicy,
     }
     policy: ValuePolicy
+    draws: int
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("n_uncontrolled", "adaptive", "gradient_steps", "batch_size", "mean_span", "lookahead", "draws", "max_weight"),
@@ -233,7 +234,8 @@ class PDE(ProblemAgent):
         low, high = data.bounds
         old = (math.inf, -math.inf) if anew else value.bounds.tolist()
         bounds = torch.tensor([min(low, old[0]), max(high, old[1])])
-        for one in (value, self.learner["value"]):
+        twin: Any = self.learner["value"]
+        for one in (value, twin):
             if anew:
                 self._place(one, data)
             one.bounds.copy_(bounds)
@@ -296,7 +298,7 @@ class PDE(ProblemAgent):
             weight = densities(value, batch, self.max_weight)
             noise, control = data.noises[row, visit].flatten(1), data.controls[row, visit].flatten(1)
             target = (control + capped_exp(gap)[:, None] * noise).float()
-        network = self.learner["noise"]
+        network: Any = self.learner["noise"]
         return (weight[:, None] * (policy.output(network, batch.k, batch.x) - target).square()).mean()
 
     def _solve(self, parts: Iterable[Replay], cold: bool) -> None:
@@ -328,7 +330,7 @@ class PDE(ProblemAgent):
         self._start_learner()
         self.logger.record("train/ridge", fit.ridge)
         self.logger.record("train/held_out_residual", fit.held_out)
-        self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.count.clamp(min=1)))
+        self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.total.clamp(min=1)))
 
 
 _RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -354,7 +356,8 @@ class _Parts:
             if not isinstance(recording, Recording):
                 raise ValueError(f"data must yield Trajectories or Recordings; got {type(recording).__name__}")
             device = self.agent.device
-            recording = Recording(*(None if t is None else t.to(device) for t in recording))
+            moved: list[Any] = [None if t is None else t.to(device) for t in recording]
+            recording = Recording(*moved)
             replay = Replay.of(self.agent.problem, recording)
             count += int(replay.seen.sum())
             yield replay

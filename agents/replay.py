@@ -8,7 +8,7 @@ Under any known control everything stays unbiased for the same linear equation, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,25 +52,28 @@ class Replay(NamedTuple):
         one = torch.ones_like(terminal)
         return cls(steps, recording.states, inputs, weight, reward, terminal, seen, one, noises, controls)
 
-    def __getitem__(self, rows: Tensor) -> Replay:  # type: ignore[override]
+    def at(self, rows: Tensor) -> Replay:
         """The paths at ``rows``."""
-        return Replay(*(None if part is None else part[rows] for part in tuple(self)))
+        parts: list[Any] = [None if part is None else part[rows] for part in self]
+        return Replay(*parts)
 
     @staticmethod
     def joined(parts: list[Replay]) -> Replay:
         """All paths of ``parts``; noises are kept where all parts have them and were seen equally often."""
         most = max(part.steps.shape[1] for part in parts)
         parts = [part._padded(most) for part in parts]
-        columns = zip(*(tuple(part) for part in parts), strict=True)
-        return Replay(*(None if any(c is None for c in column) else torch.cat(column) for column in columns))
+        columns: Any = zip(*parts, strict=True)
+        joined: list[Any] = [None if any(c is None for c in column) else torch.cat(column) for column in columns]
+        return Replay(*joined)
 
     def _padded(self, visits: int) -> Replay:
         """The same paths, their last visit repeated."""
         missing = visits - self.steps.shape[1]
         if not missing:
             return self
-        last = [torch.cat([part, part[:, -1:].expand(-1, missing, *part.shape[2:])], 1) for part in tuple(self)[:5]]
-        return Replay(*last, *tuple(self)[5:8])
+        parts: list[Any] = list(self)
+        last = [torch.cat([part, part[:, -1:].expand(-1, missing, *part.shape[2:])], 1) for part in parts[:5]]
+        return Replay(*last, *parts[5:8])
 
     @property
     def n(self) -> int:

@@ -27,7 +27,7 @@ class Split(NamedTuple):
         """Hold out every ``share``-th path of the first part, if that leaves enough to judge by."""
         first = next(iter(parts))
         held = torch.arange(first.n, device=first.steps.device)[share - 1 :: share][:_MOST_HELD]
-        return cls(parts, first[held] if len(held) >= 4 and bool(first.seen[held].any()) else None)
+        return cls(parts, first.at(held) if len(held) >= 4 and bool(first.seen[held].any()) else None)
 
     def train(self, share: int = 5) -> Iterator[Replay]:
         """The parts without the paths held out."""
@@ -37,7 +37,7 @@ class Split(NamedTuple):
             else:
                 rows = torch.arange(part.n, device=part.steps.device)
                 lent = (rows % share == share - 1) & (rows < share * self.held.n)
-                yield part[rows[~lent]]
+                yield part.at(rows[~lent])
 
 
 @torch.no_grad()

@@ -124,8 +124,16 @@ class MlpPolicy(ValueGradientPolicy):
 class LinearPolicy(ValueGradientPolicy):
     """``log f`` comes from a linear class; the gradient is taken at the controlled mean."""
 
-    def __init__(self, *args: Any, iterations: int = 3, **kwargs: Any) -> None:
-        super().__init__(*args, iterations=iterations, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        draws: int = 0,
+        iterations: int = 3,
+        **value_kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, problem, draws, iterations, **value_kwargs)
 
 
 class PolynomialPolicy(LinearPolicy):

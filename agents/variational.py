@@ -83,7 +83,7 @@ class System(NamedTuple):
     matrix: Tensor  # (M, M): sum of weight * tau (tau - exp(gap) tau')^T
     residual: Tensor  # (M,): sum of weight * tau (exp(gap) - 1)
     divergence: Tensor  # (): sum of weight * (exp(gap) - gap - 1)
-    count: Tensor  # (): number of observations
+    total: Tensor  # (): number of observations
 
     def plus(self, other: System) -> System:
         """Both data sets together."""
@@ -127,7 +127,7 @@ class _Sums:
         self.matrix = torch.zeros(times * times, features * features, dtype=torch.float64, device=device)
         self.residual = torch.zeros(times, features, dtype=torch.float64, device=device)
         self.divergence = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def paths(
@@ -179,10 +179,11 @@ class _Sums:
             tested = tested * (1 + excess)[:, None]
         self._add(torch.outer(time, time), tested.T @ here.space)
         if not terminal:
-            carried = later.space * (1 + excess)[:, None] if value.linear_in_weights else later.space
+            exact = value.linear_in_weights and not risk_neutral
+            carried = later.space * (1 + excess)[:, None] if exact else later.space
             self._add(-torch.outer(time, value.time_table[later_k]), tested.T @ carried)
         self.divergence += (weight * divergence(gap)).sum()
-        self.count += len(rows)
+        self.total += len(rows)
 
     def _add(self, time: Tensor, space: Tensor) -> None:
         self.pending.append((time.flatten(), space.flatten()))
@@ -198,7 +199,7 @@ class _Sums:
     def result(self) -> System:
         t, m = self.times, self.features
         matrix = self.matrix.view(t, t, m, m).transpose(1, 2).reshape(t * m, t * m)
-        return System(matrix, self.residual.flatten(), self.divergence, self.count)
+        return System(matrix, self.residual.flatten(), self.divergence, self.total)
 
 
 def _groups(k: Tensor, later_k: Tensor) -> list[tuple[Tensor, int, int]]:

@@ -102,15 +102,15 @@ class Job:
 
 
 def jobs(studies: Sequence[str], quick: bool = False) -> list[Job]:
-    """The whole benchmark, the first seed of each study first."""
+    """The whole benchmark, of each study the first seed of every line, then the others line by line."""
     ns = [500 * 2**i for i in range(7)]
     lines = [  # temperature, dimension, method, numbers of trajectories, seeds
         (2.0, 4, "polynomial", ns, 5),
+        (0.5, 4, "polynomial", ns, 5),
         (2.0, 4, "polynomial-fresh", ns, 5),
+        (2.0, 8, "polynomial", ns, 3),
         (2.0, 4, "kernel", ns[:6], 5),
         (2.0, 4, "network", ns, 3),
-        (0.5, 4, "polynomial", ns, 5),
-        (2.0, 8, "polynomial", ns, 3),
     ]
     sizes = [("times", 0.5, (1, 2, 3, 4, 6, 8, 12, 16, 24), 3), ("centres", 2.0, (10, 20, 40, 80, 160), 2)]
     many, rl_n, rl_seeds, seconds = (500, 8000), 20_000, 2, 60.0
@@ -120,10 +120,10 @@ def jobs(studies: Sequence[str], quick: bool = False) -> list[Job]:
     out = []
     if "rates" in studies:
         every = [Job("rates", b, d, m, n, s) for b, d, m, grid, count in lines for n in grid for s in range(count)]
-        out += sorted(every, key=lambda job: job.seed)
+        out += sorted(every, key=lambda job: job.seed > 0)
     if "size" in studies:
         every = [Job("size", b, 4, m, n, s, z) for m, b, grid, count in sizes for z in grid for n in many for s in range(count)]
-        out += sorted(every, key=lambda job: job.seed)
+        out += sorted(every, key=lambda job: job.seed > 0)
     if "rl" in studies:
         out += [Job("rl", 2.0, 4, m, rl_n, s, cpu_seconds=seconds) for m in RL for s in range(rl_seeds)]
     return out

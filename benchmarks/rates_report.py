@@ -32,11 +32,11 @@ COLOURS = {name: f"C{i}" for i, name in enumerate(NAMES)}
 
 
 class Slope(NamedTuple):
-    """Slope of the line through the medians on logarithmic axes, with a 95% bootstrap interval."""
+    """Slope of the line through the medians on logarithmic axes, and its 95% bootstrap interval; None with a single seed."""
 
     slope: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def meets(self, measure: str) -> bool:
         """Whether the slope itself is within the target of ``measure``."""
@@ -44,6 +44,8 @@ class Slope(NamedTuple):
         return abs(self.slope - middle) <= half
 
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.slope:.2f}"
         return f"{self.slope:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
@@ -71,11 +73,14 @@ def fit_slope(groups: Mapping[float, Sequence[float]], draws: int = 2000) -> Slo
         raise ValueError(f"groups must hold positive values at two numbers n or more; got {dict(groups)}")
     x = np.log(np.array(sorted(groups), dtype=float))
     x = (x - x.mean()) / np.square(x - x.mean()).sum()
-    rng = np.random.default_rng(0)
     values = [np.log(np.asarray(groups[n], dtype=float)) for n in sorted(groups)]
+    slope = float(np.array([np.median(v) for v in values]) @ x)
+    if min(len(v) for v in values) < 2:
+        return Slope(slope, None, None)
+    rng = np.random.default_rng(0)
     drawn = np.stack([np.median(rng.choice(v, (draws, len(v))), 1) for v in values], 1)
     low, high = np.percentile(drawn @ x, [2.5, 97.5])
-    return Slope(float(np.array([np.median(v) for v in values]) @ x), float(low), float(high))
+    return Slope(slope, float(low), float(high))
 
 
 Series = tuple[str, float, int, str, int]  # study, temperature, dimension, method, and n of the size study (else 0)

@@ -108,12 +108,12 @@ def test_unseen_ends_count_nowhere():
     assert torch.isfinite(data.log_terminal).all() and data.log_returns.shape == (4,)
     whole = Replay.of(chain(), Recording.of(toy_paths(8)))
     assert torch.equal(data.log_returns, whole.log_returns[::2])
-    assert data.bounds == whole[torch.arange(0, 8, 2)].bounds
+    assert data.bounds == whole.at(torch.arange(0, 8, 2)).bounds
 
 
 def test_rows_and_joined_are_inverse():
     data = toy_replay(10)
-    first, second = data[torch.arange(4)], data[torch.arange(4, 10)]
+    first, second = data.at(torch.arange(4)), data.at(torch.arange(4, 10))
     again = Replay.joined([first, second])
     assert (first.n, second.n) == (4, 6)
     for ours, theirs in zip(tuple(again), tuple(data), strict=True):

@@ -94,7 +94,7 @@ def test_nothing_is_held_out_that_could_not_judge():
 def test_the_truth_has_the_least_residual_on_paths_not_seen():
     """Against bends to either side, weighted alike; by 4 paired standard errors."""
     data, incumbent = replay(20_000), truth()
-    batches = [data[rows] for rows in torch.arange(data.n).split(500)]
+    batches = [data.at(rows) for rows in torch.arange(data.n).split(500)]
 
     def scores(shift: float) -> torch.Tensor:
         return torch.tensor([held_out_residual(truth(shift), part, incumbent, 5.0) for part in batches], dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_paths_without_an_end_do_not_judge():
     data, value = replay(60), truth(0.1)
     rows = torch.arange(60)
     half = data._replace(seen=rows < 30, log_terminal=torch.where(rows < 30, data.log_terminal, 1e6))
-    assert held_out_residual(value, half, value, 5.0) == pytest.approx(held_out_residual(value, data[rows[:30]], value, 5.0))
+    assert held_out_residual(value, half, value, 5.0) == pytest.approx(held_out_residual(value, data.at(rows[:30]), value, 5.0))
 
 
 # --- the fit -------------------------------------------------------------------------------------------------------------
@@ -136,11 +136,11 @@ def test_the_fit_solves_the_inequality_over_its_set(kind):
     slack = -system.residual  # A w - b at the solution, but for the ridge
     penalty = ridge * system.matrix.diagonal().mean()
     if isinstance(value, ExponentialValue):
-        assert torch.allclose(slack, -penalty * value.penalties().flatten() * w, atol=1e-6 * float(system.count))
+        assert torch.allclose(slack, -penalty * value.penalties().flatten() * w, atol=1e-6 * float(system.total))
     else:
         slack = slack + penalty * w
         assert (w >= 0).all() and (w == 0).any()
-        assert slack.min() > -1e-5 * float(system.count) and float((w * slack).abs().max()) < 1e-5 * float(system.count)
+        assert slack.min() > -1e-5 * float(system.total) and float((w * slack).abs().max()) < 1e-5 * float(system.total)
 
 
 def test_the_ball_binds():
@@ -191,7 +191,7 @@ def test_all_paths_serve_the_last_step():
     fit_linear(other, Split([data], None), Observed(), truth(), [chosen.ridge], 5.0, passes=30)
     x = data.inputs[:, 2]
     assert torch.allclose(first(2, x), other(2, x), atol=1e-5)
-    assert int(chosen.system.count) == 200 * (HORIZON + 1)
+    assert int(chosen.system.total) == 200 * (HORIZON + 1)
 
 
 def test_a_warm_start_at_the_solution_stays_there():

@@ -64,7 +64,7 @@ def gathered(kind: str, n: int = N, seed: int = 0) -> Replay:
 
 
 def parts(data: Replay, size: int) -> list[Replay]:
-    return [data[rows] for rows in torch.arange(data.n).split(size)]
+    return [data.at(rows) for rows in torch.arange(data.n).split(size)]
 
 
 def form(name: str) -> Lookahead:
@@ -170,8 +170,8 @@ def test_a_stream_is_the_sum_of_its_parts(kind, neutral):
     for value in (truth(chain(), 0.1), radial):
         whole = assemble(value, [data], Observed(), 5.0, risk_neutral=neutral)
         streamed = assemble(value, iter(parts(data, 77)), Observed(), 5.0, risk_neutral=neutral)
-        summed = assemble(value, [data[:200]], Observed(), 5.0, risk_neutral=neutral).plus(
-            assemble(value, [data[200:]], Observed(), 5.0, risk_neutral=neutral)
+        summed = assemble(value, [data.at(torch.arange(200))], Observed(), 5.0, risk_neutral=neutral).plus(
+            assemble(value, [data.at(torch.arange(200, data.n))], Observed(), 5.0, risk_neutral=neutral)
         )
         for other in (streamed, summed):
             for a, b in zip(whole, other, strict=True):
@@ -205,11 +205,11 @@ def test_repeated_last_visits_and_unseen_ends_add_nothing():
     )
     cut = Recording(*(part[:, :5] for part in recording[:2]), recording.rewards[:, :4], torch.full((50,), torch.nan))
     short = assemble(value, [Replay.of(problem, cut)], Observed(), 5.0)
-    assert int(short.count) == 4 * 50
-    assert int(plain.count) == (HORIZON + 1) * 50
+    assert int(short.total) == 4 * 50
+    assert int(plain.total) == (HORIZON + 1) * 50
     found = assemble(value, [Replay.of(problem, padded)], Observed(), 5.0)
     assert torch.allclose(plain.matrix, found.matrix) and torch.allclose(plain.residual, found.residual)
-    assert int(found.count) == int(plain.count)
+    assert int(found.total) == int(plain.total)
 
 
 def test_matrix_is_the_derivative_of_the_residual():

@@ -106,6 +106,7 @@ def test_slope_of_a_power_law_and_its_interval() -> None:
     for _ in range(60):
         noisy = {n: list(n**-1.0 * np.exp(0.3 * rng.standard_normal(5))) for n in (100, 200, 400, 800, 1600)}
         found = rr.fit_slope(noisy, draws=300)
+        assert found.low is not None and found.high is not None
         hits += found.low <= -1.0 <= found.high
         widths.append(found.high - found.low)
     assert hits >= 45  # five seeds: somewhat less than 95%
@@ -126,7 +127,7 @@ def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
         every = rates.jobs(("rates", "size", "rl"), quick)
         assert len(set(every)) == len(every)
     only = rates.jobs(("rates",))
-    assert {job.study for job in only} == {"rates"} and [job.seed for job in only] == sorted(job.seed for job in only)
+    assert {job.study for job in only} == {"rates"} and [job.seed > 0 for job in only] == sorted(job.seed > 0 for job in only)
     full = [j for j in only if (j.method, j.temperature, j.dimension) == ("polynomial", 2.0, 4) and j.seed == 0]
     assert [j.n for j in full] == [500, 1000, 2000, 4000, 8000, 16_000, 32_000]
 
@@ -200,7 +201,7 @@ def test_what_meets_its_target_is_bold_and_what_blew_up_is_said() -> None:
     assert slopes["energy"]["slope"] == pytest.approx(-0.5) and slopes["energy"]["meets_target"]
     assert slopes["regret"]["slope"] == pytest.approx(-0.6) and not slopes["regret"]["meets_target"]
     text = rr.markdown(summary)
-    assert "**-0.50 [-0.50, -0.50]** | - | - | -0.60 [-0.60, -0.60] |" in text and "blew up" in text
+    assert "**-0.50** | - | - | -0.60 |" in text and "blew up" in text
     assert summary["cpu_minutes"] == 1.5
     drawn = rr.draw(rr.collect(lines), summary).axes[0].lines[0]
     assert list(drawn.get_xdata()) == [100, 400] and "(-0.50)" in drawn.get_label()
