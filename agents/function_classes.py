@@ -79,7 +79,7 @@ class EnsembleMLP(nn.Module):
         return h
 
 
-class Value(nn.Module):
+class Value(nn.Module, ABC):
     """``log f_k`` of encoded states, between bounds.
 
     Args:
@@ -114,9 +114,9 @@ class Value(nn.Module):
             plain = torch.linspace(0, 1, self.horizon + 1, device=inputs.device)
             self.clock.copy_(0.5 * plain + 0.5 * travelled / travelled[-1])
 
+    @abstractmethod
     def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """``log f_k``, ``(n,)``, of encoded states ``(n, p)``; ``k`` an int or one step per row."""
-        raise NotImplementedError(f"{type(self).__name__} must write forward")
 
     def bounded(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """``log f_k`` within the bounds that the rewards in the data give, ``(n,)``."""
@@ -154,7 +154,7 @@ class Tangent(NamedTuple):
     space: Tensor  # (n, Ms)
 
 
-class LinearValue(Value, ABC):
+class LinearValue(Value):
     """Linear combinations of features ``b_i(k) s_j(x)`` of time and space, in float64.
 
     The features of time are Chebyshev polynomials of its clock; a subclass writes those of space, and which convex set the
