@@ -35,7 +35,7 @@ def run(
     """Let one agent learn one environment.
 
     Args:
-        agent: pde, pi-ft, ppo, sac, or module:attribute of your own.
+        agent: pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, or module:attribute of your own.
         env: an id, or module:attribute of your own (a Problem, or what makes one).
         seed: of the agent.
         budget: how long to learn, in budget-unit.
@@ -97,7 +97,7 @@ def compare(
     Without arguments it is the main job of the README.
 
     Args:
-        agents: any of pde, pi-ft, ppo, sac, and module:attribute of your own.
+        agents: any of pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, and module:attribute of your own.
         envs: ids, or module:attribute of your own.
         seeds: of the agents.
         budget: how long each run learns, in budget-unit.

@@ -1,1 +1,1 @@
-"""What our agents are scored against: stable-baselines3's PPO and SAC on the batched environments."""
+"""What our agents are scored against: SB3's PPO and SAC on the batched environments; DPOK, DDPO and adjoint matching."""

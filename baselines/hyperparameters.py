@@ -1,9 +1,10 @@
-"""Tuned settings of PPO and SAC, one table each, in the words of rl-zoo: the only place where they are kept.
+"""Tuned settings of the baselines, one table each, in the words of rl-zoo: the only place where they are kept.
 
 The key is the class name of the problem (or of one of its bases, nearest first), so that an id, an environment and a bare
 Problem find the same entry; ``default`` serves everybody's own problems. How each entry was found: TUNING.md.
 
-Names are those of SB3's constructors, but for
+Names are those of the constructors; DPOK, DDPO and adjoint matching list only what differs from their classes' defaults. PPO
+and SAC list everything, and have these names of ours:
 
 * ``n_envs``: lanes of the vector environment,
 * ``action_bound``, absent: the environment's own; a tighter box of actions, in noise units,
@@ -109,6 +110,37 @@ SAC: dict[str, dict[str, Any]] = {
         "log_std_init": -1.0,
     },
 }
+
+
+#: Arguments of the classes ``DPOK``, ``DDPO`` and ``AdjointMatching``, on top of their own defaults.
+DPOK: dict[str, dict[str, Any]] = {
+    "default": {},
+    "GaussianMixture": {
+        "n_trajectories": 20,
+        "gradient_steps": 5,
+        "batch_size": 1024,
+        "learning_rate": 4.94e-4,
+        "max_grad_norm": 0.1,
+        "policy_kwargs": {"hidden": [64, 64]},
+        "memory": 2,
+        "clip_range": 0.4,
+        "critic_steps": 5,
+        "critic_learning_rate": 3e-3,
+    },
+}
+DDPO: dict[str, dict[str, Any]] = {
+    "default": {},
+    "GaussianMixture": {
+        "n_trajectories": 40,
+        "gradient_steps": 40,
+        "batch_size": 1024,
+        "learning_rate": 3.33e-4,
+        "max_grad_norm": 0.1,
+        "policy_kwargs": {"hidden": [64, 64]},
+        "clip_range": 0.2,
+    },
+}
+ADJOINT_MATCHING: dict[str, dict[str, Any]] = {"default": {}}
 
 
 def settings_for(table: dict[str, dict[str, Any]], problem: object) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Random search with early stopping for SB3's PPO and SAC, and the learning curve of what it found.
+"""Random search with early stopping for the baselines, and the learning curve of what it found.
 
     python benchmarks/tune_sb3.py search --env girsanov/GaussianMixture-v0 --algorithm sac --cpu-minutes 15
     python benchmarks/tune_sb3.py confirm --env girsanov/GaussianMixture-v0 --algorithm sac
@@ -9,12 +9,16 @@ A trial is scored after 250, 500, 1000, 2000 and 3000 episodes and is stopped wh
 came as far (asynchronous successive halving in one process). ``confirm`` runs the best few on fresh seeds. ``curve`` trains
 the tabled settings until the time is up.
 
+PPO and SAC keep one learning rate; DPOK, DDPO and adjoint matching let it fall to zero over the last rung's episodes, as they
+do over any budget.
+
 Score: (J - J_0) / (bound - J_0) of the deterministic policy on fresh paths; 0 the pre-trained model, 1 out of reach.
 Seconds are CPU seconds of this process in training, scoring left out, so that a busy machine does not change them much.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -31,14 +35,30 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from girsanov.baselines import hyperparameters
-from girsanov.baselines.sb3 import deterministic_policy, make_ppo, make_sac
+from girsanov.baselines.adjoint_matching import AdjointMatching
+from girsanov.baselines.ddpo import DDPO
+from girsanov.baselines.dpok import DPOK
+from girsanov.baselines.fine_tuning import FineTuner
+from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.problem import Estimate, Problem, certificate, objective
+from girsanov.scoreboard.evaluation import policy_of
 
 RESULTS = Path(__file__).parent / "results" / "tune_sb3.jsonl"
-Algorithm = Literal["ppo", "sac"]
-MAKE = {"ppo": make_ppo, "sac": make_sac}
-TABLES = {"ppo": hyperparameters.PPO, "sac": hyperparameters.SAC}
+Algorithm = Literal["ppo", "sac", "dpok", "ddpo", "adjoint-matching"]
+TUNERS: dict[str, type[FineTuner]] = {"dpok": DPOK, "ddpo": DDPO, "adjoint-matching": AdjointMatching}
+MAKE: dict[str, Any] = {"ppo": make_ppo, "sac": make_sac, **{name: tuner.tuned for name, tuner in TUNERS.items()}}
+
+
+def tabled(algorithm: Algorithm, problem: Problem) -> dict[str, Any]:
+    """The present settings in full."""
+    if algorithm not in TUNERS:
+        tables = {"ppo": hyperparameters.PPO, "sac": hyperparameters.SAC}
+        return hyperparameters.settings_for(tables[algorithm], problem)
+    tuner = TUNERS[algorithm]
+    arguments = inspect.signature(tuner).parameters
+    defaults = {name: arguments[name].default for name in tuner.hyperparameters if name in arguments}
+    return {**defaults, **hyperparameters.settings_for(tuner.table, problem)}
 
 
 def draw_ppo(rng: np.random.Generator) -> dict[str, Any]:
@@ -76,7 +96,46 @@ def draw_sac(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-DRAW = {"ppo": draw_ppo, "sac": draw_sac}
+def _draw_fine_tuner(rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "n_trajectories": int(rng.choice([10, 20, 40])),
+        "gradient_steps": int(rng.choice([5, 10, 20, 40])),
+        "batch_size": int(rng.choice([256, 512, 1024])),
+        "learning_rate": round(float(np.exp(rng.uniform(np.log(2e-4), np.log(1e-2)))), 6),
+        "max_grad_norm": float(rng.choice([0.1, 1.0, 10.0])),
+        "policy_kwargs": {"hidden": [int(rng.choice([64, 128]))] * 2},
+    }
+
+
+def draw_dpok(rng: np.random.Generator) -> dict[str, Any]:
+    """One random setting of DPOK."""
+    return {
+        **_draw_fine_tuner(rng),
+        "memory": int(rng.choice([1, 2, 4])),
+        "clip_range": float(rng.choice([0.05, 0.1, 0.2, 0.4])),
+        "kl_in_reward": bool(rng.choice([True, False])),
+        "critic_steps": int(rng.choice([5, 10, 20])),
+        "critic_learning_rate": float(rng.choice([1e-3, 3e-3])),
+    }
+
+
+def draw_ddpo(rng: np.random.Generator) -> dict[str, Any]:
+    """One random setting of DDPO."""
+    return {**_draw_fine_tuner(rng), "clip_range": float(rng.choice([0.05, 0.1, 0.2, 0.4]))}
+
+
+def draw_adjoint_matching(rng: np.random.Generator) -> dict[str, Any]:
+    """One random setting of adjoint matching."""
+    return {**_draw_fine_tuner(rng), "max_target": float(rng.choice([3.0, 10.0, 30.0]))}
+
+
+DRAW: dict[str, Any] = {
+    "ppo": draw_ppo,
+    "sac": draw_sac,
+    "dpok": draw_dpok,
+    "ddpo": draw_ddpo,
+    "adjoint-matching": draw_adjoint_matching,
+}
 
 
 class Yardstick(NamedTuple):
@@ -89,9 +148,12 @@ class Yardstick(NamedTuple):
     rollouts: int
 
     @classmethod
-    def of(cls, env: str, paths: int, rollouts: int) -> Yardstick:
-        """Estimate J_0 and the bound from ``paths`` uncontrolled paths."""
+    def of(cls, env: str, paths: int, rollouts: int, out: Path) -> Yardstick:
+        """J_0 and the bound as the most paths have measured them for ``out``, or from ``paths`` uncontrolled paths."""
         problem = make_problem(env)
+        if known := [r for r in records(out) if r["env"] == env]:
+            best = max(known, key=lambda r: r["ess"])
+            return cls(problem, best["uncontrolled"], best["bound"], best["ess"], rollouts)
         bound = certificate(problem, paths, torch.Generator().manual_seed(10_001))
         nothing = objective(problem, None, paths, torch.Generator().manual_seed(10_002))
         return cls(problem, nothing.objective.mean, bound.bound, bound.ess, rollouts)
@@ -99,7 +161,7 @@ class Yardstick(NamedTuple):
     def score(self, model: BaseAlgorithm) -> tuple[Estimate, float]:
         """Score with its standard error, and KL, of the model's deterministic policy."""
         fresh = torch.Generator().manual_seed(10_003)
-        found = objective(self.problem, deterministic_policy(model, self.problem), self.rollouts, fresh)
+        found = objective(self.problem, policy_of(model, self.problem), self.rollouts, fresh)
         scale = self.bound - self.uncontrolled
         mean = (found.objective.mean - self.uncontrolled) / scale
         return Estimate(mean, found.objective.stderr / scale), found.kl.mean
@@ -139,6 +201,9 @@ class Rungs(BaseCallback):
         self.going_on = self.keep(self.points)
         self.begin, self.begin_wall = time.process_time(), time.perf_counter()
 
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
+
     def _on_step(self) -> bool:
         return self.going_on and bool(self.waiting)
 
@@ -147,7 +212,7 @@ def train(yardstick: Yardstick, algorithm: Algorithm, settings: dict[str, Any], 
     """Train one model under ``callback``; its points hold what came of it. Returns how it ended."""
     model = MAKE[algorithm](yardstick.problem, seed=seed, device="cpu", **settings)
     try:
-        model.learn(10**9, callback)
+        model.learn(callback.waiting[-1] * yardstick.problem.horizon if algorithm in TUNERS else 10**9, callback)
     except ValueError as error:  # SB3's distributions refuse NaN: the settings diverged
         return f"diverged: {str(error).splitlines()[0][:100]}"
     return "finished" if callback.going_on else "stopped"
@@ -160,12 +225,14 @@ def append(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def records(path: Path) -> list[dict[str, Any]]:
+    """All that is on record."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def read(path: Path, env: str, algorithm: Algorithm, kind: str) -> list[dict[str, Any]]:
     """The records of one search."""
-    if not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [r for r in records if (r["env"], r["algorithm"], r["kind"]) == (env, algorithm, kind)]
+    return [r for r in records(path) if (r["env"], r["algorithm"], r["kind"]) == (env, algorithm, kind)]
 
 
 def merit(record: dict[str, Any], rungs: Sequence[int]) -> float:
@@ -190,18 +257,18 @@ def search(
 
     Args:
         env: registered id.
-        algorithm: ppo or sac.
+        algorithm: ppo, sac, dpok, ddpo or adjoint-matching.
         cpu_minutes: CPU minutes of training in all.
         seed: of the draws; trial i trains with seed ``1000 * seed + i``.
         rungs: episodes after which a trial is scored.
-        paths: uncontrolled paths behind the bound and J_0.
+        paths: uncontrolled paths behind the bound and J_0, where ``out`` holds none for this environment.
         rollouts: fresh paths behind each score.
         fixed: JSON of settings that are not searched.
         out: JSON lines, appended to.
     """
     torch.set_num_threads(1)
-    yardstick = Yardstick.of(env, paths, rollouts)
-    rng = np.random.default_rng([seed, algorithm == "sac"])
+    yardstick = Yardstick.of(env, paths, rollouts, out)
+    rng = np.random.default_rng([seed, list(MAKE).index(algorithm)])
     past = [r for r in read(out, env, algorithm, "search") if r["search_seed"] == seed]
     spent, trial = sum(r["points"][-1]["seconds"] for r in past if r["points"]), 0
 
@@ -221,7 +288,7 @@ def search(
                 record = {
                     "kind": "search", "env": env, "algorithm": algorithm, "search_seed": seed, "trial": trial,
                     "seed": 1000 * seed + trial,
-                    "settings": {**hyperparameters.settings_for(TABLES[algorithm], yardstick.problem), **settings},
+                    "settings": {**tabled(algorithm, yardstick.problem), **settings},
                     "outcome": outcome, "points": callback.points, "uncontrolled": yardstick.uncontrolled,
                     "bound": yardstick.bound, "ess": yardstick.ess,
                 }  # fmt: skip
@@ -246,8 +313,8 @@ def confirm(
 ) -> None:
     """Run the ``best`` trials of the search again on fresh seeds; given ``changes`` (JSON), the tabled settings so changed."""
     torch.set_num_threads(1)
-    yardstick = Yardstick.of(env, paths, rollouts)
-    table = hyperparameters.settings_for(TABLES[algorithm], yardstick.problem)
+    yardstick = Yardstick.of(env, paths, rollouts, out)
+    table = tabled(algorithm, yardstick.problem)
     trials = sorted(read(out, env, algorithm, "search"), key=lambda r: -merit(r, rungs))[:best]
     candidates = [{**table, **json.loads(changes)}] if changes else [r["settings"] for r in trials]
     for settings in candidates:
@@ -274,7 +341,7 @@ def curve(
 ) -> None:
     """Train the tabled settings until ``cpu_minutes`` are spent, scored at every 1.25 times as many episodes; JSON lines."""
     torch.set_num_threads(1)
-    yardstick = Yardstick.of(env, paths, rollouts)
+    yardstick = Yardstick.of(env, paths, rollouts, RESULTS)
     name = env.split("/")[-1].split("-")[0].lower()
     path = out or RESULTS.parent / f"{name}_long_{algorithm}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

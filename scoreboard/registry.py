@@ -62,6 +62,24 @@ def _sac(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
     return make_sac(env, **kwargs)
 
 
+def _dpok(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.dpok import DPOK
+
+    return DPOK.tuned(env, **kwargs)
+
+
+def _ddpo(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.ddpo import DDPO
+
+    return DDPO.tuned(env, **kwargs)
+
+
+def _adjoint_matching(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.adjoint_matching import AdjointMatching
+
+    return AdjointMatching.tuned(env, **kwargs)
+
+
 def _load_pde(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     from ..agents import PDE
 
@@ -86,6 +104,24 @@ def _load_sac(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     return _load_sb3(SAC, path, env, device)
 
 
+def _load_dpok(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from ..baselines.dpok import DPOK
+
+    return DPOK.load(path, env=env, device=device)
+
+
+def _load_ddpo(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from ..baselines.ddpo import DDPO
+
+    return DDPO.load(path, env=env, device=device)
+
+
+def _load_adjoint_matching(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from ..baselines.adjoint_matching import AdjointMatching
+
+    return AdjointMatching.load(path, env=env, device=device)
+
+
 def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     """SB3's own ``load``, whose many ways to fail on a bad file become one ValueError."""
     from stable_baselines3.common.save_util import load_from_zip_file
@@ -107,6 +143,8 @@ def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device
 _PDE_ACCESS = "black-box reward; pre-trained transition, differentiable in its noise"
 _PI_FT_ACCESS = "reward's gradient; pre-trained transition, differentiable"
 _RL_ACCESS = "black-box reward; interaction"
+# The likelihood of a step is that of its noise, which is therefore seen; where there is a denoiser, its estimate is the input.
+_SCORE_ACCESS = "black-box reward; interaction with the noise seen; pre-trained estimate as input"
 
 #: The agents by name; yours may join: ``AGENTS["mine"] = Agent(make)``, or name it ``module:attribute`` on the command line.
 AGENTS: dict[str, Agent] = {
@@ -114,6 +152,9 @@ AGENTS: dict[str, Agent] = {
     "pi-ft": Agent(_pi_ft, _load_pi_ft, _PI_FT_ACCESS),
     "ppo": Agent(_ppo, _load_ppo, _RL_ACCESS),
     "sac": Agent(_sac, _load_sac, _RL_ACCESS),
+    "dpok": Agent(_dpok, _load_dpok, _SCORE_ACCESS),
+    "ddpo": Agent(_ddpo, _load_ddpo, _SCORE_ACCESS),
+    "adjoint-matching": Agent(_adjoint_matching, _load_adjoint_matching, _PI_FT_ACCESS),
 }
 
 

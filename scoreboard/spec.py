@@ -80,7 +80,8 @@ class RunSpec:
 
     Args:
         env: a registered id, or ``module:attribute`` of your own: a Problem or what makes one.
-        agent: ``pde``, ``pi-ft``, ``ppo``, ``sac``, or ``module:attribute`` of your own (see ``registry``).
+        agent: ``pde``, ``pi-ft``, ``ppo``, ``sac``, ``dpok``, ``ddpo``, ``adjoint-matching``, or
+            ``module:attribute`` of your own (see ``registry``).
         seed: of the agent.
         budget: how long to learn.
         env_kwargs: of the problem (and ``action_bound`` of its environment).

@@ -59,7 +59,10 @@ def test_run_writes_a_folder_and_prints_its_last_row(tmp_path: Path, capsys: pyt
 
 BAD = {
     "unknown id": ({"--env": ["girsanov/X-v0"]}, "env must be one of .*GaussianMixture-v0.*; got 'girsanov/X-v0'"),
-    "unknown agent": ({"--agent": ["dqn"]}, r"agent must be one of \['pde', 'pi-ft', 'ppo', 'sac'\].*; got 'dqn'"),
+    "unknown agent": (
+        {"--agent": ["dqn"]},
+        r"agent must be one of \['adjoint-matching', 'ddpo', 'dpok', 'pde', 'pi-ft', 'ppo', 'sac'\].*; got 'dqn'",
+    ),
     "no budget": ({"--budget": ["0"]}, "budget must be a positive number of reward_queries; got 0.0"),
     "negative temperature": ({"--env-kwargs": ["temperature=-1"]}, "temperature must be a positive number; got -1"),
     "temperature in words": ({"--env-kwargs": ["temperature=hot"]}, "temperature must be a positive number; got 'hot'"),
