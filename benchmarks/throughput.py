@@ -1,11 +1,12 @@
-"""Steps per second of the environments' shells, as ratios measured side by side in one run, on the 2-D mixture.
+"""Steps per second of the environments' shells, as ratios measured side by side in one run, on the mixture and the pendulum.
 
     python benchmarks/throughput.py
 
 Each ratio's two sides take turns, and medians are compared. What runs on one thread is timed by its CPU time, which other
 processes hardly change; two threads wait for each other when others want the cores, so believe ``vector_4096`` on an idle
-machine only. Targets: the vector environment at least 20 times the speed of SB3's DummyVecEnv over single ones, at 4,096 lanes;
-SB3's adapter at least half the speed of the vector environment, at 256 lanes; a step of the single environment within 3 times
+machine only, and ``pendulum_4096`` likewise. Targets: the vector environment at least 20 times the speed of SB3's DummyVecEnv
+over single ones, and on the pendulum at least 10 times that of Gymnasium's SyncVectorEnv over its own, at 4,096 lanes; SB3's
+adapter at least half the speed of the vector environment, at 256 lanes; a step of the single environment within 3 times
 the time of plain NumPy, written by hand for this one problem.
 """
 
@@ -35,6 +36,7 @@ from girsanov.envs.env import ProblemEnv, ProblemVectorEnv
 from girsanov.envs.gaussian_mixture import GaussianMixture
 
 ENV = "girsanov/GaussianMixture-v0"
+PENDULUM = "girsanov/Pendulum-v0"
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 
 
@@ -158,7 +160,8 @@ def compare(first: Callable[[], int], second: Callable[[], int], repetitions: in
 def batched(env: Any, lanes: int, steps: int) -> Callable[[], int]:
     """``steps`` steps of an environment of many lanes that resets itself."""
     env.reset()
-    actions = np.random.default_rng(0).uniform(-1, 1, (lanes, 2)).astype(np.float32)
+    shape = getattr(env, "single_action_space", env.action_space).shape  # SB3's action space is of one lane
+    actions = np.random.default_rng(0).uniform(-1, 1, (lanes, *shape)).astype(np.float32)
 
     def run() -> int:
         for _ in range(steps):
@@ -183,7 +186,7 @@ def episodes(env: Any, count: int, horizon: int) -> Callable[[], int]:
 
 
 def main(repetitions: int = 100, out: Path = RESULTS) -> None:
-    """Measure the three ratios and write them with the machine and the versions.
+    """Measure the four ratios and write them with the machine and the versions.
 
     Args:
         repetitions: paired repetitions behind each median (a tenth for DummyVecEnv, which takes long).
@@ -193,10 +196,14 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
     check_the_numpy_version(problem)
     wide, single = ProblemVectorEnv(problem, 4096, autoreset_mode="same_step"), DummyVecEnv([lambda: gym.make(ENV)] * 4096)
     many = batched(wide, 4096, 20), batched(single, 4096, 1), 1 + repetitions // 10
+    pendulums = ProblemVectorEnv(make_problem(PENDULUM), 4096), gym.make_vec("Pendulum-v1", 4096, vectorization_mode="sync")
+    swinging = batched(pendulums[0], 4096, 20), batched(pendulums[1], 4096, 1), 1 + repetitions // 10
     torch.set_num_threads(2)
     vector = compare(*many, time.perf_counter)
+    pendulum = compare(*swinging, time.perf_counter)
     torch.set_num_threads(1)  # from here on one thread, whose CPU time no other process adds to
     one_thread = compare(*many, time.process_time)
+    pendulum_one_thread = compare(*swinging, time.process_time)
     raw = ProblemVectorEnv(problem, 256, autoreset_mode="same_step")
     both = batched(ProblemVecEnv(problem, 256), 256, 50), batched(raw, 256, 50)
     adapter = compare(*both, repetitions, time.process_time)
@@ -209,6 +216,14 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
         "vector_4096": {"ours": vector.first, "dummy_vec_env": vector.second, "speed_ratio": vector.speed, "at_least": 20},
         "vector_4096_one_thread": {
             "ours": one_thread.first, "dummy_vec_env": one_thread.second, "speed_ratio": one_thread.speed
+        },
+        "pendulum_4096": {
+            "ours": pendulum.first, "sync_vector_env": pendulum.second, "speed_ratio": pendulum.speed, "at_least": 10
+        },
+        "pendulum_4096_one_thread": {
+            "ours": pendulum_one_thread.first,
+            "sync_vector_env": pendulum_one_thread.second,
+            "speed_ratio": pendulum_one_thread.speed,
         },
         "adapter_256": {"adapter": adapter.first, "raw": adapter.second, "speed_ratio": adapter.speed, "at_least": 0.5},
         "single": {"ours": alone.first, "numpy": alone.second, "time_ratio": 1 / alone.speed, "at_most": 3},

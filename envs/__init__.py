@@ -8,14 +8,18 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from .cartpole import CartPoleSwingUp
 from .denoising import Schedule
 from .digits import digits
 from .double_well import DoubleWell
 from .env import ProblemEnv, ProblemVectorEnv
 from .gaussian_mixture import GaussianMixture, QuadraticReward
 from .linear_quadratic import LinearQuadratic
+from .navigation import DoubleIntegratorNavigation, UnicycleNavigation
 from .pendulum import Pendulum
 from .problem import Problem
+from .quadrotor import PlanarQuadrotor
+from .two_link_arm import TwoLinkArm
 
 
 def gaussian_mixture(temperature: float = 0.5, steps: int = 50, dimension: int = 2, **schedule: Any) -> GaussianMixture:
@@ -34,13 +38,18 @@ def gaussian_mixture(temperature: float = 0.5, steps: int = 50, dimension: int =
 
 #: What makes the problem of each id. Every factory takes keyword arguments only, so ``gym.make(id, temperature=0.1)`` works.
 PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "girsanov/CartPoleSwingUp-v0": CartPoleSwingUp,
     "girsanov/Digits-v0": digits,
+    "girsanov/DoubleIntegratorNavigation-v0": DoubleIntegratorNavigation,
     "girsanov/DoubleWell-v0": DoubleWell,
     "girsanov/GaussianMixture-v0": gaussian_mixture,
     "girsanov/LinearOrnsteinUhlenbeck-v0": LinearQuadratic.linear_ornstein_uhlenbeck,
     "girsanov/LinearQuadratic-v0": LinearQuadratic.damped_rotation,
     "girsanov/OrnsteinUhlenbeck-v0": LinearQuadratic.ornstein_uhlenbeck,
     "girsanov/Pendulum-v0": Pendulum,
+    "girsanov/PlanarQuadrotor-v0": PlanarQuadrotor,
+    "girsanov/TwoLinkArm-v0": TwoLinkArm,
+    "girsanov/UnicycleNavigation-v0": UnicycleNavigation,
 }
 _SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
 

@@ -4,7 +4,8 @@ With angle th (0 is upright), speed w and torque ``u = torque_scale z``, one ste
 
     w' = clip(w + (3 g / (2 l) sin th + 3 / (m l^2) u) dt, -8, 8),   th' = th + w' dt,
 
-and the running reward is its cost ``-(th^2 + 0.1 w^2) dt`` with th in [-pi, pi]; the price of torque is the KL.
+and the running reward is its cost ``-(th^2 + 0.1 w^2) dt`` with th in [-pi, pi]; the price of torque is the KL. In steps of
+``dt / refine`` the torque's standard deviation is ``torque_scale sqrt(refine)``: white noise, of which the speed gets the same.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Pendulum(Problem):
     Args:
         steps: horizon, in steps of 0.05 s.
         temperature: price of one nat of KL.
-        torque_scale: standard deviation of the torque in each step, N m.
+        torque_scale: standard deviation of the torque in each step of 0.05 s, N m.
         terminal_weight: the terminal reward is ``-terminal_weight (th^2 + 0.1 w^2)``.
         angle_spread: the start is uniform within this angle of hanging down, rad; pi is Gymnasium's own initial law.
         speed_spread: and within this speed of rest, rad/s; Gymnasium's own is 1.
         dtype: of the states.
+        refine: number of steps that each step is cut into; rewards and noise are scaled so that the diffusion is the same.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Pendulum(Problem):
         angle_spread: float = 0.1,
         speed_spread: float = 0.1,
         dtype: torch.dtype = torch.float32,
+        refine: int = 1,
     ) -> None:
         check_positive("temperature", temperature)
         check_positive("torque_scale", torque_scale)
@@ -52,11 +55,12 @@ class Pendulum(Problem):
         for name, value in others:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0; got {value!r}")
-        if not (isinstance(steps, int) and steps >= 1):
-            raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
+        for name, whole in (("steps", steps), ("refine", refine)):
+            if not (isinstance(whole, int) and whole >= 1):
+                raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
         self.state_shape, self.noise_shape = (3,), (1,)
-        self.horizon, self.temperature = steps, temperature
-        self.torque_scale, self.terminal_weight = torque_scale, terminal_weight
+        self.horizon, self.temperature, self.time_step = steps * refine, temperature, TIME_STEP / refine
+        self.torque_scale, self.terminal_weight = torque_scale * math.sqrt(refine), terminal_weight
         self.spread = torch.tensor([angle_spread, speed_spread], dtype=dtype)
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
@@ -69,8 +73,8 @@ class Pendulum(Problem):
         """Gymnasium's step with torque ``torque_scale z``; the angle is advanced by a rotation of its cosine and sine."""
         cosine, sine, speed = x.unbind(1)
         pull = 3 * GRAVITY / (2 * LENGTH) * sine + 3 / (MASS * LENGTH**2) * self.torque_scale * z[:, 0]
-        speed = (speed + pull * TIME_STEP).clamp(-MAX_SPEED, MAX_SPEED)
-        turn = speed * TIME_STEP
+        speed = (speed + pull * self.time_step).clamp(-MAX_SPEED, MAX_SPEED)
+        turn = speed * self.time_step
         c, s = turn.cos(), turn.sin()
         return torch.stack([cosine * c - sine * s, sine * c + cosine * s, speed], 1)
 
@@ -80,7 +84,7 @@ class Pendulum(Problem):
 
     def running_reward(self, k: int | Tensor, x: Tensor) -> Tensor:
         """``-(th^2 + 0.1 w^2) dt``."""
-        return -TIME_STEP * self._cost(x)
+        return -self.time_step * self._cost(x)
 
     def terminal_reward(self, x: Tensor) -> Tensor:
         """``-terminal_weight (th^2 + 0.1 w^2)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,19 @@ def trace(path: Tensor, horizon: int) -> np.ndarray:
     axes.set_xlabel("step")
     axes.set_ylabel("state")
     return pixels(figure)
+
+
+def scene(step: int, horizon: int, x_range: tuple[float, float], y_range: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure 3 inches high and its axes for things in the plane, both axes to one scale."""
+    width, height = x_range[1] - x_range[0], y_range[1] - y_range[0]
+    figure, axes = canvas(min(6.0, 3.0 * max(1.0, width / height)), 3.0)
+    axes.set(xlim=x_range, ylim=y_range, xticks=[], yticks=[], title=f"step {step} of {horizon}")
+    axes.set_aspect("equal")
+    return figure, axes
+
+
+def disc(centre: Sequence[float], radius: float, color: str) -> Any:
+    """A filled circle to ``add_artist`` to axes."""
+    from matplotlib.patches import Circle
+
+    return Circle((centre[0], centre[1]), radius, color=color, alpha=0.6, linewidth=0)
