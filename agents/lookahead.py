@@ -17,13 +17,18 @@ import torch
 from torch import Tensor
 
 from ..envs.problem import Problem
-from .function_classes import LinearValue, Tangent, Value, encode
+from .function_classes import Value, encode
+from .linear_classes import LinearValue, Tangent
+
+#: Farthest centre of fresh draws, in standard deviations: a wild f must not send them off.
+_REACH = 3.0
 
 
 class Lookahead(ABC):
     """Estimates of the expected later value; ``fresh`` ones replace the recorded next state and its weight."""
 
     fresh: bool
+    generator: torch.Generator | None = None
 
     @abstractmethod
     def log_value(self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tensor:
@@ -51,6 +56,10 @@ class Observed(Lookahead):
 class FreshNoise(Lookahead):
     """Log-mean-exponential over fresh antithetic draws of one transition.
 
+    They are drawn around the gradient g of the present ``log f``, each with its weight ``exp(-g.W - |g|^2 / 2)`` (Girsanov;
+    importance sampling, unbiased whatever g): where f is the solution and the step small, all draws agree, however much f
+    varies within one standard deviation of the noise.
+
     Args:
         problem: whose transition is drawn.
         pairs: antithetic pairs of draws.
@@ -62,29 +71,53 @@ class FreshNoise(Lookahead):
     def __init__(self, problem: Problem, pairs: int, generator: torch.Generator) -> None:
         self.problem, self.pairs, self.generator = problem, pairs, generator
 
-    def _later(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """Encoded next states ``(2 pairs * n, p)``."""
+    def branches(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """Encoded next states ``(2 pairs, n, p)`` around no control, of float32."""
+        later, _ = self._draw(k, x, x.new_zeros(len(x), *self.problem.noise_shape))
+        return later.view(2 * self.pairs, len(x), -1)
+
+    def _draw(self, k: int | Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoded next states ``(2 pairs * n, p)`` of noise around ``centre``, and their log weights ``(2 pairs, n)``."""
         shape = (self.pairs, len(x), *self.problem.noise_shape)
         half = torch.randn(shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        noise = torch.cat([half, -half])
         copies = 2 * self.pairs
         steps = k if isinstance(k, int) else k.repeat(copies)
-        states = x.repeat(copies, *[1] * (x.dim() - 1))
+        kernel = getattr(self.problem, "gaussian_kernel", None)
         with torch.no_grad():
-            later = self.problem.transition(steps, states, torch.cat([half, -half]).flatten(0, 1))
-            return encode(self.problem, steps + 1, later).float()
+            if kernel is None:
+                states = x.repeat(copies, *[1] * (x.dim() - 1))
+                later = self.problem.transition(steps, states, (centre + noise).flatten(0, 1))
+            else:  # one evaluation of a denoiser for all copies
+                mean, scale = kernel(k, x)
+                later = (mean + scale * (centre + noise)).flatten(0, 1)
+            log_weight = -(centre * noise + 0.5 * centre.square()).flatten(2).sum(2)
+            return encode(self.problem, steps + 1, later).float(), log_weight
+
+    def _centre(self, value: Value, k: int | Tensor, x: Tensor) -> Tensor:
+        """The gradient of ``log f`` by the noise ``(n, *noise_shape)``; zero where the transition can't be differentiated."""
+        with torch.enable_grad():
+            z = x.new_zeros(len(x), *self.problem.noise_shape).requires_grad_()
+            later = self.problem.transition(k, x, z)
+            if not later.requires_grad:
+                return z.detach()
+            (slope,) = torch.autograd.grad(value(k + 1, encode(self.problem, k + 1, later).float()).sum(), z)
+        return slope.clamp(-_REACH, _REACH)
 
     def log_value(self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tensor:
         """See Lookahead."""
         copies = 2 * self.pairs
         steps = k + 1 if isinstance(k, int) else (k + 1).repeat(copies)
-        log_f = value.bounded(steps, self._later(k, x)).view(copies, len(x))
-        return log_f.logsumexp(0) - math.log(copies)
+        later, log_weight = self._draw(k, x, self._centre(value, k, x))
+        log_f = value.bounded(steps, later).view(copies, len(x)) + log_weight
+        return (log_f.logsumexp(0) - math.log(copies)).clamp(value.bounds[0], value.bounds[1])
 
     def tangent(self, value: LinearValue, k: int, x: Tensor, later_k: int, later: Tensor) -> Tangent:
         """See Lookahead."""
         copies = 2 * self.pairs
-        found = value.tangent(k + 1, self._later(k, x))
-        log_f = found.log_f.view(copies, -1)
+        later, log_weight = self._draw(k, x, self._centre(value, k, x))
+        found = value.tangent(k + 1, later)
+        log_f = found.log_f.view(copies, -1) + log_weight
         share = log_f.softmax(0)[..., None]
         return Tangent(log_f.logsumexp(0) - math.log(copies), (share * found.space.view(copies, len(x), -1)).sum(0))
 

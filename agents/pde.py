@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from ..envs.problem import Trajectories
 from ..envs.recording import RecordedPaths, Recording
 from .base import ControlPolicy, ProblemAgent, check_range, descend
-from .function_classes import LinearValue, NeuralValue, Value
+from .function_classes import NeuralValue, Value, encode
+from .linear_classes import LinearValue
 from .lookahead import FreshNoise, Generator, Lookahead, Observed
-from .replay import Replay, sample_spans, spans
-from .selection import Fit, Split, fit_linear
+from .replay import Replay, Spans, sample_spans, spans
+from .selection import Fit, Split, clearly_less, fit_linear
 from .value_policies import (
     FourierPolicy,
     KernelPolicy,
@@ -42,7 +43,7 @@ Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories
 
 _LOOKAHEADS: dict[str, Callable[[PDE], Lookahead]] = {
     "observed": lambda agent: Observed(),
-    "fresh": lambda agent: FreshNoise(agent.problem, max(1, agent.draws), agent.generator),
+    "fresh": lambda agent: FreshNoise(agent.problem, agent.draws or 4, agent.generator),
     "generator": lambda agent: Generator(agent.problem, agent.draws, agent.generator),
 }
 
@@ -60,15 +61,18 @@ class PDE(ProblemAgent):
         adaptive: gather later rounds under the current policy; False never applies a control (off-policy).
         gradient_steps: of the network, in each round.
         batch_size: observations in a gradient step.
-        mean_span: mean distance in visits between an observation and its target: 1 is one-step regression, ``horizon`` and
-            more tends to Monte-Carlo regression. Absent: 5 for networks, 1 for linear classes (which round it).
+        mean_span: mean distance in visits between an observation and its observed target: 1 is one-step regression, ``horizon``
+            and more tends to Monte-Carlo regression. Absent: 5 for networks, 1 for linear classes (which round it).
         lookahead: what stands for the later value: ``"observed"`` (the recorded state), ``"fresh"`` (the mean over ``draws``
-            antithetic pairs of fresh noise) or ``"generator"`` (automatic differentiation; exact trace if ``draws`` is 0,
-            else that many Hutchinson probes). The latter two know the transition and always look one step ahead.
-        draws: see ``lookahead``.
-        max_weight: largest density ratio of one observation.
+            antithetic pairs of fresh noise; networks draw them once a visit and use one of them at a time) or
+            ``"generator"`` (automatic differentiation; exact trace if ``draws`` is 0, else that many Hutchinson probes). The
+            latter two know the transition and always look one step ahead. Absent: the policy's own where the data hold every
+            step (``"fresh"`` for most that differentiate the transition, and so know it), else ``"observed"``.
+        draws: see ``lookahead``; 0 takes four pairs of fresh noise.
+        max_weight: largest density ratio of one observation, at least 1.
         averaging: decay of the averaged network, which gives targets and policy.
         weight_decay: of AdamW.
+        gradient_penalty: of networks, on the mean square of the control (the energy norm of log f).
         ridge: of linear classes, a share of the matrix's mean diagonal; absent: chosen by held-out variational residual.
         select: choose the linear classes' length scale or width, and the ridge, on paths held out.
         learning_rate: of AdamW; a number or an SB3 schedule.
@@ -89,25 +93,26 @@ class PDE(ProblemAgent):
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("n_uncontrolled", "adaptive", "gradient_steps", "batch_size", "mean_span", "lookahead", "draws", "max_weight"),
-        *("averaging", "weight_decay", "ridge", "select"),
+        *("averaging", "weight_decay", "gradient_penalty", "ridge", "select"),
     )
 
     def __init__(
         self,
         policy: str | type[ControlPolicy] = "MlpPolicy",
         env: Any = None,
-        learning_rate: Any = 1e-3,
+        learning_rate: Any = 2e-3,
         n_uncontrolled: int = 100,
         n_trajectories: int = 50,
         adaptive: bool = True,
-        gradient_steps: int = 40,
+        gradient_steps: int = 100,
         batch_size: int = 512,
         mean_span: float | None = None,
-        lookahead: str = "observed",
+        lookahead: str | None = None,
         draws: int = 0,
         max_weight: float = 5.0,
-        averaging: float = 0.98,
+        averaging: float = 0.9,
         weight_decay: float = 1e-2,
+        gradient_penalty: float = 0.0,
         ridge: float | None = None,
         select: bool = True,
         **kwargs: Any,
@@ -118,9 +123,13 @@ class PDE(ProblemAgent):
         if mean_span is not None:
             check_range("mean_span", mean_span, 1)
         check_range("draws", draws, 0)
+        check_range("max_weight", max_weight, 1)
         check_range("averaging", averaging, 0, 1)
-        if lookahead not in _LOOKAHEADS:
-            raise ValueError(f"lookahead must be one of {sorted(_LOOKAHEADS)}; got {lookahead!r}")
+        check_range("gradient_penalty", gradient_penalty, 0)
+        if ridge is not None:
+            check_range("ridge", ridge, 0)
+        if lookahead is not None and lookahead not in _LOOKAHEADS:
+            raise ValueError(f"lookahead must be one of {sorted(_LOOKAHEADS)}, or None; got {lookahead!r}")
         self.n_uncontrolled = n_uncontrolled
         self.adaptive = adaptive
         self.gradient_steps = gradient_steps
@@ -131,6 +140,7 @@ class PDE(ProblemAgent):
         self.max_weight = max_weight
         self.averaging = averaging
         self.weight_decay = weight_decay
+        self.gradient_penalty = gradient_penalty
         self.ridge = ridge
         self.select = select
         self.rounds: list[Replay] = []
@@ -166,7 +176,7 @@ class PDE(ProblemAgent):
         first = self.reward_queries == 0
         control = None if first or not self.adaptive else self.policy.control
         paths = self.collect(control, self.n_uncontrolled if first else None)
-        fresh = Replay.of(self.problem, Recording.of(paths))
+        fresh = self._branched(Replay.of(self.problem, Recording.of(paths)))
         self.rounds.append(fresh)
         self._begin(fresh, anew=self._n_updates == 0)
         clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
@@ -204,7 +214,7 @@ class PDE(ProblemAgent):
         if isinstance(self.policy.value, LinearValue):
             self._solve(parts, cold=True)
         else:
-            every = Replay.joined(list(parts))
+            every = self._branched(Replay.joined(list(parts)))
             self.policy.value.bounds.copy_(torch.tensor(every.bounds))
             self.learner.load_state_dict(self._trained().state_dict())
             chunk = max(1, gradient_steps // 100)
@@ -240,6 +250,17 @@ class PDE(ProblemAgent):
                 self._place(one, data)
             one.bounds.copy_(bounds)
 
+    def _lookahead(self, *data: Replay) -> Lookahead:
+        whole = all(bool((part.steps.diff(dim=1) == 1).all()) for part in data)
+        return _LOOKAHEADS[self.lookahead or (self.policy.lookahead if whole else "observed")](self)
+
+    def _branched(self, data: Replay) -> Replay:
+        """With the fresh noise that networks use, drawn once: a denoiser costs more than they do."""
+        lookahead = self._lookahead(data)
+        if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NeuralValue):
+            return data.branched(lookahead.branches)
+        return data
+
     def _place(self, value: Value, data: Replay) -> None:
         log_returns = data.log_returns.double()
         value.standardise.fit(data.inputs.flatten(0, 1))
@@ -253,15 +274,18 @@ class PDE(ProblemAgent):
         average, learner = self.policy.value, self.learner["value"]
         assert self.optimizer is not None and isinstance(learner, NeuralValue)
         self.set_learning_rate(self.optimizer)
-        lookahead = _LOOKAHEADS[self.lookahead](self)
+        lookahead = self._lookahead(data)
         mean_span = 1.0 if lookahead.fresh else self.mean_span or 5.0
         held = average.bounds
         total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for _ in range(gradient_steps):
             batch = sample_spans(data, self.batch_size, mean_span, self.problem.horizon, self.generator)
             log_target = log_targets(average, batch, data, lookahead)
-            loss = relative_residual_loss(learner, batch, log_target, densities(average, batch, self.max_weight))
+            weight = densities(average, batch, self.max_weight)
+            loss = relative_residual_loss(learner, batch, log_target, weight)
             total += loss.detach()
+            if self.gradient_penalty:
+                loss = loss + self.gradient_penalty * self._energy(learner, batch, data, weight)
             if isinstance(self.policy, NoisePolicy):
                 loss = loss + self._noise_loss(data)
             descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
@@ -271,13 +295,22 @@ class PDE(ProblemAgent):
         self.logger.record("train/bound_hit_share", float(bound_hit) / gradient_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
+    def _energy(self, learner: NeuralValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64) -> Tensor:
+        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch: each costs two derivatives of a transition."""
+        rows = (batch.later_k == batch.k + 1).nonzero()[:most, 0]
+        k, x = batch.k[rows], data.states[batch.row[rows], batch.visit[rows]]
+        z = x.new_zeros(len(x), *self.problem.noise_shape).requires_grad_()
+        later = encode(self.problem, k + 1, self.problem.transition(k, x, z)).float()
+        (slope,) = torch.autograd.grad(learner(k + 1, later).sum(), z, create_graph=True)
+        return (weight[rows] * slope.flatten(1).square().sum(1)).mean()
+
     def _weigh_rounds(self) -> None:
         """Weigh each round by one over the noise of its targets: small where its control was near the optimum."""
-        value, lookahead = self.policy.value, _LOOKAHEADS[self.lookahead](self)
+        value = self.policy.value
         noise = []
         for data in self.rounds:
             batch = sample_spans(data, 4096, 1.0, self.problem.horizon, self.generator)
-            gap = log_targets(value, batch, data, lookahead) - value.bounded(batch.k, batch.x)
+            gap = log_targets(value, batch, data, self._lookahead(data)) - value.bounded(batch.k, batch.x)
             noise.append(capped_exp(gap)[batch.k < self.problem.horizon].square().mean())
         precision = 1 / torch.stack(noise).clamp(min=1e-12)
         for i, share in enumerate(precision / precision.max()):
@@ -302,34 +335,35 @@ class PDE(ProblemAgent):
         return (weight[:, None] * (policy.output(network, batch.k, batch.x) - target).square()).mean()
 
     def _solve(self, parts: Iterable[Replay], cold: bool) -> None:
-        policy, split = self.policy, Split.of(parts)
+        policy, first = self.policy, next(iter(parts))
         incumbent = copy.deepcopy(policy.value)
-        lookahead = _LOOKAHEADS[self.lookahead](self)
+        lookahead = self._lookahead(*([] if self.lookahead else parts))
         ridges = [self.ridge] if self.ridge is not None else _RIDGES if self.select else [1e-4]
 
-        def fitted(value: LinearValue, cold: bool) -> Fit:
+        def fitted(value: Any, split: Split, cold: bool) -> Fit:
             span = round(self.mean_span or 1)
             return fit_linear(value, split, lookahead, incumbent, ridges, self.max_weight, span, 5 if cold else 3, cold)
 
-        best: Fit | None = None
-        if cold and self.select and split.held is not None:
-            given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
-            settings = [c for c in policy.candidates if not set(c) & set(given)] or [{}]
+        given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
+        settings = [c for c in policy.candidates if not set(c) & set(given)]
+        few = Split.few(first)
+        if cold and self.select and len(settings) > 1 and few.held is not None:
+            best: Fit | None = None
             for setting in settings:
                 value = policy.make_value(**{**setting, **given}).to(self.device)
-                assert isinstance(value, LinearValue)
-                self._place(value, next(iter(parts)))
+                self._place(value, first)
                 value.bounds.copy_(incumbent.bounds)
-                fit = fitted(value, True)
-                if best is None or fit.held_out < 0.99 * best.held_out:  # the first is the default: leave it for a reason
+                fit = fitted(value, few, True)
+                if best is None or clearly_less(fit.held_out, best.held_out):  # leave the default, the first, for a reason
                     best, chosen = fit, setting
+            assert best is not None
             self.policy_kwargs = {**self.policy_kwargs, **chosen}
-        fit = best or fitted(policy.value, cold)
-        policy.value = fit.value
+            policy.value, cold = best.value, False
+        fit = fitted(policy.value, Split.of(parts), cold)
         self._n_updates += 1
         self._start_learner()
         self.logger.record("train/ridge", fit.ridge)
-        self.logger.record("train/held_out_residual", fit.held_out)
+        self.logger.record("train/held_out_residual", float(fit.held_out.mean()))
         self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.total.clamp(min=1)))
 
 

@@ -8,6 +8,7 @@ Under any known control everything stays unbiased for the same linear equation, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ class Replay(NamedTuple):
     precision: Tensor  # (N,) weight of the path: one over the noise of its targets, or 1
     noises: Tensor | None = None  # (N, S - 1, *noise_shape)
     controls: Tensor | None = None
+    branches: Tensor | None = None  # (N, S - 1, 2 * pairs, p): encoded next states under fresh noise (see `branched`)
 
     @classmethod
     def of(cls, problem: Problem, recording: Recording) -> Replay:
@@ -56,6 +58,13 @@ class Replay(NamedTuple):
         """The paths at ``rows``."""
         parts: list[Any] = [None if part is None else part[rows] for part in self]
         return Replay(*parts)
+
+    def branched(self, draw: Callable[[int | Tensor, Tensor], Tensor]) -> Replay:
+        """With fresh next states ``draw(k, x) -> (2 * pairs, n, p)`` of every visit; itself where steps were missed."""
+        if not bool((self.steps.diff(dim=1) == 1).all()):
+            return self
+        visits = zip(self.steps[:, :-1].unbind(1), self.states[:, :-1].unbind(1), strict=True)
+        return self._replace(branches=torch.stack([draw(_common(k), x).transpose(0, 1) for k, x in visits], 1))
 
     @staticmethod
     def joined(parts: list[Replay]) -> Replay:

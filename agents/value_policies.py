@@ -11,17 +11,8 @@ from torch import Tensor
 
 from ..envs.problem import Problem, device_of
 from .base import ControlPolicy
-from .function_classes import (
-    EnsembleMLP,
-    FourierValue,
-    KernelValue,
-    NeuralValue,
-    PolynomialValue,
-    RadialValue,
-    Value,
-    encode,
-    time_features,
-)
+from .function_classes import EnsembleMLP, NeuralValue, Value, encode, time_features
+from .linear_classes import FourierValue, KernelValue, PolynomialValue, RadialValue
 
 
 class ValuePolicy(ControlPolicy):
@@ -34,6 +25,8 @@ class ValuePolicy(ControlPolicy):
     value_class: ClassVar[type[Value]]
     #: Settings of the value's class that model selection tries, on top of the given ones; the first is the default.
     candidates: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    #: The lookahead that suits the class where the data hold every step (see PDE).
+    lookahead: ClassVar[str] = "observed"
     value: Any
 
     def __init__(
@@ -67,6 +60,7 @@ class ValueGradientPolicy(ValuePolicy):
         value_kwargs: arguments of the value's class.
     """
 
+    lookahead = "fresh"  # the transition is known: the gradient goes through it
     noise: Tensor
 
     def __init__(
@@ -140,7 +134,6 @@ class PolynomialPolicy(LinearPolicy):
     """``log f`` is a polynomial; degree 2 holds every linear-quadratic problem's."""
 
     value_class = PolynomialValue
-    candidates = ({"times": 8}, {"times": 4})
 
 
 class FourierPolicy(LinearPolicy):
@@ -161,6 +154,7 @@ class RadialPolicy(LinearPolicy):
     """``f`` is a non-negative combination of Gaussian bumps."""
 
     value_class = RadialValue
+    lookahead = "observed"  # did better on the planar mixture
     candidates = ({"width": 1.0}, {"width": 0.6}, {"width": 1.6})
 
 

@@ -14,6 +14,7 @@ A network follows it as a semi-gradient. Linear classes solve ``A dw = residual`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ..envs.problem import Policy, Problem, Trajectories
-from .function_classes import LinearValue, NeuralValue, Value
+from .function_classes import NeuralValue, Value
+from .linear_classes import LinearValue
 from .lookahead import Lookahead
 from .replay import Replay, Spans
 
@@ -43,7 +45,11 @@ def divergence(gap: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) -> Tensor:
-    """``log`` of the right-hand side of each observation, ``(B,)``, with ``value`` in place of the later f."""
+    """``log`` of the right-hand side of each observation, ``(B,)``, with ``value`` in place of the later f.
+
+    Fresh noise is drawn anew, or is one antithetic pair of the branches that the data carry: f, not log f, is averaged over
+    the rest by the loss.
+    """
     if not lookahead.fresh:
         later = lookahead.log_value(value, batch.k, batch.x, batch.later_k, batch.later_x)
         return batch.log_gain + torch.where(batch.terminal, 0.0, later)
@@ -57,8 +63,15 @@ def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) 
         return log_target
     row, visit, k = batch.row[inside], batch.visit[inside], batch.k[inside]
     gain = data.log_reward[row, visit + 1] - data.log_reward[row, visit]
-    x = data.states[row, visit]
-    log_target[inside] = gain + lookahead.log_value(value, k, x, k + 1, batch.later_x[inside]).float()
+    if data.branches is None:
+        expected = lookahead.log_value(value, k, data.states[row, visit], k + 1, batch.later_x[inside])
+    else:
+        pairs = data.branches.shape[2] // 2
+        one = torch.randint(pairs, (len(row),), generator=lookahead.generator, device=row.device)
+        pair = torch.stack([data.branches[row, visit, one], data.branches[row, visit, one + pairs]])
+        log_f = value.bounded((k + 1).repeat(2), pair.flatten(0, 1)).view(2, len(row))
+        expected = log_f.logsumexp(0) - math.log(2)
+    log_target[inside] = gain + expected.float()
     return log_target
 
 

@@ -129,8 +129,8 @@ def test_controlled_paths_fit_as_well(short):
     with torch.no_grad():
         paths = rollout(short, lambda k, x: 0.5 * short.optimal_control(k, x), 2000, generator())
         best = rollout(short, short.optimal_control, 300, generator(1))
-    right = agent("PolynomialPolicy", short).fit(paths)
-    wrong = agent("PolynomialPolicy", short).fit(Recording.of(paths)._replace(log_ratios=None))
+    right = agent("PolynomialPolicy", short, lookahead="observed").fit(paths)
+    wrong = agent("PolynomialPolicy", short, lookahead="observed").fit(Recording.of(paths)._replace(log_ratios=None))
     found, forgotten = (control_error(short, best, m.policy.control, short.optimal_control) for m in (right, wrong))
     assert found < 0.005 and forgotten > 10 * found
 

@@ -51,10 +51,17 @@ def test_solve_positive_on_overlapping_bumps(ridge, seed):
     matrix = bumps @ bumps.T / 300
     matrix += ridge * matrix.diagonal().mean() * torch.eye(300, dtype=torch.float64)
     vector = torch.randn(300, generator=g, dtype=torch.float64)
-    w = solve_positive(matrix, vector, max_pivots=3000)
+    w = solve_positive(matrix, vector)
     slack = matrix @ w - vector
     assert (w >= 0).all() and slack.min() > -1e-6
     assert float((w * slack).abs().max()) < 1e-6
+
+
+def test_solve_positive_says_so_where_there_is_no_solution():
+    """``-w - 1 >= 0`` and ``w >= 0``."""
+    eye = torch.eye(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="matrix must be positive definite; no solution"):
+        solve_positive(-eye, torch.ones(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e6])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from girsanov.agents import PDE
-from girsanov.agents.function_classes import ExponentialValue, KernelValue, LinearValue, PolynomialValue, RadialValue
+from girsanov.agents.linear_classes import ExponentialValue, KernelValue, LinearValue, PolynomialValue, RadialValue
 from girsanov.agents.lookahead import Observed
 from girsanov.agents.replay import Replay
-from girsanov.agents.selection import Split, fit_linear, held_out_residual
+from girsanov.agents.selection import Judge, Split, clearly_less, fit_linear
 from girsanov.agents.variational import assemble
 from girsanov.envs.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout
@@ -97,7 +97,7 @@ def test_the_truth_has_the_least_residual_on_paths_not_seen():
     batches = [data.at(rows) for rows in torch.arange(data.n).split(500)]
 
     def scores(shift: float) -> torch.Tensor:
-        return torch.tensor([held_out_residual(truth(shift), part, incumbent, 5.0) for part in batches], dtype=torch.float64)
+        return torch.stack([Judge(part, incumbent, 5.0).residuals(truth(shift)).mean() for part in batches])
 
     best = scores(0.0)
     assert (best > 0).all()
@@ -110,7 +110,41 @@ def test_paths_without_an_end_do_not_judge():
     data, value = replay(60), truth(0.1)
     rows = torch.arange(60)
     half = data._replace(seen=rows < 30, log_terminal=torch.where(rows < 30, data.log_terminal, 1e6))
-    assert held_out_residual(value, half, value, 5.0) == pytest.approx(held_out_residual(value, data.at(rows[:30]), value, 5.0))
+    found = Judge(half, value, 5.0).residuals(value)
+    assert found.shape == (30,) and torch.equal(found, Judge(data.at(rows[:30]), value, 5.0).residuals(value))
+
+
+def test_nan_counts_as_infinite():
+    data, value = replay(20), truth()
+    x, good = data.inputs[3, 2], truth()
+    found = Judge(data, good, 5.0).residuals(_Spoilt(value, x))
+    assert math.isinf(found[3]) and torch.isfinite(found[torch.arange(20) != 3]).all()
+
+
+class _Spoilt(torch.nn.Module):
+    """NaN at one state."""
+
+    def __init__(self, value: PolynomialValue, at: torch.Tensor) -> None:
+        super().__init__()
+        self.value, self.at, self.horizon = value, at, value.horizon
+
+    def bounded(self, k: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.where((x == self.at).all(1), math.nan, self.value.bounded(k, x))
+
+
+def test_clearly_less_takes_more_than_noise():
+    noise = torch.randn(400, generator=generator(), dtype=torch.float64)
+    base = 100 * torch.rand(400, generator=generator(1), dtype=torch.float64)  # common to both: pairs cancel it
+    assert clearly_less(base - 0.2 + noise, base) and not clearly_less(base, base - 0.2 + noise)
+    flat = noise - noise.mean()
+    assert not clearly_less(base + flat, base) and not clearly_less(base, base + flat) and not clearly_less(base, base)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_what_is_not_finite_never_wins_and_always_loses(bad):
+    good, spoilt = torch.full((9,), 1e6), torch.zeros(9)
+    spoilt[4] = bad
+    assert clearly_less(good, spoilt) and not clearly_less(spoilt, good) and not clearly_less(spoilt, spoilt)
 
 
 # --- the fit -------------------------------------------------------------------------------------------------------------
@@ -130,7 +164,7 @@ def test_the_fit_solves_the_inequality_over_its_set(kind):
     )
     ridge = 1e-7
     fit = fit_linear(value, Split([data], None), Observed(), truth(), [ridge], 5.0, passes=40)
-    assert fit.value is value and fit.ridge == ridge and math.isnan(fit.held_out)
+    assert fit.value is value and fit.ridge == ridge and len(fit.held_out) == 0
     system = assemble(value, [data], Observed(), 5.0)
     w = value.weights.flatten()
     slack = -system.residual  # A w - b at the solution, but for the ridge
@@ -161,10 +195,10 @@ def test_the_ridge_of_the_least_held_out_residual_is_taken():
     for ridge in ridges:
         other = prepared(PolynomialValue(2, HORIZON, times=4), data)
         trained = fit_linear(other, Split(list(split.train()), None), Observed(), truth(), [ridge], 5.0, passes=6)
-        scores[ridge] = held_out_residual(trained.value, split.held, truth(), 5.0)
+        scores[ridge] = float(Judge(split.held, truth(), 5.0).residuals(trained.value).mean())
     assert scores[1e2] > min(scores.values())  # a choice there is
     assert fit.ridge == min(scores, key=scores.get)
-    assert fit.held_out == pytest.approx(scores[fit.ridge], rel=0.05)
+    assert float(fit.held_out.mean()) == pytest.approx(scores[fit.ridge], rel=0.05)
 
 
 def test_one_ridge_is_judged_on_paths_not_seen_too():
@@ -175,10 +209,11 @@ def test_one_ridge_is_judged_on_paths_not_seen_too():
     one = fit_linear(value, split, Observed(), truth(), [1e-6], 5.0, passes=4)
     other = prepared(PolynomialValue(2, HORIZON, degree=4, times=6), data)
     trained = fit_linear(other, Split(list(split.train()), None), Observed(), truth(), [1e-6], 5.0, passes=4)
-    honest = held_out_residual(trained.value, split.held, truth(), 5.0)
-    in_sample = held_out_residual(one.value, split.held, truth(), 5.0)
+    honest = Judge(split.held, truth(), 5.0).residuals(trained.value).mean()
+    in_sample = Judge(split.held, truth(), 5.0).residuals(one.value).mean()
     assert honest > 1.2 * in_sample  # the two differ, or the test would be about nothing
-    assert abs(one.held_out - honest) < abs(one.held_out - in_sample)
+    found = one.held_out.mean()
+    assert abs(found - honest) < abs(found - in_sample)
 
 
 def test_all_paths_serve_the_last_step():
@@ -203,11 +238,11 @@ def test_a_warm_start_at_the_solution_stays_there():
     assert torch.allclose(value.weights, before, atol=1e-6)
 
 
-@pytest.mark.parametrize("given", [{}, {"times": 8}])
+@pytest.mark.parametrize("given", [{}, {"length": 0.7}])
 def test_pde_tries_settings_but_keeps_to_the_given_ones(given):
     problem = LinearQuadratic.damped_rotation(2, steps=HORIZON)
-    model = PDE("PolynomialPolicy", problem, seed=0, device="cpu", policy_kwargs=dict(given))
+    model = PDE("FourierPolicy", problem, seed=0, device="cpu", policy_kwargs={"features": 10, "times": 3, **given})
     with torch.no_grad():
         model.fit(rollout(problem, None, 100, generator()))
-    times = model.policy_kwargs["times"]
-    assert times in ((8,) if given else (8, 4)) and model.policy.value.weights.shape[0] == times
+    length = model.policy_kwargs["length"]
+    assert length in ((0.7,) if given else (0.5, 1.0, 2.0)) and model.policy.value.length == length

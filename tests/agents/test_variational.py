@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from girsanov.agents.function_classes import KernelValue, LinearValue, NeuralValue, PolynomialValue, RadialValue
+from girsanov.agents.function_classes import NeuralValue
+from girsanov.agents.linear_classes import KernelValue, LinearValue, PolynomialValue, RadialValue
 from girsanov.agents.lookahead import FreshNoise, Generator, Lookahead, Observed
 from girsanov.agents.replay import Replay, sample_spans, spans
 from girsanov.agents.variational import (

@@ -1,0 +1,395 @@
+"""Linear classes for the Cole-Hopf transform: f or log f is a linear combination of features, its weights in a convex set."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from itertools import combinations_with_replacement
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..envs.problem import check_positive
+from .function_classes import Value
+from .inequality import solve_ball, solve_positive
+
+
+class Tangent(NamedTuple):
+    """A linear class at rows of one step: ``log f`` and its derivative by the weights, ``time (x) space``."""
+
+    log_f: Tensor  # (n,)
+    space: Tensor  # (n, Ms)
+
+
+class LinearValue(Value):
+    """Linear combinations of features ``b_i(k) s_j(x)`` of time and space, in float64.
+
+    The features of time are Chebyshev polynomials of its clock; a subclass writes those of space, and which convex set the
+    weights ``(times, features)`` belong to.
+
+    ``linear_in_weights`` tells whether f itself is linear in them, or only ``log f``.
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+        features: number of features of space.
+        times: number of features of time.
+    """
+
+    linear_in_weights: bool
+
+    def __init__(self, n_inputs: int, horizon: int, features: int, times: int) -> None:
+        check_count("times", times)
+        super().__init__(n_inputs, horizon)
+        self.register_buffer("weights", torch.zeros(times, features))
+        self.register_buffer("time_table", torch.zeros(horizon + 1, times))  # features of time at every step
+        self.weights: Tensor
+        self.time_table: Tensor
+        self.double()
+        self._tabulate()
+
+    def wind(self, steps: Tensor, inputs: Tensor) -> None:
+        """See Value."""
+        super().wind(steps, inputs)
+        self._tabulate()
+
+    def _tabulate(self) -> None:
+        angle = torch.acos((2 * self.clock - 1).clamp(-1, 1))
+        self.time_table.copy_(torch.cos(torch.arange(len(self.weights), device=angle.device) * angle[:, None]))
+
+    @abstractmethod
+    def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
+        """Choose what depends on data (centres, length scales) from steps ``(n,)`` and encoded states ``(n, p)``."""
+
+    @abstractmethod
+    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """Features of space ``(n, Ms)`` of encoded states ``(n, p)``."""
+
+    @abstractmethod
+    def tangent(self, k: int, inputs: Tensor) -> Tangent:
+        """``log f`` and its derivative by the weights, at rows that share a step."""
+
+    @abstractmethod
+    def project(self, weights: Tensor) -> Tensor:
+        """The nearest point of the convex set, same shape."""
+
+    @abstractmethod
+    def solve(self, matrix: Tensor, vector: Tensor, ridge: float) -> Tensor:
+        """``(A w - b)^T (u - w) >= 0`` for all u of the set, in float64, ``(M,)``.
+
+        Args:
+            matrix: ``A``, ``(M, M)``.
+            vector: ``b``, ``(M,)``.
+            ridge: a share of A's mean diagonal, added to it.
+        """
+
+    def _linear(self, k: int | Tensor, space: Tensor) -> Tensor:
+        return (space * (self.time_table[k] @ self.weights)).sum(1)
+
+
+class ExponentialValue(LinearValue):
+    """``f = exp(w . phi)`` with w in a ball; the first feature of space is the constant 1, which the ridge leaves alone.
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+        features: number of features of space.
+        times: number of features of time.
+        radius: of the ball.
+    """
+
+    linear_in_weights = False
+
+    def __init__(self, n_inputs: int, horizon: int, features: int, times: int, radius: float) -> None:
+        super().__init__(n_inputs, horizon, features, times)
+        check_positive("radius", radius)
+        self.radius = radius
+
+    def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """``log f_k``, ``(n,)``."""
+        return self._linear(k, self.space(k, inputs)) + self.offset
+
+    def tangent(self, k: int, inputs: Tensor) -> Tangent:
+        """See LinearValue: the derivative is the features themselves."""
+        space = self.space(k, inputs)
+        return Tangent(self._linear(k, space) + self.offset, space)
+
+    def project(self, weights: Tensor) -> Tensor:
+        """Scale weights outside of the ball back to its surface."""
+        return weights * (self.radius / weights.norm().clamp(min=1e-300)).clamp(max=1)
+
+    def solve(self, matrix: Tensor, vector: Tensor, ridge: float) -> Tensor:
+        """See LinearValue."""
+        penalty = (ridge * matrix.diagonal().mean() * self.penalties()).flatten()
+        return solve_ball(matrix + torch.diag(penalty), vector, self.radius)
+
+    def penalties(self) -> Tensor:
+        """How much the ridge weighs on each weight, ``(times, Ms)``: not at all on functions of time alone."""
+        penalty = torch.ones_like(self.weights)
+        penalty[:, 0] = 1e-9  # where every state is equal the constant must still be told from the rest
+        return penalty
+
+
+class PolynomialValue(ExponentialValue):
+    """``log f`` is a polynomial: quadratics of Gaussian problems, exactly, or sums of powers of single coordinates.
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+        degree: largest total degree.
+        interaction: most coordinates in one monomial; absent: ``degree`` where that makes at most 500 features, else 1.
+        times: number of features of time.
+        radius: of the ball of weights.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        horizon: int,
+        degree: int = 2,
+        interaction: int | None = None,
+        times: int = 8,
+        radius: float = 1e6,
+    ) -> None:
+        check_count("degree", degree)
+        if interaction is not None:
+            check_count("interaction", interaction)
+        if interaction is None:
+            interaction = degree if math.comb(n_inputs + degree, degree) <= 500 else 1
+        powers: list[tuple[int, ...]] = [()]
+        for size in range(1, degree + 1):
+            if interaction == 1:
+                powers += [(i,) * size for i in range(n_inputs)]
+            else:
+                every = combinations_with_replacement(range(n_inputs), size)
+                powers += [p for p in every if len(set(p)) <= interaction]
+        super().__init__(n_inputs, horizon, len(powers), times, radius)
+        table = torch.zeros(len(powers), n_inputs, dtype=torch.long)
+        for row, power in enumerate(powers):
+            for i in power:
+                table[row, i] += 1
+        self.degree = degree
+        # a monomial is a product of at most `degree` columns of [1, H_1(x_1), ..., H_degree(x_p)]
+        slots = torch.zeros(len(powers), max(1, max(len(set(p)) for p in powers)), dtype=torch.long)
+        for row, power in enumerate(powers):
+            for slot, i in enumerate(sorted(set(power))):
+                slots[row, slot] = 1 + i * degree + int(table[row, i]) - 1
+        self.register_buffer("slots", slots)
+        self.slots: Tensor
+
+    def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
+        """Nothing to choose."""
+
+    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """Products of normalised Hermite polynomials of the standardised coordinates."""
+        x = self.standardise(inputs.double())
+        rows = [torch.ones_like(x), x]
+        for order in range(1, self.degree):
+            rows.append((x * rows[-1] - math.sqrt(order) * rows[-2]) / math.sqrt(order + 1))
+        columns = torch.stack(rows[1:], 2).flatten(1)  # (n, p * degree)
+        columns = torch.cat([torch.ones_like(columns[:, :1]), columns], 1)
+        product = columns[:, self.slots[:, 0]]
+        for slot in self.slots.T[1:]:
+            product = product * columns[:, slot]
+        return product
+
+
+class TrendValue(ExponentialValue):
+    """``log f`` is a constant, a linear function and a combination of ``shapes`` of a length scale, which a subclass writes.
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+        shapes: number of them.
+        length: length scale, in units of the median distance between data.
+        times: number of features of time.
+        radius: of the ball of weights.
+    """
+
+    def __init__(self, n_inputs: int, horizon: int, shapes: int, length: float, times: int, radius: float) -> None:
+        super().__init__(n_inputs, horizon, 1 + n_inputs + shapes, times, radius)
+        check_positive("length", length)
+        self.length = length
+
+    @abstractmethod
+    def shapes(self, x: Tensor) -> Tensor:
+        """Features ``(n, shapes)`` of standardised states ``(n, p)``."""
+
+    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """``[1, x, shapes(x)]``."""
+        x = self.standardise(inputs.double())
+        return torch.cat([torch.ones_like(x[:, :1]), x, self.shapes(x)], 1)
+
+
+class FourierValue(TrendValue):
+    """Shapes: random Fourier features of a Gaussian kernel (Rahimi and Recht 2007).
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+        features: number of waves.
+        length: length scale of the kernel, in units of the median distance between data.
+        times: number of features of time.
+        radius: of the ball of weights.
+    """
+
+    def __init__(
+        self, n_inputs: int, horizon: int, features: int = 100, length: float = 1.0, times: int = 6, radius: float = 1e6
+    ) -> None:
+        check_count("features", features)
+        super().__init__(n_inputs, horizon, features, length, times, radius)
+        self.register_buffer("frequencies", torch.zeros(features, n_inputs, dtype=torch.float64))
+        self.register_buffer("phases", torch.zeros(features, dtype=torch.float64))
+        self.frequencies: Tensor
+        self.phases: Tensor
+
+    def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
+        """Draw the waves."""
+        waves = torch.randn(self.frequencies.shape, generator=generator, device=inputs.device, dtype=torch.float64)
+        self.frequencies.copy_(waves / (self.length * median_distance(self.standardise(inputs.double()))))
+        self.phases.copy_(torch.rand(len(self.phases), generator=generator, device=inputs.device) * 2 * math.pi)
+
+    def shapes(self, x: Tensor) -> Tensor:
+        """``sqrt(2 / features) cos(frequency . x + phase)``."""
+        return torch.cos(x @ self.frequencies.T + self.phases) * math.sqrt(2 / len(self.phases))
+
+
+class KernelValue(TrendValue):
+    """Shapes: a Nystrom basis of the Gaussian kernel's space.
+
+    Features are whitened, so that the norm of the weights is the norm of the reproducing-kernel space (Williams and
+    Seeger 2001): the ball of weights is a ball of that space.
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+        centres: size of the basis; they are placed on data.
+        length: length scale of the kernel, in units of the median distance between data.
+        times: number of features of time.
+        radius: of the ball of weights.
+    """
+
+    def __init__(
+        self, n_inputs: int, horizon: int, centres: int = 100, length: float = 1.0, times: int = 6, radius: float = 1e6
+    ) -> None:
+        check_count("centres", centres)
+        super().__init__(n_inputs, horizon, centres, length, times, radius)
+        self.register_buffer("centres", torch.zeros(centres, n_inputs, dtype=torch.float64))
+        self.register_buffer("whitening", torch.eye(centres, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.centres: Tensor
+        self.whitening: Tensor
+        self.scale: Tensor
+
+    def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
+        """Centre the basis on random data."""
+        x = self.standardise(inputs.double())
+        self.scale.copy_(self.length * median_distance(x))
+        self.centres.copy_(x[torch.randint(len(x), (len(self.centres),), generator=generator, device=x.device)])
+        values, vectors = torch.linalg.eigh(self._kernel(self.centres))
+        root = torch.where(values > 1e-10 * values[-1], values.clamp(min=1e-300).rsqrt(), 0.0)
+        self.whitening.copy_((vectors * root) @ vectors.T)
+
+    def _kernel(self, x: Tensor) -> Tensor:
+        return torch.exp(-0.5 * squared_distances(x, self.centres) / self.scale.square())
+
+    def shapes(self, x: Tensor) -> Tensor:
+        """``K^{-1/2} k(centres, x)``."""
+        return self._kernel(x) @ self.whitening
+
+
+class RadialValue(LinearValue):
+    """``f = sum_j w_j phi_j`` with Gaussian bumps in (state, time) and weights ``w >= 0``: positive wherever it is defined.
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+        centres: number of bumps; they are placed on data.
+        width: standard deviation of a bump, in units of the median distance between data at one time.
+        span: standard deviation of a bump in time, as a share of the horizon.
+        floor: a constant function is added with this share of the mean, so that log f has no hole off the data.
+    """
+
+    linear_in_weights = True
+
+    def __init__(
+        self, n_inputs: int, horizon: int, centres: int = 200, width: float = 1.0, span: float = 0.1, floor: float = 1e-6
+    ) -> None:
+        check_count("centres", centres)
+        for name, number in (("width", width), ("span", span)):
+            check_positive(name, number)
+        if not (math.isfinite(floor) and floor >= 0):
+            raise ValueError(f"floor must be a number of at least 0; got {floor!r}")
+        super().__init__(n_inputs, horizon, centres, times=1)
+        self.width, self.span, self.floor = width, span, floor
+        self.register_buffer("centres", torch.zeros(centres, n_inputs, dtype=torch.float64))
+        self.register_buffer("times", torch.zeros(centres, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.centres: Tensor
+        self.times: Tensor
+        self.scale: Tensor
+
+    def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
+        """Centre the bumps on random data; their radius comes from distances between data at nearby times."""
+        row = torch.randint(len(inputs), (len(self.centres),), generator=generator, device=inputs.device)
+        self.centres.copy_(self.standardise(inputs[row].double()))
+        self.times.copy_(k[row] / self.horizon)
+        near = (self.times[:, None] - self.times).abs() < self.span
+        distance = torch.cdist(self.centres, self.centres)[near]
+        distance = distance[distance > 0]
+        self.scale.copy_(self.width * (distance.median() if len(distance) else distance.new_ones(())))
+        self.weights.fill_(1.0)
+
+    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """The bumps at ``(k, inputs)``, ``(n, M)``."""
+        x = self.standardise(inputs.double())
+        t = torch.as_tensor(k, device=inputs.device).to(x.dtype).reshape(-1, 1) / self.horizon
+        square = squared_distances(x, self.centres)
+        return torch.exp(-0.5 * (square / self.scale.square() + ((t - self.times) / self.span).square()))
+
+    def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """``log f_k``, ``(n,)``."""
+        return torch.log(self.space(k, inputs) @ self.weights[0] + self.floor) + self.offset
+
+    def tangent(self, k: int, inputs: Tensor) -> Tangent:
+        """See LinearValue: the derivative is ``phi / f``."""
+        space = self.space(k, inputs)
+        f = space @ self.weights[0] + self.floor
+        return Tangent(f.log() + self.offset, space / f[:, None])
+
+    def project(self, weights: Tensor) -> Tensor:
+        """Negative weights become zero."""
+        return weights.clamp(min=0)
+
+    def solve(self, matrix: Tensor, vector: Tensor, ridge: float) -> Tensor:
+        """See LinearValue.
+
+        With few data A need not be coercive, and the inequality may have no solution or many. Then the form is made coercive by
+        just enough of a penalty on the distance to the present weights: a proximal step (Rockafellar 1976), which shrinks
+        nothing, and which repeated steps lead to a solution of the inequality itself if they converge.
+        """
+        unit = matrix.diagonal().abs().mean()
+        hold = (1e-10 * unit - torch.linalg.eigvalsh(0.5 * (matrix + matrix.T))[0]).clamp(min=0)
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return solve_positive(matrix + (hold + ridge * unit) * eye, vector + hold * self.weights.flatten())
+
+
+def median_distance(inputs: Tensor, most: int = 500) -> Tensor:
+    """Median distance between (at most ``most`` evenly chosen) rows of ``inputs`` ``(n, p)``; 1 where all rows are equal."""
+    some = inputs[:: max(1, len(inputs) // most)]
+    distance = torch.pdist(some)
+    distance = distance[distance > 0]
+    return distance.median() if len(distance) else inputs.new_ones(())
+
+
+def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
+    """``|x_i - c_j|^2``, ``(n, M)``, of ``(n, p)`` and ``(M, p)``."""
+    # not cdist, which autograd can't differentiate twice
+    return x.square().sum(1)[:, None] + centres.square().sum(1) - 2 * x @ centres.T
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise a ValueError unless ``value`` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
