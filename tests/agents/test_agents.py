@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from girsanov.agents import PDE, PIFT
-from girsanov.agents.policy_iteration import value_gradients
+from girsanov.agents.value_gradients import value_gradients
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv, observe
 from girsanov.envs.problem import Problem, certificate, objective, rollout
@@ -144,9 +144,9 @@ def test_set_env_changes_the_problem(agent):
 @AGENTS
 def test_set_env_forgets_the_other_problems_paths(agent):
     model = small(agent).learn(1)
-    assert model.rounds if agent is PDE else model.recent
+    assert model.rounds if agent is PDE else model.policy.recent
     model.set_env(gym.make(MIXTURE, temperature=2.0))
-    assert not model.rounds if agent is PDE else not model.recent
+    assert not model.rounds if agent is PDE else not model.policy.recent
 
 
 def test_radial_policy_survives_save_and_load(tmp_path):
@@ -265,14 +265,15 @@ def test_value_gradients_equal_finite_differences():
     model.policy.__class__ = Exact
     g = torch.Generator().manual_seed(0)
     paths = rollout(problem, model.policy.control, 3, g)
-    gradients = value_gradients(problem, model.policy, paths)
+    gradients = value_gradients(model.policy, paths)
 
     def to_go(k, x, noises):
         total = torch.zeros(len(x), dtype=x.dtype)
         with torch.no_grad():
             for j in range(k, problem.horizon):
                 a = model.policy.control(j, x)
-                total += problem.running_reward(j, x) - 0.5 * problem.temperature * a.square().sum(1)
+                price = problem.temperature * (a * (0.5 * a + noises[j])).sum(1)
+                total += problem.running_reward(j, x) - price
                 x = problem.transition(j, x, noises[j] + a)
             return total + problem.terminal_reward(x)
 
