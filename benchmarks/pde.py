@@ -221,9 +221,9 @@ def report(out: Path = RESULTS) -> None:
         raise ValueError(f"out must hold finished runs; got none in {out}")
     text = [
         "# What the PDE agent reaches\n",
-        "Medians over seeds; brackets hold the worst and the best seed. The ceiling is the closed form's score, clipped to an action "
-        "bound of 1. Each row of the ablation changes one thing and leaves the rest as it is: with settings of their own, observed "
-        "next states five visits ahead reach 0.91 (docs/pde.md).\n",
+        "Medians over seeds; brackets hold the worst and the best seed. The ceiling is the closed form's score, clipped to an "
+        "action bound of 1. Each row of the ablation changes one thing and leaves the rest as it is: with settings of their "
+        "own, observed next states five visits ahead reach 0.91 (docs/pde.md).\n",
     ]
     heads: dict[str, Callable[[dict[str, Any]], str]] = {
         "mixture": lambda x: (
