@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from email.message import Message
 from email.parser import Parser
 from importlib.metadata import packages_distributions
@@ -59,7 +59,8 @@ def requirements(metadata: Message) -> list[Requirement]:
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     wanted = {path.relative_to(ROOT).as_posix() for path in sources(ROOT)}
-    wanted |= {"py.typed"} | {f"envs/checkpoints/{path.name}" for path in (ROOT / "envs" / "checkpoints").iterdir()}
+    data = (ROOT / "envs" / "checkpoints").rglob("*")
+    wanted |= {"py.typed"} | {path.relative_to(ROOT).as_posix() for path in data if path.is_file()}
     installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert installed == {f"girsanov/{name}" for name in wanted}
     assert any(name.endswith(".safetensors") for name in installed)
@@ -78,19 +79,41 @@ def test_one_version_everywhere(metadata: Message) -> None:
     assert girsanov.__version__ == metadata["Version"] == citation[1] == changelog[1]
 
 
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """The top-level names of what import statements among ``nodes`` bring in; relative imports aside."""
+    modules = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            modules.add(node.module.partition(".")[0])
+    return modules - sys.stdlib_module_names - {"girsanov"}
+
+
+def for_typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def test_every_import_is_a_declared_dependency(requirements: list[Requirement]) -> None:
-    declared = {canonicalize_name(r.name) for r in requirements if r.marker is None} | {"girsanov"}
+    base = {canonicalize_name(r.name) for r in requirements if r.marker is None}
+    extras = {canonicalize_name(r.name) for r in requirements if r.marker and "dev" not in str(r.marker)}
     providers = packages_distributions()
+
+    def undeclared(modules: set[str], declared: set[str]) -> list[str]:
+        return [m for m in sorted(modules) if not {canonicalize_name(name) for name in providers.get(m, ())} & declared]
+
     for path in sources(ROOT):
-        modules = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                modules.add(node.module.partition(".")[0])
-        for module in modules - sys.stdlib_module_names - {"girsanov"}:
-            found = {canonicalize_name(name) for name in providers.get(module, ())}
-            assert found & declared, f"{path.relative_to(ROOT)} imports {module}, which no declared dependency provides"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        # what importing the file imports: any statement outside functions, but those that only type checkers read
+        at_once, queue = [], list(tree.body)
+        while queue:
+            node = queue.pop()
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not for_typing_only(node):
+                at_once.append(node)
+                queue.extend(ast.iter_child_nodes(node))
+        where = path.relative_to(ROOT)
+        assert not undeclared(imported(at_once), base), f"{where} imports at once what the base install lacks"
+        assert not undeclared(imported(ast.walk(tree)), base | extras), f"{where} imports what no extra provides"
 
 
 def test_every_dependency_has_a_tested_version(requirements: list[Requirement]) -> None:
@@ -100,5 +123,7 @@ def test_every_dependency_has_a_tested_version(requirements: list[Requirement]) 
     assert len(tested) == len(pins)
     for requirement in requirements:
         name = canonicalize_name(requirement.name)
+        if name == "girsanov":  # an extra that takes in others
+            continue
         assert name in tested, f"constraints.txt lacks {name}"
         assert requirement.specifier.contains(tested[name]), f"constraints.txt holds {name} {tested[name]}; not {requirement}"
