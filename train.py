@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, pretrain. ``python train.py --help``, or ``girsanov --help`` once installed."""
+"""The command line. ``python train.py --help``, or ``girsanov --help`` once installed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ def run(
     final_paths: int = 1000,
     reference_paths: int = 8192,
     device: Device = "auto",
+    config: Path | None = None,
 ) -> None:
     """Let one agent learn one environment.
 
@@ -49,21 +51,26 @@ def run(
         final_paths: fresh paths of the final evaluation.
         reference_paths: uncontrolled paths behind J(0) and the certificate.
         device: auto is cuda where there is one.
+        config: a JSON file of these settings, such as benchmarks/configs/*.json; what else is given here comes on top of it.
     """
+    from dataclasses import replace
+
     from tqdm import tqdm
 
     from girsanov.scoreboard.runner import execute
-    from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+    from girsanov.scoreboard.spec import Budget, RunSpec
 
+    base = RunSpec(env, agent) if config is None else RunSpec.read(config)
+    watched = {"points": points, "paths": paths, "final_paths": final_paths, "reference_paths": reference_paths}
     spec = RunSpec(
         env,
         agent,
         seed,
         Budget(budget, budget_unit),
-        pairs("env-kwargs", env_kwargs),
-        pairs("agent-kwargs", agent_kwargs),
+        {**base.env_kwargs, **pairs("env-kwargs", env_kwargs)},
+        {**base.agent_kwargs, **pairs("agent-kwargs", agent_kwargs)},
         device,
-        EvaluationPlan(points, paths, final_paths, reference_paths),
+        replace(base.plan, **watched),
         None if load is None else str(load),
     )
     with tqdm(total=1.0, desc=agent, bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]") as bar:
@@ -184,6 +191,40 @@ def pretrain(
     print(f"written: {path}")
 
 
+def pretrain_latent(
+    path: Path = Path("runs/pretrain/latent_digits"),
+    seed: int = 0,
+    iterations: int = 2500,
+    autoencoder_iterations: int = 1200,
+    images_a_prompt: int = 40,
+) -> None:
+    """Train the small text-to-image model of coloured digits from scikit-learn's images and measure what it draws.
+
+    The result is a StableDiffusionPipeline folder; the shipped one is envs/checkpoints/latent_digits. Needs girsanov[sd].
+
+    Args:
+        path: folder to write; what made it goes beside it as .json.
+        seed: of everything drawn.
+        iterations: of the denoiser and the text encoder.
+        autoencoder_iterations: of the autoencoder.
+        images_a_prompt: drawn to measure the quality.
+    """
+    import json
+
+    from girsanov.envs.latent_pretrain import pretrain_latent as train
+
+    record = train(
+        path,
+        seed=seed,
+        iterations=iterations,
+        autoencoder_iterations=autoencoder_iterations,
+        images_a_prompt=images_a_prompt,
+        command=_command(),
+    )
+    print(json.dumps(record["quality"], indent=1))
+    print(f"written: {path}")
+
+
 def pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
     """``key=value`` strings as a dict, values read as Python literals where they are such."""
     out = {}
@@ -196,6 +237,22 @@ def pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             out[key] = value
     return out
+
+
+def _configured(arguments: Sequence[str]) -> Any:
+    """``run``, with the settings of the file that ``--config`` names as its defaults."""
+    given = [
+        a.partition("=")[2] or b for a, b in zip(arguments, [*arguments[1:], ""], strict=True) if a.split("=")[0] == "--config"
+    ]
+    if not (given and given[-1]):
+        return run
+    from girsanov.scoreboard.spec import RunSpec
+
+    spec = RunSpec.read(Path(given[-1]))
+    plan = {name: getattr(spec.plan, name) for name in ("points", "paths", "final_paths", "reference_paths")}
+    budget = {"budget": spec.budget.amount, "budget_unit": spec.budget.unit}
+    load = None if spec.load is None else Path(spec.load)
+    return partial(run, agent=spec.agent, env=spec.env, seed=spec.seed, device=spec.device, load=load, **budget, **plan)
 
 
 def _by_agent(given: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -222,8 +279,11 @@ def _command() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 and one line for what the caller can mend, 130 for Ctrl-C."""
-    commands: dict[str, Any] = {"run": run, "compare": compare, "report": report, "pretrain": pretrain}
     try:
+        commands: dict[str, Any] = {
+            **{"run": _configured(sys.argv[1:] if arguments is None else arguments), "compare": compare, "report": report},
+            **{"pretrain": pretrain, "pretrain-latent": pretrain_latent},
+        }
         tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="girsanov", description=__doc__)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -101,6 +101,10 @@ class Digits(DenoisingProblem):
             raise AttributeError(f"success is defined for DigitLogProbability only; the reward is {type(self.reward).__name__}")
         return self.reward.success
 
+    def images(self, x: Tensor) -> Tensor:
+        """States as pictures ``(n, 1, 8, 8)`` in 0..1."""
+        return ((x + 1) / 2).clamp(0, 1)
+
     @torch.no_grad()
     def render(self, path: Tensor) -> np.ndarray:
         """The noisy image as it is now and, beside it, the clean image that the model sees in it; ``(160, 336, 3)``."""

@@ -37,6 +37,7 @@ class Problem(ABC):
     * ``reference_value(k, x)``, ``reference_control(k, x)``: a closed form that holds up to the step size.
     * ``gaussian_kernel(k, x) -> (mean, scale)``: the transition is ``mean + scale * z``.
     * ``terminal_estimate(k, x)``: an estimate of X_T given X_k, such as a denoiser's prediction of the clean image.
+    * ``images(x)``: states as pictures ``(n, channels, H, W)`` in 0..1; ``prompts_of(x)``: what each was asked to show.
     * ``success(x) -> bool (n,)``: whether a terminal state solves the task, in the words of its field.
 
     A transition or a reward is differentiable if autograd says so.

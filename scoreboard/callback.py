@@ -12,7 +12,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch.utils.tensorboard import SummaryWriter
 
 from ..envs.problem import Estimate, Problem
-from .evaluation import CURVE_SEED, FINAL_SEED, Evaluation, Reference, evaluate, generator_on, policy_of
+from .evaluation import CURVE_SEED, FINAL_SEED, SAMPLE_SEED, Evaluation, Reference, evaluate, generator_on, policy_of
+from .plots import grid_of
 from .spec import Budget, EvaluationPlan, Spent
 
 #: The x-axes of TensorBoard, whose steps are integers: prefix of the tags, and the step.
@@ -21,6 +22,8 @@ _AXES = (
     ("eval_by_reward_queries", lambda spent: spent.reward_queries),
     ("eval_by_milliseconds", lambda spent: round(1000 * spent.seconds)),
 )
+#: Pictures in a grid.
+PICTURES = 16
 
 
 class Stopwatch:
@@ -53,7 +56,8 @@ class ScoreCallback(BaseCallback):
     Every evaluation is one row of ``progress.jsonl`` and the same TensorBoard scalars for every agent: ``eval/objective``,
     ``eval/objective_stderr``, ``eval/reward``, ``eval/kl``, ``eval/score``, ``eval/success``, ``time/...`` against env steps,
     and again as ``eval_by_reward_queries/...`` and ``eval_by_milliseconds/...``. All are dated by training time, so that
-    TensorBoard's relative axis is training time too.
+    TensorBoard's relative axis is training time too. Where the problem offers ``images(x)``, a grid of pictures comes along,
+    from noises that are the same at every look; one a prompt where it offers ``prompts_of(x)``, too.
 
     Args:
         problem: what is learnt, on the model's device.
@@ -110,6 +114,7 @@ class ScoreCallback(BaseCallback):
         self._clock.pause()
         self.final = self._row(self.plan.final_paths, FINAL_SEED)
         self.final_states = self._states
+        self._show()
 
     def close(self) -> None:
         """Close the TensorBoard file."""
@@ -129,6 +134,7 @@ class ScoreCallback(BaseCallback):
         fraction = self.budget.fraction(self.spent())
         self._due = [due for due in self._due if due > fraction]
         self._row(self.plan.paths, CURVE_SEED)
+        self._show()
 
     def _row(self, paths: int, stream: int) -> dict[str, Any]:
         spent = self.spent()
@@ -163,6 +169,21 @@ class ScoreCallback(BaseCallback):
                     self._writer.add_scalar(f"{prefix}/{name}", row[name], step(spent), date)
         for name, value in spent._asdict().items():
             self._writer.add_scalar(f"time/{name}", value, spent.env_steps, date)
+        self._writer.flush()
+
+    def _show(self) -> None:
+        """Pictures of what the present policy makes of the first noises of the samples that a run keeps."""
+        if not hasattr(self.problem, "images"):
+            return
+        spent = self.spent()
+        states = self._evaluate(min(PICTURES, self.plan.samples), SAMPLE_SEED - self.seed).states
+        images = (2 * self.problem.images(states) - 1).float().cpu().numpy()
+        prompts_of = getattr(self.problem, "prompts_of", None)
+        prompts = [""] * len(images) if prompts_of is None else prompts_of(states)
+        for prompt in dict.fromkeys(prompts):
+            chosen = images[[i for i, other in enumerate(prompts) if other == prompt]]
+            tag = f"images/{prompt}" if prompt else "images"
+            self._writer.add_image(tag, grid_of(chosen), spent.env_steps, self._start + spent.seconds, dataformats="HWC")
         self._writer.flush()
 
     def log_hyperparameters(self, settings: dict[str, Any]) -> None:

@@ -110,6 +110,23 @@ class RunSpec:
         """The inverse of ``to_json``."""
         return cls(**{**values, "budget": Budget(**values["budget"]), "plan": EvaluationPlan(**values["plan"])})
 
+    @classmethod
+    def read(cls, path: Path) -> RunSpec:
+        """A configuration file: the JSON of ``to_json``, of which ``env`` and ``agent`` must be there; ``about`` is for readers.
+
+        Raises:
+            ValueError: the file is not there, is no JSON, or says what no run has.
+        """
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"config must be a readable JSON file; got {str(path)!r} ({error})") from error
+        try:
+            values.pop("about", None)
+            return cls(**{key: _nested(key, value) for key, value in values.items()})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"config must hold the settings of a run; {str(path)!r} does not: {error}") from error
+
     def env_folder(self, out: Path) -> Path:
         """``<out>/<environment>``."""
         return out / slug(self.env)
@@ -117,6 +134,11 @@ class RunSpec:
     def folder(self, out: Path) -> Path:
         """``<out>/<environment>/<agent>/seed<k>``."""
         return self.env_folder(out) / slug(self.agent) / f"seed{self.seed}"
+
+
+def _nested(name: str, value: Any) -> Any:
+    made = {"budget": Budget, "plan": EvaluationPlan}.get(name)
+    return value if made is None else made(**value)
 
 
 def slug(name: str) -> str:

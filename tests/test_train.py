@@ -57,6 +57,30 @@ def test_run_writes_a_folder_and_prints_its_last_row(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_configuration_file_gives_defaults_that_the_command_line_overrides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.json"
+    plan = {"points": 2, "paths": 20, "final_paths": 40, "reference_paths": 256, "samples": 3}
+    agent_kwargs = {"n_envs": 4, "batch_size": 20, "n_epochs": 1}
+    settings = {
+        "env": MIXTURE,
+        "agent": "ppo",
+        "budget": {"amount": 8, "unit": "reward_queries"},
+        "device": "cpu",
+        "plan": plan,
+    }
+    config.write_text(json.dumps({**settings, "env_kwargs": {"steps": 5, "temperature": 0.7}, "agent_kwargs": agent_kwargs}))
+    out = ["--out", str(tmp_path), "--env-kwargs", "temperature=0.9", "--seed", "3"]
+    assert main(["run", "--config", str(config), *out]) == 0
+    spec = json.loads((tmp_path / "GaussianMixture-v0" / "ppo" / "seed3" / "record.json").read_text())["spec"]
+    assert spec["env_kwargs"] == {"steps": 5, "temperature": 0.9} and spec["agent_kwargs"] == agent_kwargs
+    assert spec["plan"] == plan and spec["budget"] == {"amount": 8, "unit": "reward_queries"}
+    config.write_text("{")
+    assert main(["run", "--config", str(config), *out]) == 2
+    assert "error: config must be a readable JSON file" in capsys.readouterr().err
+
+
 BAD = {
     "unknown id": ({"--env": ["girsanov/X-v0"]}, "env must be one of .*GaussianMixture-v0.*; got 'girsanov/X-v0'"),
     "unknown agent": (

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
+from girsanov.envs.gaussian_mixture import GaussianMixture
 from girsanov.envs.problem import Problem
 from girsanov.scoreboard.callback import ScoreCallback, Stopwatch
 from girsanov.scoreboard.evaluation import reference_of
@@ -133,3 +134,22 @@ def test_stopwatch_stands_still() -> None:
     seen = clock.seconds
     time.sleep(0.02)
     assert clock.seconds == seen >= 0.02
+
+
+def test_pictures_of_the_same_noises_are_shown_at_every_look(reference: Any, tmp_path: Path) -> None:
+    class Pictures(GaussianMixture):
+        def images(self, x: torch.Tensor) -> torch.Tensor:
+            return x.clamp(0, 1).reshape(-1, 2, 1, 1)[:, :1]
+
+        def prompts_of(self, x: torch.Tensor) -> list[str]:
+            return ["left" if left else "right" for left in x[:, 0] < 0]
+
+    mixture = make_problem("girsanov/GaussianMixture-v0", steps=5)
+    mixture.__class__ = Pictures
+    learn(make_ppo(mixture, seed=0, device="cpu", learning_rate=1e-9, **PPO), mixture, reference, Budget(40), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tb"), {"images": 0})
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"images/left", "images/right"}
+    looks = events.Images("images/right")
+    assert [look.step for look in looks] == sorted({look.step for look in looks}) and len(looks) == PLAN.points + 1
+    assert len({look.encoded_image_string for look in looks}) == 1  # the policy does not move, and neither do the noises

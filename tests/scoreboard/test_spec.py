@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,8 @@ from scipy import stats
 
 from girsanov.scoreboard.intervals import interval, paired
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec, Spent, slug
+
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 
 
 @pytest.mark.parametrize(("unit", "wanted"), [("env_steps", 0.5), ("reward_queries", 0.1), ("seconds", 0.025)])
@@ -62,3 +65,44 @@ def test_pairing_removes_what_seeds_share() -> None:
     assert difference is not None and difference.n == 3
     assert difference.low is not None and difference.low > 0.9
     assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_configuration_file_is_a_spec(tmp_path: Path) -> None:
+    spec = RunSpec("a/B-v0", "m:make", 3, Budget(5, "seconds"), {"steps": 7}, {"rate": 1e-3}, "cpu", EvaluationPlan(points=2))
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"about": "words", **spec.to_json()}))
+    assert RunSpec.read(path) == spec
+    path.write_text(json.dumps({"env": "a/B-v0", "agent": "ppo", "budget": {"amount": 7}}))
+    assert RunSpec.read(path) == RunSpec("a/B-v0", "ppo", budget=Budget(7))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config must be a readable JSON file"),
+        ("{", "config must be a readable JSON file"),
+        ("[1]", "config must hold the settings of a run"),
+        ('{"agent": "ppo"}', "config must hold the settings of a run.*'env'"),
+        ('{"env": "a", "agent": "b", "colour": 1}', "config must hold the settings of a run.*colour"),
+        ('{"env": "a", "agent": "b", "budget": {"hours": 1}}', "config must hold the settings of a run.*hours"),
+        ('{"env": "a", "agent": "b", "budget": {"amount": -1}}', "budget must be a positive number"),
+    ],
+)
+def test_a_bad_configuration_file_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        RunSpec.read(path)
+
+
+def test_the_paper_s_table_of_hyperparameters() -> None:
+    """Han, Razaviyayn and Xu (2025), section 5, number by number."""
+    spec = RunSpec.read(CONFIGS / "stable_diffusion_v1_5.json")
+    env, agent = spec.env_kwargs, spec.agent_kwargs
+    assert spec.env == "girsanov/StableDiffusion-v0" and spec.agent == "pi-ft"
+    assert env["model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5" and env["reward"] == "image-reward"
+    assert env["prompts"] == "Four wolves in the park" and agent["policy"] == "LoraPolicy"
+    assert (env["temperature"], env["guidance_scale"], env["steps"], env["eta"]) == (0.01, 7.5, 50, 1.0)
+    assert agent["policy_kwargs"]["rank"] == 4 and agent["learning_rate"] == 3e-4 and agent["n_trajectories"] == 10
+    assert spec.budget.unit == "reward_queries" and spec.budget.amount / agent["n_trajectories"] == 1000  # gradient steps
