@@ -252,7 +252,8 @@ def _configured(arguments: Sequence[str]) -> Any:
     plan = {name: getattr(spec.plan, name) for name in ("points", "paths", "final_paths", "reference_paths")}
     budget = {"budget": spec.budget.amount, "budget_unit": spec.budget.unit}
     load = None if spec.load is None else Path(spec.load)
-    return partial(run, agent=spec.agent, env=spec.env, seed=spec.seed, device=spec.device, load=load, **budget, **plan)
+    command: Any = run
+    return partial(command, agent=spec.agent, env=spec.env, seed=spec.seed, device=spec.device, load=load, **budget, **plan)
 
 
 def _by_agent(given: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -112,7 +112,7 @@ class RunSpec:
 
     @classmethod
     def read(cls, path: Path) -> RunSpec:
-        """A configuration file: the JSON of ``to_json``, of which ``env`` and ``agent`` must be there; ``about`` is for readers.
+        """A configuration file: the JSON of ``to_json``, of which ``env`` and ``agent`` must be there; ``about`` is a note.
 
         Raises:
             ValueError: the file is not there, is no JSON, or says what no run has.
