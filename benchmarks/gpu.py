@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import tyro
 
-from girsanov.envs import PROBLEMS, make_problem
+from girsanov.envs import NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv
 from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.records import provenance, read_json, write_json
@@ -49,7 +49,7 @@ def steps_per_second(env_id: str, device: str, lanes: int, seconds: float = 2.0)
 def throughput(lanes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
     """Both devices side by side, for every registered environment and number of lanes."""
     rows = []
-    for env_id in PROBLEMS:
+    for env_id in sorted(PROBLEMS.keys() - NEED_WEIGHTS):
         for n in lanes:
             rate = {device: steps_per_second(env_id, device, n, seconds) for device in ("cpu", "cuda")}
             rows.append({"env": env_id, "lanes": n, **rate, "ratio": rate["cuda"] / rate["cpu"]})

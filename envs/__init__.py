@@ -19,6 +19,7 @@ from .navigation import DoubleIntegratorNavigation, UnicycleNavigation
 from .pendulum import Pendulum
 from .problem import Problem
 from .quadrotor import PlanarQuadrotor
+from .stable_diffusion import stable_diffusion
 from .two_link_arm import TwoLinkArm
 
 
@@ -48,9 +49,12 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "girsanov/OrnsteinUhlenbeck-v0": LinearQuadratic.ornstein_uhlenbeck,
     "girsanov/Pendulum-v0": Pendulum,
     "girsanov/PlanarQuadrotor-v0": PlanarQuadrotor,
+    "girsanov/StableDiffusion-v0": stable_diffusion,
     "girsanov/TwoLinkArm-v0": TwoLinkArm,
     "girsanov/UnicycleNavigation-v0": UnicycleNavigation,
 }
+#: Ids whose weights do not come with the package: their factories say what to obtain, and where to name it.
+NEED_WEIGHTS = frozenset({"girsanov/StableDiffusion-v0"})
 _SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
 
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .problem import Problem, at, check_positive
+
+if TYPE_CHECKING:
+    from .diffusers_chain import ImageDiffusion
 
 
 class Schedule(NamedTuple):
@@ -26,6 +30,9 @@ class Schedule(NamedTuple):
     alpha: Tensor  # alpha_bar of this step over that of the next, less noisy one
     sigma: Tensor  # standard deviation of the step's noise
     timesteps: Tensor  # the training index of each step, as diffusers counts it
+    noise_slope: Tensor | None = (
+        None  # of the mean in minus the predicted noise; (1 - alpha) / sqrt(alpha (1 - alpha_bar)) if absent
+    )
 
     @classmethod
     def ddpm(
@@ -61,6 +68,65 @@ class Schedule(NamedTuple):
         variance = torch.where(timesteps > 0, variance.clamp(min=1e-20), 0.0)  # no noise is added at timestep 0
         return cls(alpha_bar, alpha, variance.sqrt(), timesteps)
 
+    @classmethod
+    def from_scheduler(
+        cls, scheduler: Any, steps: int = 50, kind: str = "ddim", eta: float = 1.0, variance: str | None = None
+    ) -> Schedule:
+        """The tables by which diffusers' DDIMScheduler or DDPMScheduler steps, made from another scheduler's configuration.
+
+        The sigma of a last step that diffusers leaves without noise, or gives a noise of 1e-10 for its logarithm's sake, is 0.
+
+        Args:
+            scheduler: any diffusers scheduler of the variance-preserving family; its ``config`` is read.
+            steps: number of denoising steps.
+            kind: ``ddim`` or ``ddpm``.
+            eta: of DDIM: 1 is the posterior's noise, and 0 would leave nothing to control.
+            variance: of DDPM: ``fixed_small`` or ``fixed_large``; the configuration's, if absent.
+        """
+        config = scheduler.config
+        get = config.get
+        n = get("num_train_timesteps", 1000)
+        if not 1 <= steps <= n:
+            raise ValueError(f"steps must be between 1 and the scheduler's num_train_timesteps = {n}; got {steps}")
+        if not 0 < eta <= 1:
+            raise ValueError(f"eta must be above 0 and at most 1; got {eta!r}")
+        if get("rescale_betas_zero_snr"):
+            raise ValueError(
+                "rescale_betas_zero_snr must be False: a first step without signal has an infinite score; got True"
+            )
+        if get("trained_betas") is not None:
+            betas = torch.as_tensor(get("trained_betas"), dtype=torch.float64)
+        else:
+            family = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _squared_cosine}
+            betas = _choose("beta_schedule", get("beta_schedule", "linear"), **family)(
+                n, get("beta_start", 1e-4), get("beta_end", 0.02)
+            )
+        spacing = get("timestep_spacing", "leading")
+        timesteps = _choose("timestep_spacing", spacing, leading=_leading, trailing=_trailing, linspace=_linspace)(steps, n)
+        if spacing == "leading":
+            timesteps = timesteps + get("steps_offset", 0)
+        if int(timesteps[0]) >= n:
+            raise ValueError(f"steps must leave room for steps_offset below {n} training steps; got {steps}")
+        cumulative = torch.cumprod(1 - betas, 0)
+        alpha_bar = cumulative[timesteps]
+        # what comes after each step: DDPM looks at the next in the list, DDIM a fixed number of training steps further
+        if _choose("scheduler", kind, ddim=True, ddpm=False):
+            before = timesteps - n // steps
+            last = alpha_bar.new_ones(()) if get("set_alpha_to_one", True) else cumulative[0]
+            following = torch.where(before >= 0, cumulative[before.clamp(min=0)], last)
+        else:
+            following = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
+        alpha = alpha_bar / following
+        posterior = (1 - following) / (1 - alpha_bar) * (1 - alpha)
+        if kind == "ddim":
+            sigma = eta * posterior.sqrt()
+            # sqrt(following) clean + sqrt(1 - following - sigma^2) noise, in terms of the state and the noise
+            slope = ((1 - alpha_bar) / alpha).sqrt() - (1 - following - sigma.square()).clamp(min=0).sqrt()
+            return cls(alpha_bar, alpha, sigma, timesteps, slope)
+        kept = get("variance_type", "fixed_small") if variance is None else variance
+        noise = _choose("variance", kept, fixed_small=posterior, fixed_large=1 - alpha)
+        return cls(alpha_bar, alpha, torch.where(timesteps > 0, noise, 0.0).sqrt(), timesteps)
+
     @property
     def log_snr(self) -> Tensor:
         """``log(alpha_bar / (1 - alpha_bar))`` before each step, ``(T,)``."""
@@ -75,6 +141,10 @@ def _choose(name, value, **options):  # type: ignore[no-untyped-def]
 
 def _linear(n: int, start: float, end: float) -> Tensor:
     return torch.linspace(start, end, n, dtype=torch.float64)
+
+
+def _scaled_linear(n: int, start: float, end: float) -> Tensor:
+    return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
 
 
 def _squared_cosine(n: int, start: float, end: float) -> Tensor:
@@ -112,20 +182,53 @@ class DenoisingProblem(Problem):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check_positive("temperature", temperature)
-        self.schedule = Schedule(*(t.to(dtype) if t.is_floating_point() else t for t in schedule))
+        # derived tables are computed in the schedule's float64, then rounded once
+        noise_scale = (1 - schedule.alpha_bar).sqrt()
+        slope = (1 - schedule.alpha) / noise_scale * schedule.alpha.rsqrt()
+        if schedule.noise_slope is not None:
+            slope = schedule.noise_slope
+        tables = (*schedule[:-1], slope)
+        self.schedule = Schedule(*(t.to(dtype) if t.is_floating_point() else t for t in tables))
         self.state_shape = self.noise_shape = tuple(state_shape)
         self.horizon = len(schedule.alpha)
         self.temperature = temperature
-        # derived tables are computed in the schedule's float64, then rounded once
-        noise_scale = (1 - schedule.alpha_bar).sqrt()
         self._shrink = schedule.alpha.rsqrt().to(dtype)
-        self._slope = ((1 - schedule.alpha) / noise_scale * schedule.alpha.rsqrt()).to(dtype)
+        self._slope = slope.to(dtype)
+        still = schedule.sigma == 0  # no noise, hence nothing to control
+        self._control_slope = torch.where(still, 0.0, slope / schedule.sigma.masked_fill(still, 1.0)).to(dtype)
         self._clean_scale = schedule.alpha_bar.rsqrt().to(dtype)
         self._clean_slope = (noise_scale * schedule.alpha_bar.rsqrt()).to(dtype)
+
+    @staticmethod
+    def from_diffusers(
+        pipeline: Any, reward: Callable[..., Tensor], temperature: float, *, steps: int = 50, **kwargs: Any
+    ) -> ImageDiffusion:
+        """An unconditional DDPM or DDIM pipeline of diffusers (a UNet2DModel of images) as a problem; needs ``girsanov[sd]``.
+
+        Args:
+            pipeline: a pipeline (its UNet is frozen and used, not copied), the folder of one, or a name on the hub.
+            reward: ``(images (n, channels, H, W) in 0..1, prompts) -> (n,)``; the prompts are empty strings. Without an
+                attribute ``differentiable`` that is true it is taken for a black box.
+            temperature: price of one nat of KL.
+            steps: number of denoising steps, the horizon.
+            **kwargs: ``scheduler`` (``ddpm`` or ``ddim``), ``eta`` and ``variance`` as in ``Schedule.from_scheduler``; the
+                network's ``dtype``; ``batch_size`` and ``gradient_checkpointing`` as in ``DiffusersChain``.
+        """
+        from .diffusers_chain import image_diffusion
+
+        return image_diffusion(pipeline, reward, temperature, steps=steps, **kwargs)
 
     @abstractmethod
     def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The pre-trained model's estimate of the noise in ``x``: minus the score times ``sqrt(1 - alpha_bar_k)``."""
+
+    def latents(self, x: Tensor) -> Tensor:
+        """The part of states that is noised: all of it, unless a subclass carries a context along."""
+        return x
+
+    def with_latents(self, x: Tensor, latents: Tensor) -> Tensor:
+        """States with the context of ``x`` and other latents."""
+        return latents
 
     def score(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The pre-trained score s_k(x), the gradient of the log density of X_k."""
@@ -136,14 +239,27 @@ class DenoisingProblem(Problem):
         return torch.randn(n, *self.state_shape, generator=generator, device=generator.device, dtype=self._shrink.dtype)
 
     def gaussian_kernel(self, k: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of ``X_{k+1}`` given ``X_k = x`` without control."""
-        mean = at(self._shrink, k, x) * x - at(self._slope, k, x) * self.predict_noise(k, x)
+        """Mean and standard deviation of the noised part of ``X_{k+1}`` given ``X_k = x``, without control."""
+        mean = at(self._shrink, k, x) * self.latents(x) - at(self._slope, k, x) * self.predict_noise(k, x)
         return mean, at(self.schedule.sigma, k, x)
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """One denoising step with noise and control ``z`` in place of the noise."""
         mean, sigma = self.gaussian_kernel(k, x)
-        return torch.addcmul(mean, sigma, z)
+        return self.with_latents(x, torch.addcmul(mean, sigma, z))
+
+    def control_of(self, k: int | Tensor, x: Tensor, difference: Tensor) -> Tensor:
+        """The control that amounts to another noise prediction; exactly 0 at steps without noise.
+
+        ``mean + sigma_k a`` is the mean of the step with ``predict_noise + difference`` (Han et al.: u in place of s), so that
+        ``|a|^2 / 2`` is the KL between the two steps (their Lemma 2.5).
+
+        Args:
+            k: the step, or one a row.
+            x: the states, ``(n, *state_shape)``.
+            difference: of the other model's noise prediction from the pre-trained one, ``(n, *noise_shape)``.
+        """
+        return -at(self._control_slope, k, x) * difference
 
     def terminal_estimate(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The clean sample that the pre-trained model predicts from ``x`` (Tweedie); ``x`` itself at ``k = T``.
@@ -154,8 +270,9 @@ class DenoisingProblem(Problem):
         if isinstance(k, int):
             if k == self.horizon:
                 return x
-            return at(self._clean_scale, k, x) * x - at(self._clean_slope, k, x) * self.predict_noise(k, x)
+            return self.with_latents(x, self._clean(k, x))
         last = (k == self.horizon).reshape(-1, *[1] * (x.dim() - 1))
-        inside = k.clamp(max=self.horizon - 1)
-        estimate = at(self._clean_scale, inside, x) * x - at(self._clean_slope, inside, x) * self.predict_noise(inside, x)
-        return torch.where(last, x, estimate)
+        return torch.where(last, x, self.with_latents(x, self._clean(k.clamp(max=self.horizon - 1), x)))
+
+    def _clean(self, k: int | Tensor, x: Tensor) -> Tensor:
+        return at(self._clean_scale, k, x) * self.latents(x) - at(self._clean_slope, k, x) * self.predict_noise(k, x)

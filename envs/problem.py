@@ -71,7 +71,10 @@ class Problem(ABC):
         return trace(path, self.horizon)
 
     def to(self: AnyProblem, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AnyProblem:
-        """A copy whose tensors and networks live on ``device`` and, where they are floating, have ``dtype``."""
+        """A copy whose tensors and networks live on ``device`` and, where they are floating, have ``dtype``.
+
+        What is there already is shared, not copied: a problem's networks are frozen, and may be large.
+        """
         moved = copy.copy(self)
         for name, value in vars(self).items():
             object.__setattr__(moved, name, _moved(value, device, dtype))
@@ -111,11 +114,22 @@ def _moved(value: Any, device: Any, dtype: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value).to(device=device, dtype=dtype)
+        # the copy is made of moved tensors at once, so that no second one exists where it came from
+        moved_tensors = {id(t): _moved_tensor(t, device, dtype) for t in (*value.parameters(), *value.buffers())}
+        if all(id(t) == key for key, t in moved_tensors.items()):
+            return value
+        return copy.deepcopy(value, dict(moved_tensors))
     if isinstance(value, tuple):
         moved = (_moved(v, device, dtype) for v in value)
         return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
     return value
+
+
+def _moved_tensor(tensor: Tensor, device: Any, dtype: Any) -> Tensor:
+    moved = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    if moved is tensor or not isinstance(tensor, nn.Parameter):
+        return moved
+    return nn.Parameter(moved.detach(), requires_grad=tensor.requires_grad)
 
 
 def check_positive(name: str, value: float) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,3 +40,39 @@ def _seeds() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20260101)
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion pipeline on disk: 8x8 latents, 16x16 images, random weights."""
+    pytest.importorskip("diffusers")
+    from pipelines import build_stable_diffusion
+
+    return build_stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="session")
+def ddpm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny unconditional DDPM pipeline on disk: 8x8 grey images, random weights."""
+    pytest.importorskip("diffusers")
+    from pipelines import build_ddpm
+
+    return build_ddpm(tmp_path_factory.mktemp("ddpm"))
+
+
+@pytest.fixture(scope="session")
+def _sd_pipeline(sd_folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+
+
+@pytest.fixture
+def every_id_can_be_made(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Ids whose weights do not come with the package stand for a tiny pipeline of random weights and five steps."""
+    from girsanov.envs import NEED_WEIGHTS, PROBLEMS
+    from girsanov.envs.image_rewards import Brightness
+
+    arguments = {"model": request.getfixturevalue("_sd_pipeline"), "reward": Brightness(), "steps": 5}
+    for env_id in NEED_WEIGHTS:
+        monkeypatch.setitem(PROBLEMS, env_id, partial(PROBLEMS[env_id], **arguments))

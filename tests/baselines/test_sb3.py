@@ -60,6 +60,7 @@ def test_is_sb3s_own_algorithm_with_the_tabled_settings(make):
 
 
 @BOTH
+@pytest.mark.usefixtures("every_id_can_be_made")
 @pytest.mark.parametrize("env_id", sorted(PROBLEMS))
 def test_begins_at_the_pre_trained_model(make, env_id):
     problem = make_problem(env_id)

@@ -21,6 +21,7 @@ from girsanov.envs import PROBLEMS, make_problem
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv, as_env, observe, problem_of, unobserve
 from girsanov.envs.problem import Problem, objective
 
+pytestmark = pytest.mark.usefixtures("every_id_can_be_made")
 every_id = pytest.mark.parametrize("env_id", sorted(PROBLEMS))
 MIXTURE = "girsanov/GaussianMixture-v0"
 EXTRAS = ("optimal_value", "optimal_control", "log_moment_value", "reference_value", "terminal_estimate")
