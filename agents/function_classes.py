@@ -121,8 +121,20 @@ class Value(nn.Module, ABC):
         return self(k, inputs).clamp(self.bounds[0], self.bounds[1])
 
 
-class NeuralValue(Value):
-    """``log f`` as an ensemble of networks of the encoded state and the time.
+class NetworkValue(Value):
+    """``log f`` as the mean of an ensemble of networks; a subclass says which."""
+
+    @abstractmethod
+    def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """``log f`` of each member, ``(members, n)``."""
+
+    def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """The mean of the members."""
+        return self.members(k, inputs).mean(0)
+
+
+class NeuralValue(NetworkValue):
+    """``log f`` as an ensemble of multilayer perceptrons of the encoded state and the time.
 
     Args:
         n_inputs: size of the encoded state.
@@ -136,10 +148,6 @@ class NeuralValue(Value):
         self.network = EnsembleMLP(n_inputs + 1 + 2 * _FREQUENCIES, 1, hidden, members)
 
     def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """``log f`` of each member, ``(members, n)``."""
+        """See NetworkValue."""
         time = time_features(self.clock[k], len(inputs))
         return self.network(torch.cat([self.standardise(inputs), time], 1))[..., 0] + self.offset
-
-    def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """The mean of the members."""
-        return self.members(k, inputs).mean(0)

@@ -84,13 +84,15 @@ class FreshNoise(Lookahead):
         copies = 2 * self.pairs
         steps = k if isinstance(k, int) else k.repeat(copies)
         kernel = getattr(self.problem, "gaussian_kernel", None)
+        carry = getattr(self.problem, "with_latents", None)  # what a state holds besides, such as its prompt
         with torch.no_grad():
+            states = x.repeat(copies, *[1] * (x.dim() - 1))
             if kernel is None:
-                states = x.repeat(copies, *[1] * (x.dim() - 1))
                 later = self.problem.transition(steps, states, (centre + noise).flatten(0, 1))
             else:  # one evaluation of a denoiser for all copies
                 mean, scale = kernel(k, x)
                 later = (mean + scale * (centre + noise)).flatten(0, 1)
+                later = later if carry is None else carry(states, later)
             log_weight = -(centre * noise + 0.5 * centre.square()).flatten(2).sum(2)
             return encode(self.problem, steps + 1, later).float(), log_weight
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..envs.problem import Trajectories
 from ..envs.recording import RecordedPaths, Recording
 from .base import ControlPolicy, ProblemAgent, check_range, descend
-from .function_classes import NeuralValue, Value, encode
+from .function_classes import NetworkValue, Value, encode
+from .image_policies import CnnPolicy, StateCnnPolicy
 from .linear_classes import LinearValue
 from .lookahead import FreshNoise, Generator, Lookahead, Observed
 from .replay import Replay, Spans, sample_spans, spans
@@ -43,8 +44,8 @@ Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories
 
 _LOOKAHEADS: dict[str, Callable[[PDE], Lookahead]] = {
     "observed": lambda agent: Observed(),
-    "fresh": lambda agent: FreshNoise(agent.problem, agent.draws or 4, agent.generator),
-    "generator": lambda agent: Generator(agent.problem, agent.draws, agent.generator),
+    "fresh": lambda agent: FreshNoise(agent.policy.problem, agent.draws or 4, agent.generator),
+    "generator": lambda agent: Generator(agent.policy.problem, agent.draws, agent.generator),
 }
 
 
@@ -52,7 +53,8 @@ class PDE(ProblemAgent):
     """Regression instead of reinforcement learning.
 
     Args:
-        policy: the function class of ``log f``: ``"MlpPolicy"`` (networks), ``"PolynomialPolicy"``, ``"FourierPolicy"``,
+        policy: the function class of ``log f``: ``"MlpPolicy"`` (networks), ``"CnnPolicy"`` and ``"StateCnnPolicy"``
+            (convolutional, for images and latents; see ``image_policies``), ``"PolynomialPolicy"``, ``"FourierPolicy"``,
             ``"KernelPolicy"`` (Nystrom) or ``"RadialPolicy"`` (positive radial bases), whose gradient through the transition
             is the control; ``"NoisePolicy"`` (networks) where it can't be differentiated; or a ``ValuePolicy`` class.
         env: an environment, a vector environment, a registered id, or a bare Problem. The reward is a black box.
@@ -82,6 +84,8 @@ class PDE(ProblemAgent):
 
     policy_aliases: ClassVar[dict[str, Any]] = {
         "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "StateCnnPolicy": StateCnnPolicy,
         "PolynomialPolicy": PolynomialPolicy,
         "FourierPolicy": FourierPolicy,
         "KernelPolicy": KernelPolicy,
@@ -176,7 +180,7 @@ class PDE(ProblemAgent):
         first = self.reward_queries == 0
         control = None if first or not self.adaptive else self.policy.control
         paths = self.collect(control, self.n_uncontrolled if first else None)
-        fresh = self._branched(Replay.of(self.problem, Recording.of(paths)))
+        fresh = self._branched(Replay.of(self.policy.problem, Recording.of(paths)))
         self.rounds.append(fresh)
         self._begin(fresh, anew=self._n_updates == 0)
         clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
@@ -257,7 +261,7 @@ class PDE(ProblemAgent):
     def _branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use, drawn once: a denoiser costs more than they do."""
         lookahead = self._lookahead(data)
-        if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NeuralValue):
+        if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
             return data.branched(lookahead.branches)
         return data
 
@@ -272,7 +276,7 @@ class PDE(ProblemAgent):
 
     def _regress(self, data: Replay, gradient_steps: int) -> None:
         average, learner = self.policy.value, self.learner["value"]
-        assert self.optimizer is not None and isinstance(learner, NeuralValue)
+        assert self.optimizer is not None and isinstance(learner, NetworkValue)
         self.set_learning_rate(self.optimizer)
         lookahead = self._lookahead(data)
         mean_span = 1.0 if lookahead.fresh else self.mean_span or 5.0
@@ -295,12 +299,13 @@ class PDE(ProblemAgent):
         self.logger.record("train/bound_hit_share", float(bound_hit) / gradient_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _energy(self, learner: NeuralValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64) -> Tensor:
+    def _energy(self, learner: NetworkValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64) -> Tensor:
         """Weighted mean square of ``J_z^T grad log f`` at a part of the batch: each costs two derivatives of a transition."""
         rows = (batch.later_k == batch.k + 1).nonzero()[:most, 0]
         k, x = batch.k[rows], data.states[batch.row[rows], batch.visit[rows]]
-        z = x.new_zeros(len(x), *self.problem.noise_shape).requires_grad_()
-        later = encode(self.problem, k + 1, self.problem.transition(k, x, z)).float()
+        problem = self.policy.problem
+        z = x.new_zeros(len(x), *problem.noise_shape).requires_grad_()
+        later = encode(problem, k + 1, problem.transition(k, x, z)).float()
         (slope,) = torch.autograd.grad(learner(k + 1, later).sum(), z, create_graph=True)
         return (weight[rows] * slope.flatten(1).square().sum(1)).mean()
 
@@ -392,7 +397,7 @@ class _Parts:
             device = self.agent.device
             moved: list[Any] = [None if t is None else t.to(device) for t in recording]
             recording = Recording(*moved)
-            replay = Replay.of(self.agent.problem, recording)
+            replay = Replay.of(self.agent.policy.problem, recording)
             count += int(replay.seen.sum())
             yield replay
         self.terminal_rewards = count

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..envs.problem import Policy, Problem, Trajectories
-from .function_classes import NeuralValue, Value
+from .function_classes import NetworkValue, Value
 from .linear_classes import LinearValue
 from .lookahead import Lookahead
 from .replay import Replay, Spans
@@ -82,7 +82,7 @@ def densities(value: Value, batch: Spans, max_weight: float) -> Tensor:
     return torch.exp(batch.log_weight + here - start).clamp(max=max_weight) * batch.precision
 
 
-def relative_residual_loss(value: NeuralValue, batch: Spans, log_target: Tensor, weight: Tensor) -> Tensor:
+def relative_residual_loss(value: NetworkValue, batch: Spans, log_target: Tensor, weight: Tensor) -> Tensor:
     """Semi-gradient loss whose stationary points solve the variational equation, one number.
 
     For uncontrolled data and true weights this is the Poisson (Kullback-Leibler) divergence between f and its target.
