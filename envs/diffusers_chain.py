@@ -126,6 +126,14 @@ class DiffusersChain(DenoisingProblem):
             rows = x.split(self.batch_size)
             return torch.cat([self.reward(self.decode(part), self.prompts_of(part)).to(x.dtype) for part in rows])
 
+    @property
+    def success(self) -> Callable[[Tensor], Tensor]:
+        """``success(x) -> bool (n,)``: what the reward itself takes for success; absent where it has no word for it."""
+        judge = getattr(self.reward, "success", None)
+        if judge is None:
+            raise AttributeError(f"success is not defined for {type(self.reward).__name__}")
+        return lambda x: torch.cat([judge(self.images(part), self.prompts_of(part)) for part in x.split(self.batch_size)])
+
     @torch.no_grad()
     def render(self, path: Tensor) -> np.ndarray:
         """The image as it is now and, beside it, the one that the model sees in it; ``(H, 2 W + 16, 3)``."""

@@ -73,12 +73,13 @@ class Compressibility(Incompressibility):
     sign = -1
 
 
-#: A class, or the module and the name of one that needs ``transformers``.
+#: A class, or the module and the name of one in a file of its own.
 _REWARDS: dict[str, Callable[..., PromptedReward] | tuple[str, str]] = {
     "aesthetic": (".clip_rewards", "Aesthetic"),
     "brightness": Brightness,
     "clip-score": (".clip_rewards", "ClipScore"),
     "compressibility": Compressibility,
+    "digit-prompt": (".latent_digits", "PromptLogProbability"),
     "image-reward": (".image_reward_model", "load_image_reward"),
     "incompressibility": Incompressibility,
     "pick-score": (".clip_rewards", "PickScore"),

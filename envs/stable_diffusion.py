@@ -16,6 +16,7 @@ from torch import Tensor
 from .adapters import Checkpointing
 from .denoising import Schedule
 from .diffusers_chain import DiffusersChain, ImageReward, as_dtype, load_pipeline
+from .latent_digits import CHECKPOINT as LATENT_DIGITS
 
 
 class StableDiffusion(DiffusersChain):
@@ -170,7 +171,8 @@ def stable_diffusion(
     """``girsanov/StableDiffusion-v0``: a text-to-image pipeline, rewarded on its images. Needs ``girsanov[sd]``.
 
     Args:
-        model: a local diffusers folder, a name on the Hugging Face hub, or a pipeline (whose networks are frozen and used).
+        model: a local diffusers folder, a name on the Hugging Face hub, a pipeline (whose networks are frozen and used), or
+            ``latent-digits``, the small model that comes with the package.
         prompts: one prompt, or several.
         reward: a callable ``(images (n, 3, H, W) in 0..1, prompts) -> (n,)`` with a flag ``differentiable``, or the name of one
             in ``image_rewards``.
@@ -192,6 +194,7 @@ def stable_diffusion(
         from .image_rewards import make_reward
 
         reward = make_reward(reward, **(reward_kwargs or {}))
+    model = LATENT_DIGITS if isinstance(model, str) and model == "latent-digits" else model
     pipeline = load_pipeline("StableDiffusionPipeline", model, network, revision=revision, variant=variant, safety_checker=None)
     try:
         return StableDiffusion(pipeline, prompts, reward, temperature, steps, guidance_scale, scheduler, **kwargs)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from girsanov.envs import make_problem
 from girsanov.envs.digit_images import load_images
 from girsanov.envs.latent_digits import (
+    CHECKPOINT,
     COLOURS,
     DIGITS,
     PromptLogProbability,
@@ -20,6 +23,7 @@ from girsanov.envs.latent_digits import (
     prompt_of,
     withheld,
 )
+from girsanov.envs.problem import rollout
 
 PAIRS = [(d, c) for d in range(len(DIGITS)) for c in range(len(COLOURS))]
 
@@ -119,3 +123,44 @@ def test_bad_training_arguments_are_refused(arguments: dict[str, int], tmp_path:
     with pytest.raises(ValueError, match="iterations and autoencoder_iterations must be at least 1"):
         pretrain_latent(tmp_path / "model", **arguments)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Any:
+    pytest.importorskip("diffusers")
+    return make_problem(
+        "girsanov/StableDiffusion-v0",
+        model="latent-digits",
+        prompts=("a green six", "a blue four"),
+        reward="digit-prompt",
+        temperature=0.1,
+        steps=5,
+        guidance_scale=1.5,
+        batch_size=64,
+    )
+
+
+def test_the_shipped_model_draws_what_its_prompts_say(shipped: Any, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        paths = rollout(shipped, None, 64, generator)
+    images = shipped.images(paths.states[-1])
+    assert images.shape == (64, 3, 16, 16)
+    assert shipped.success(paths.states[-1]).double().mean() > 0.8
+    of_blue = shipped.prompt_index(paths.states[-1]) == 1
+    assert torch.equal(ink_colour(images)[:, 2] > ink_colour(images)[:, 1], of_blue)
+
+
+def test_success_is_the_reward_s_word_and_absent_without_one(shipped: Any) -> None:
+    plain = make_problem(
+        "girsanov/StableDiffusion-v0", model="latent-digits", prompts="a red two", reward="brightness", steps=5
+    )
+    assert not hasattr(plain, "success") and hasattr(shipped, "success")
+
+
+def test_the_record_of_the_shipped_model_is_its_own() -> None:
+    record = json.loads(CHECKPOINT.with_suffix(".json").read_text())
+    quality = record["quality"]
+    assert quality["guidance 1.5, seen"]["both_right"] > quality["guidance 1.5, withheld"]["both_right"] > 0.9
+    assert quality["guidance 1, withheld"]["both_right"] < 0.8  # what fine-tuning has to gain
+    assert quality["reconstruction_rms"] < 0.05
+    assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*") if file.is_file()) < 2e6
