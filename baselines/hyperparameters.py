@@ -127,6 +127,16 @@ DPOK: dict[str, dict[str, Any]] = {
         "critic_steps": 5,
         "critic_learning_rate": 3e-3,
     },
+    "Digits": {
+        "n_trajectories": 40,
+        "gradient_steps": 5,
+        "batch_size": 1024,
+        "learning_rate": 1.305e-3,
+        "policy_kwargs": {"hidden": [64, 64]},
+        "memory": 1,
+        "clip_range": 0.1,
+        "critic_learning_rate": 3e-3,
+    },
 }
 DDPO: dict[str, dict[str, Any]] = {
     "default": {},

@@ -206,7 +206,7 @@ def draw_mixtures(figure: Any, rows: dict[str, Row]) -> None:
         errors.plot([e if e > 1e-10 else math.nan for e in row["errors"]], color=f"C{i}", label=name)
     factors.axline((0.01, 0.01), slope=1, color="0.5", linewidth=1)
     factors.set(xscale="log", yscale="log", xlabel="lambda_k (x: certified)", ylabel="largest measured factor")
-    errors.set(yscale="log", xlabel="m_k = m", ylabel="largest distance of the control from the optimum")
+    errors.set(yscale="log", xlabel="m_k = m", ylabel="largest error of the control")
     factors.legend(fontsize=7)
 
 

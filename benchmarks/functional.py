@@ -1,0 +1,152 @@
+"""Functional PI-FT (Algorithm 1 with fitted value functions) against the closed form, on girsanov/GaussianMixture-v0.
+
+    python benchmarks/functional.py             # three temperatures, 5 seeds; killed and started again it goes on
+    python benchmarks/functional.py report
+
+Both policies are measured on the same noises, so that their difference is known far better than either. Scores are those of
+frontier.py: 0 without control, 1 the Donsker-Varadhan bound. The closed form is optimal for infinitely many steps only, so that
+Algorithm 1, which knows the 50 steps as they are, may well pass it. At beta 0.1 the action bound is 2: the default of 1
+clips the closed form, which is unbounded here. Seconds are CPU seconds of one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from frontier import Cell, append
+from frontier import Reference as MixtureReference
+
+from girsanov.agents import PIFT
+from girsanov.envs.env import ProblemEnv
+from girsanov.envs.problem import rollout
+from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
+from girsanov.scoreboard.records import check_writable, provenance, write_whole
+
+RESULTS = Path(__file__).parent / "results" / "functional"
+#: Action bounds by temperature.
+CELLS = {2.0: 1.0, 0.5: 1.0, 0.1: 2.0}
+N_TRAJECTORIES, SWEEPS = 250, 2
+
+
+@torch.no_grad()
+def execute(beta: float, seed: int, out: Path, reference_paths: int, paths: int) -> dict[str, Any]:
+    """Sweep backwards ``SWEEPS`` times, then measure."""
+    torch.set_num_threads(1)
+    problem: Any = Cell(beta, 2).problem()
+    reference = MixtureReference.cached(Cell(beta, 2), reference_paths, out)
+    env = ProblemEnv(problem, action_bound=CELLS[beta])
+    agent = PIFT("FunctionalPolicy", env, seed=seed, device="cpu", n_trajectories=N_TRAJECTORIES)
+    began = time.process_time()
+    with torch.enable_grad():
+        agent.learn(SWEEPS * 2 * N_TRAJECTORIES * problem.horizon)
+    seconds = time.process_time() - began
+    returns, kls = [], []
+    for policy in (agent.policy.control, problem.reference_control):
+        found = rollout(problem, policy, paths, generator_on(problem, FINAL_SEED))
+        returns.append((found.reward - beta * found.kl).double())
+        kls.append(float(found.kl.mean()))
+    room = reference.bound.mean - reference.uncontrolled.mean
+    ahead = (returns[0] - returns[1]) / room
+    return {
+        "score": reference.score(float(returns[0].mean())),
+        "closed_form": reference.score(float(returns[1].mean())),
+        "ahead": float(ahead.mean()),
+        "ahead_stderr": float(ahead.std()) / paths**0.5,
+        "kl": kls[0],
+        "closed_form_kl": kls[1],
+        "reward_queries": agent.reward_queries,
+        "paths": agent.num_timesteps // problem.horizon,
+        "seconds": round(seconds, 2),
+    }
+
+
+def finished(out: Path) -> dict[tuple[float, int], dict[str, Any]]:
+    """Runs by temperature and seed; a torn last line does not count."""
+    path, found = out / "runs.jsonl", {}
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        found[line["beta"], line["seed"]] = line
+    return found
+
+
+def run(seeds: int = 5, reference_paths: int = 1 << 16, paths: int = 1 << 14, out: Path = RESULTS) -> None:
+    """Make every run that is not finished.
+
+    Args:
+        seeds: 0, 1, ... at each temperature.
+        reference_paths: behind the bound.
+        paths: fresh ones behind each score.
+        out: folder of everything.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1; got {seeds}")
+    check_writable(out)
+    command = shlex.join(["python", "benchmarks/functional.py", *sys.argv[1:]])
+    for seed in range(seeds):
+        for beta in CELLS:
+            if (beta, seed) not in finished(out):
+                found = execute(beta, seed, out, reference_paths, paths)
+                append(out / "runs.jsonl", {"beta": beta, "seed": seed, **found, "command": command, **provenance()})
+                print(f"beta {beta:g}, seed {seed}: {found['ahead']:+.4f}, {found['seconds']:.0f} CPU s", flush=True)
+
+
+def report(out: Path = RESULTS) -> None:
+    """Write ``report.md``: medians over seeds, and the least and the largest."""
+    lines = list(finished(out).values())
+    if not lines:
+        raise ValueError(f"out must hold finished runs; got none in {out}")
+    text = [
+        "# Functional PI-FT against the closed form",
+        "",
+        "girsanov/GaussianMixture-v0. Medians over seeds; brackets hold the least and the largest.",
+        "",
+        "| beta | score | closed form | difference | its s.e. | KL | closed form's | paths | reward queries | CPU s | seeds |",
+        "|" + " --- |" * 11,
+    ]
+    for beta in CELLS:
+        group = [line for line in lines if line["beta"] == beta]
+        if not group:
+            continue
+
+        def middle(name: str, group: list[dict[str, Any]] = group) -> float:
+            return statistics.median(line[name] for line in group)
+
+        ahead = [line["ahead"] for line in group]
+        cells = [f"{beta:g}", f"{middle('score'):.4f}", f"{middle('closed_form'):.4f}"]
+        cells += [f"{middle('ahead'):+.4f} [{min(ahead):+.4f}, {max(ahead):+.4f}]", f"{middle('ahead_stderr'):.4f}"]
+        cells += [f"{middle('kl'):.2f}", f"{middle('closed_form_kl'):.2f}", f"{middle('paths'):,.0f}"]
+        cells += [f"{middle('reward_queries'):,.0f}", f"{middle('seconds'):.0f}", f"{len(group)}"]
+        text.append(f"| {' | '.join(cells)} |")
+    made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
+    write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
+    print(out / "report.md")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["report"]:
+            tyro.cli(report, args=given[1:], prog="functional.py report")
+        else:
+            tyro.cli(run, args=given, prog="functional.py", description=__doc__)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
