@@ -132,12 +132,22 @@ class LinearPolicy(IterationPolicy):
             ValueError: there are fewer paths than regressors.
         """
         paths = agent.collect(self.control)
-        phi = torch.stack([self.features(k, x) for k, x in enumerate(paths.states[:-1])])  # (T, n, p)
+        rise, phi = self._regression(paths)
         regressors = torch.cat([phi, paths.noises.flatten(2)], 2)
         n, least = phi.shape[1], regressors.shape[2] + 1
         if n < least:
             raise ValueError(f"n_trajectories must be at least {least}, more than features and noises together; got {n}")
-        rise = (value_gradients(self, paths).by_noise / self.prices(paths) - paths.controls).flatten(2)
         agent.logger.record("train/gradient_norm", float((rise.mT @ phi / n).norm()))
-        slopes = torch.linalg.lstsq(regressors, rise).solution[:, : phi.shape[2]]
+        betas = rise.new_tensor(self.betas)[:, None, None]
+        slopes = torch.linalg.lstsq(regressors, rise / betas).solution[:, : phi.shape[2]]
         self.gain.add_(agent.damping * slopes.mT)
+
+    def gradient(self, paths: Trajectories) -> Tensor:
+        """Estimate of the objective's gradient by K, eq. (77), from paths of this control, ``(T, noise size, p)``."""
+        rise, phi = self._regression(paths)
+        return rise.mT @ phi / phi.shape[1]
+
+    def _regression(self, paths: Trajectories) -> tuple[Tensor, Tensor]:
+        """``J_z^T grad V_{k+1} - beta_k a_k`` ``(T, n, noise size)``, and features ``(T, n, p)``."""
+        phi = torch.stack([self.features(k, x) for k, x in enumerate(paths.states[:-1])])
+        return (value_gradients(self, paths).by_noise - self.prices(paths) * paths.controls).flatten(2), phi

@@ -65,7 +65,7 @@ from girsanov.scoreboard.spec import Budget
 RESULTS = Path(__file__).parent / "results" / "digits_fine_tuning"
 ENV = "girsanov/Digits-v0"
 BETA, QUERIES = 0.3, 2000
-BETAS, ITERATIONS, PATHS = (0.01, 0.03, 0.1, 0.3, 1.0), 200, 10
+BETAS, ITERATIONS, PATHS = (0.01, 0.03, 0.1, 0.3, 1.0), 150, 10
 PartName = Literal["queries", "seconds", "betas", "paper"]
 
 

@@ -11,6 +11,7 @@ clips the closed form, which is unbounded here. Seconds are CPU seconds of one t
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import statistics
@@ -24,10 +25,11 @@ import torch
 import tyro
 from frontier import Cell, append
 from frontier import Reference as MixtureReference
+from torch import Tensor
 
 from girsanov.agents import PIFT
 from girsanov.envs.env import ProblemEnv
-from girsanov.envs.problem import rollout
+from girsanov.envs.problem import Policy, Problem, rollout
 from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
 from girsanov.scoreboard.records import check_writable, provenance, write_whole
 
@@ -37,47 +39,55 @@ CELLS = {2.0: 1.0, 0.5: 1.0, 0.1: 2.0}
 N_TRAJECTORIES, SWEEPS = 250, 2
 
 
-@torch.no_grad()
-def execute(beta: float, seed: int, out: Path, reference_paths: int, paths: int) -> dict[str, Any]:
-    """Sweep backwards ``SWEEPS`` times, then measure."""
+def execute(beta: float, seed: int, out: Path, reference_paths: int, paths: int) -> list[dict[str, Any]]:
+    """Measure after every one of ``SWEEPS`` sweeps backwards through time."""
     torch.set_num_threads(1)
     problem: Any = Cell(beta, 2).problem()
     reference = MixtureReference.cached(Cell(beta, 2), reference_paths, out)
     env = ProblemEnv(problem, action_bound=CELLS[beta])
     agent = PIFT("FunctionalPolicy", env, seed=seed, device="cpu", n_trajectories=N_TRAJECTORIES)
-    began = time.process_time()
-    with torch.enable_grad():
-        agent.learn(SWEEPS * 2 * N_TRAJECTORIES * problem.horizon)
-    seconds = time.process_time() - began
-    returns, kls = [], []
-    for policy in (agent.policy.control, problem.reference_control):
-        found = rollout(problem, policy, paths, generator_on(problem, FINAL_SEED))
-        returns.append((found.reward - beta * found.kl).double())
-        kls.append(float(found.kl.mean()))
+    closed, closed_kl = returns(problem, problem.reference_control, paths)
     room = reference.bound.mean - reference.uncontrolled.mean
-    ahead = (returns[0] - returns[1]) / room
-    return {
-        "score": reference.score(float(returns[0].mean())),
-        "closed_form": reference.score(float(returns[1].mean())),
-        "ahead": float(ahead.mean()),
-        "ahead_stderr": float(ahead.std()) / paths**0.5,
-        "kl": kls[0],
-        "closed_form_kl": kls[1],
-        "reward_queries": agent.reward_queries,
-        "paths": agent.num_timesteps // problem.horizon,
-        "seconds": round(seconds, 2),
-    }
+    rows, seconds = [], 0.0
+    for sweep in range(1, SWEEPS + 1):
+        began = time.process_time()
+        agent.learn(2 * N_TRAJECTORIES * problem.horizon, reset_num_timesteps=False)
+        seconds += time.process_time() - began
+        ours, kl = returns(problem, agent.policy.control, paths)
+        ahead = (ours - closed) / room
+        rows.append(
+            {
+                "sweeps": sweep,
+                "score": reference.score(float(ours.mean())),
+                "closed_form": reference.score(float(closed.mean())),
+                "ahead": float(ahead.mean()),
+                "ahead_stderr": float(ahead.std()) / paths**0.5,
+                "kl": kl,
+                "closed_form_kl": closed_kl,
+                "reward_queries": agent.reward_queries,
+                "paths": agent.num_timesteps // problem.horizon,
+                "seconds": round(seconds, 2),
+            }
+        )
+    return rows
 
 
-def finished(out: Path) -> dict[tuple[float, int], dict[str, Any]]:
-    """Runs by temperature and seed; a torn last line does not count."""
+@torch.no_grad()
+def returns(problem: Problem, policy: Policy, paths: int) -> tuple[Tensor, float]:
+    """Objectives ``(paths,)`` on noises that are the same for all, and the KL."""
+    found = rollout(problem, policy, paths, generator_on(problem, FINAL_SEED))
+    return (found.reward - problem.temperature * found.kl).double(), float(found.kl.mean())
+
+
+def finished(out: Path) -> dict[tuple[float, int, int], dict[str, Any]]:
+    """Measurements by temperature, seed and sweeps; a torn last line does not count."""
     path, found = out / "runs.jsonl", {}
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        found[line["beta"], line["seed"]] = line
+        found[line["beta"], line["seed"], line["sweeps"]] = line
     return found
 
 
@@ -96,10 +106,11 @@ def run(seeds: int = 5, reference_paths: int = 1 << 16, paths: int = 1 << 14, ou
     command = shlex.join(["python", "benchmarks/functional.py", *sys.argv[1:]])
     for seed in range(seeds):
         for beta in CELLS:
-            if (beta, seed) not in finished(out):
-                found = execute(beta, seed, out, reference_paths, paths)
-                append(out / "runs.jsonl", {"beta": beta, "seed": seed, **found, "command": command, **provenance()})
-                print(f"beta {beta:g}, seed {seed}: {found['ahead']:+.4f}, {found['seconds']:.0f} CPU s", flush=True)
+            if (beta, seed, SWEEPS) in finished(out):
+                continue
+            for row in execute(beta, seed, out, reference_paths, paths):
+                append(out / "runs.jsonl", {"beta": beta, "seed": seed, **row, "command": command, **provenance()})
+                print(f"beta {beta:g}, seed {seed}, sweep {row['sweeps']}: {row['ahead']:+.4f}", flush=True)
 
 
 def report(out: Path = RESULTS) -> None:
@@ -112,11 +123,11 @@ def report(out: Path = RESULTS) -> None:
         "",
         "girsanov/GaussianMixture-v0. Medians over seeds; brackets hold the least and the largest.",
         "",
-        "| beta | score | closed form | difference | its s.e. | KL | closed form's | paths | reward queries | CPU s | seeds |",
-        "|" + " --- |" * 11,
+        "| beta | sweeps | score | closed form | difference | s.e. | KL | closed form's | paths | queries | CPU s | seeds |",
+        "|" + " --- |" * 12,
     ]
-    for beta in CELLS:
-        group = [line for line in lines if line["beta"] == beta]
+    for beta, sweeps in itertools.product(CELLS, range(1, SWEEPS + 1)):
+        group = [line for line in lines if (line["beta"], line["sweeps"]) == (beta, sweeps)]
         if not group:
             continue
 
@@ -124,7 +135,7 @@ def report(out: Path = RESULTS) -> None:
             return statistics.median(line[name] for line in group)
 
         ahead = [line["ahead"] for line in group]
-        cells = [f"{beta:g}", f"{middle('score'):.4f}", f"{middle('closed_form'):.4f}"]
+        cells = [f"{beta:g}", f"{sweeps}", f"{middle('score'):.4f}", f"{middle('closed_form'):.4f}"]
         cells += [f"{middle('ahead'):+.4f} [{min(ahead):+.4f}, {max(ahead):+.4f}]", f"{middle('ahead_stderr'):.4f}"]
         cells += [f"{middle('kl'):.2f}", f"{middle('closed_form_kl'):.2f}", f"{middle('paths'):,.0f}"]
         cells += [f"{middle('reward_queries'):,.0f}", f"{middle('seconds'):.0f}", f"{len(group)}"]
