@@ -108,8 +108,9 @@ class FunctionalPolicy(IterationPolicy):
     ``n_trajectories`` paths of the present policy and as many uncontrolled ones, ``gradient_steps`` of ``batch_size`` states at
     each of the T steps, and ``learning_rate``, which falls to zero within a step.
 
-    Gradients of targets treat the control as a constant: exact at the fixed point (the envelope theorem), and off by
-    O(lambda^m_k) before. The control of a state is computed from ``V_{k+1}`` whenever it is asked for.
+    Gradients of targets treat the control as a constant: exact at the fixed point (the envelope theorem), and off by what the
+    inner iterations leave, ``(1 - damping)^m_k`` of the control where lambda is small, which adds up over the steps. The
+    control of a state is computed from ``V_{k+1}`` whenever it is asked for.
 
     Args:
         hidden: widths of the hidden layers.
@@ -131,7 +132,7 @@ class FunctionalPolicy(IterationPolicy):
         action_space: spaces.Box,
         problem: Problem,
         hidden: Sequence[int] = (64, 64),
-        iterations: int = 3,
+        iterations: int = 5,
         damping: float = 0.7,
         draws: int = 8,
         control_draws: int = 2,

@@ -36,7 +36,7 @@ from girsanov.scoreboard.records import check_writable, provenance, write_whole
 RESULTS = Path(__file__).parent / "results" / "functional"
 #: Action bounds by temperature.
 CELLS = {2.0: 1.0, 0.5: 1.0, 0.1: 2.0}
-N_TRAJECTORIES, SWEEPS = 250, 2
+N_TRAJECTORIES, SWEEPS = 500, 1
 
 
 def execute(beta: float, seed: int, out: Path, reference_paths: int, paths: int) -> list[dict[str, Any]]:
