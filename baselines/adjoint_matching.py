@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ..envs.problem import Problem, Trajectories, check_positive
-from .fine_tuning import FineTuner, MlpPolicy
+from .fine_tuning import FineTuner
 from .hyperparameters import ADJOINT_MATCHING as TUNED
+from .step_policies import StepPolicy
 
 
 def lean_adjoint(problem: Problem, paths: Trajectories) -> Tensor:
@@ -77,7 +78,7 @@ class AdjointMatching(FineTuner):
 
     def __init__(
         self,
-        policy: str | type[MlpPolicy] = "MlpPolicy",
+        policy: str | type[StepPolicy] | None = None,
         env: Any = None,
         learning_rate: Any = 1e-3,
         n_trajectories: int = 20,

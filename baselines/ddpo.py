@@ -1,6 +1,8 @@
 """DDPO-IS: PPO with one denoising step as one action (Black et al. 2023, "Training diffusion models with RL"), in noise units.
 
-The advantage of a step is the path's return, centred and scaled over the round's paths and clamped; there is no value network.
+The advantage of a step is the path's return, centred over the round's paths (of several prompts, over those with its own),
+scaled and clamped; there is no value network. One scale serves all steps and prompts: they keep their weights in J (the paper
+scales each prompt by its own spread).
 The paper has no KL term and early stopping instead. Here the price of KL is paid as in J, in the units of the normalised
 advantage, so that all agents are after the same objective; ``temperature -> 0`` is the paper's algorithm.
 """
@@ -10,14 +12,16 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..envs.problem import Trajectories, check_positive
-from .fine_tuning import FineTuner, MlpPolicy, Steps, move, returns_to_go
+from .fine_tuning import FineTuner, Steps, move, returns_to_go
 from .hyperparameters import DDPO as TUNED
+from .step_policies import StepPolicy
 
 
-def ddpo_loss(policy: MlpPolicy, steps: Steps, clip_range: float) -> Tensor:
+def ddpo_loss(policy: StepPolicy, steps: Steps, clip_range: float) -> Tensor:
     """PPO's clipped loss of each step plus the KL's price, ``(N,)``."""
     ratio, kl = move(policy, steps)
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
@@ -38,7 +42,7 @@ class DDPO(FineTuner):
 
     def __init__(
         self,
-        policy: str | type[MlpPolicy] = "MlpPolicy",
+        policy: str | type[StepPolicy] | None = None,
         env: Any = None,
         learning_rate: Any = 1e-3,
         n_trajectories: int = 40,
@@ -61,10 +65,21 @@ class DDPO(FineTuner):
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Steps:
         """The round's steps with normalised advantages."""
         beta = self.problem.temperature
-        to_go = returns_to_go(paths, beta)
-        scale = to_go[0].std().clamp(min=1e-6)  # one for all steps: they keep their weights in J
-        advantage = ((to_go - to_go.mean(1, keepdim=True)) / scale).clamp(-self.advantage_bound, self.advantage_bound)
+        centred = self.centred(returns_to_go(paths, beta), paths.states[0])
+        scale = centred[0].std().clamp(min=1e-6)
+        advantage = (centred / scale).clamp(-self.advantage_bound, self.advantage_bound)
         return Steps.of(self.policy, paths, inputs, advantage, beta / scale)
+
+    def centred(self, to_go: Tensor, initial: Tensor) -> Tensor:
+        """``to_go`` ``(T, n)`` less its mean over the paths with the same prompt; over all for a prompt's only path."""
+        prompt_index = getattr(self.problem, "prompt_index", None)
+        mean = to_go.mean(1, keepdim=True)
+        if prompt_index is None:
+            return to_go - mean
+        same = F.one_hot(prompt_index(initial)).to(to_go)  # (n, prompts)
+        count = same.sum(0)
+        means = torch.where(count > 1, to_go @ same / count.clamp(min=1), mean)  # (T, prompts)
+        return to_go - means @ same.T
 
     def loss(self, rows: Steps) -> Tensor:
         """See ``ddpo_loss``."""

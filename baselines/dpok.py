@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from ..agents.base import check_range
 from ..agents.function_classes import EnsembleMLP
 from ..envs.problem import Trajectories, check_positive
-from .fine_tuning import FineTuner, MlpPolicy, Steps, move, returns_to_go
+from .fine_tuning import FineTuner, Steps, move, returns_to_go
 from .hyperparameters import DPOK as TUNED
+from .step_policies import StepPolicy
 
 
-def dpok_loss(policy: MlpPolicy, steps: Steps, clip_range: float) -> Tensor:
+def dpok_loss(policy: StepPolicy, steps: Steps, clip_range: float) -> Tensor:
     """The loss of each step, ``(N,)``; at ``ratio = 1`` its summed gradient is that of ``-J``, in the advantage's units."""
     ratio, kl = move(policy, steps)
     return steps.price * kl - steps.advantage * ratio.clamp(1 - clip_range, 1 + clip_range)
@@ -82,7 +83,7 @@ class DPOK(FineTuner):
 
     def __init__(
         self,
-        policy: str | type[MlpPolicy] = "MlpPolicy",
+        policy: str | type[StepPolicy] | None = None,
         env: Any = None,
         learning_rate: Any = 1e-3,
         n_trajectories: int = 10,
@@ -118,8 +119,7 @@ class DPOK(FineTuner):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        n_features = self.policy.network.weights[0].shape[1]
-        self.critic = Critic(n_features, self.critic_hidden).to(self.device)
+        self.critic = Critic(self.policy.n_features, self.critic_hidden).to(self.device)
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), self.critic_learning_rate, weight_decay=0.0)
 
     def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:

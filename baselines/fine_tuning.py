@@ -8,84 +8,27 @@ the network moves the mean of step k by ``sigma_k a``, and
 
 both exact sums over dimensions; the papers' public codes average them, so their clip ranges are not these.
 
-This is the one place where ``baselines`` uses ``agents``: SB3's interface, checkpoints and counters (``agents.base``) and the
-control's network and inputs (``agents.function_classes``) are the agents' own, so that a difference in score is a difference
-of algorithm. No learner is imported.
+Here and in ``step_policies`` alone ``baselines`` uses ``agents``: SB3's interface, checkpoints and counters (``agents.base``),
+the control's network and inputs (``agents.function_classes``) and the adapters of a pipeline's network
+(``agents.lora_control``) are the agents' own, so that a difference in score is a difference of algorithm. No learner is
+imported.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..agents.base import ControlPolicy, ProblemAgent, check_range
-from ..agents.function_classes import EnsembleMLP, Standardise, encode, time_features
+from ..agents.base import ProblemAgent, check_range
 from ..envs.env import as_env, problem_of
-from ..envs.problem import Problem, Trajectories, check_positive, device_of
+from ..envs.problem import Trajectories, check_positive
 from .hyperparameters import settings_for
+from .step_policies import LoraPolicy, MlpPolicy, StepPolicy
 
 SelfTuner = TypeVar("SelfTuner", bound="FineTuner")
-
-
-def steered_steps(problem: Problem) -> Tensor:
-    """Which steps carry noise, ``(T,)`` bool: a denoiser's last may have none, and then neither control, KL nor likelihood."""
-    kernel = getattr(problem, "gaussian_kernel", None)
-    if kernel is None:
-        return torch.ones(problem.horizon, dtype=torch.bool, device=device_of(problem))
-    with torch.no_grad():
-        x = problem.initial(problem.horizon, torch.Generator(device_of(problem)).manual_seed(0))
-        mean, scale = kernel(torch.arange(problem.horizon, device=x.device), x)
-        return (torch.zeros_like(mean) + scale).flatten(1).ne(0).any(1)
-
-
-class MlpPolicy(ControlPolicy):
-    """The control as a network of the encoded state and the time, smoothly within the action bound.
-
-    It begins at zero: the pre-trained model. At steps without noise it stays there.
-
-    Args:
-        hidden: widths of the hidden layers.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        problem: Problem,
-        hidden: Sequence[int] = (128, 128),
-    ) -> None:
-        super().__init__(observation_space, action_space, problem)
-        with torch.no_grad():
-            two = problem.initial(2, torch.Generator(device_of(problem)).manual_seed(0))
-            n_inputs = self.inputs(0, two).shape[1]
-        self.standardise = Standardise(n_inputs)
-        n_features = n_inputs + time_features(torch.zeros(1), 1).shape[1]
-        self.network = EnsembleMLP(n_features, int(torch.Size(problem.noise_shape).numel()), hidden, members=1)
-        self.register_buffer("steered", steered_steps(problem))
-        self.steered: Tensor
-
-    def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The encoded state ``(n, p)``: the terminal estimate where the problem offers one, else the state."""
-        return encode(self.problem, k, x).float()
-
-    def features(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """What networks take: standardised inputs and features of the time, ``(n, q)``."""
-        time = time_features(torch.as_tensor(k / self.problem.horizon).to(inputs), len(inputs))
-        return torch.cat([self.standardise(inputs), time], 1)
-
-    def output(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """Controls ``(n, noise size)`` of encoded states; the only way to the parameters."""
-        raw = self.network(self.features(k, inputs))[0]
-        return self.action_bound * torch.tanh(raw / self.action_bound) * self.steered[k].reshape(-1, 1)
-
-    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """See ControlPolicy."""
-        return self.output(k, self.inputs(k, x)).view(len(x), *self.problem.noise_shape).to(x.dtype)
 
 
 class Steps(NamedTuple):
@@ -99,7 +42,7 @@ class Steps(NamedTuple):
     price: Tensor  # (N,): of one nat of this step's KL, in the advantage's units
 
     @classmethod
-    def of(cls, policy: MlpPolicy, paths: Trajectories, inputs: Tensor, advantage: Tensor, price: Tensor) -> Steps:
+    def of(cls, policy: StepPolicy, paths: Trajectories, inputs: Tensor, advantage: Tensor, price: Tensor) -> Steps:
         """Rows of ``n`` paths of T steps; ``inputs`` ``(T, n, p)``, ``advantage`` ``(T, n)``, ``price`` a number."""
         horizon, n = advantage.shape
         steps = torch.arange(horizon, device=inputs.device)
@@ -108,7 +51,7 @@ class Steps(NamedTuple):
             *(advantage, price.expand(horizon, n)),
         )
         rows = (column[policy.steered].flatten(0, 1) for column in columns)
-        return cls(*(row.float() if row.is_floating_point() else row for row in rows))
+        return cls(*(row.to(inputs.dtype) if row.is_floating_point() else row for row in rows))
 
 
 class Move(NamedTuple):
@@ -118,7 +61,7 @@ class Move(NamedTuple):
     kl: Tensor  # (N,): to the pre-trained model, |a|^2 / 2
 
 
-def move(policy: MlpPolicy, steps: Steps) -> Move:
+def move(policy: StepPolicy, steps: Steps) -> Move:
     """The likelihood ratio and the KL of the module's docstring, differentiable in the policy's parameters."""
     a = policy.output(steps.k, steps.inputs)
     change = a - steps.control
@@ -143,7 +86,8 @@ class FineTuner(ProblemAgent):
     """Base of DPOK, DDPO and adjoint matching: sample paths of the present policy, make rows of them, take gradient steps.
 
     Args:
-        policy: ``"MlpPolicy"``, or a subclass of it.
+        policy: ``"MlpPolicy"``, a network beside the pre-trained model; ``"LoraPolicy"``, adapters inside it, for problems made
+            of a diffusers pipeline; or a ``StepPolicy`` class. Absent: ``"LoraPolicy"`` where the problem takes adapters.
         env: an environment, a vector environment, a registered id, or a bare Problem.
         n_trajectories: paths in a round.
         gradient_steps: in a round.
@@ -155,8 +99,8 @@ class FineTuner(ProblemAgent):
     The other arguments are stable-baselines3's.
     """
 
-    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": MlpPolicy}
-    policy: MlpPolicy
+    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": MlpPolicy, "LoraPolicy": LoraPolicy}
+    policy: StepPolicy
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("gradient_steps", "batch_size", "max_grad_norm", "weight_decay"),
@@ -166,7 +110,7 @@ class FineTuner(ProblemAgent):
 
     def __init__(
         self,
-        policy: str | type[MlpPolicy],
+        policy: str | type[StepPolicy] | None,
         env: Any,
         learning_rate: Any,
         n_trajectories: int,
@@ -184,6 +128,10 @@ class FineTuner(ProblemAgent):
         self.batch_size = batch_size
         self.max_grad_norm = max_grad_norm
         self.weight_decay = weight_decay
+        if env is not None:
+            env = as_env(env)
+        if policy is None:
+            policy = "LoraPolicy" if env is not None and hasattr(problem_of(env), "adapted_noise") else "MlpPolicy"
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
     @classmethod
@@ -194,8 +142,8 @@ class FineTuner(ProblemAgent):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if not isinstance(self.policy, MlpPolicy):
-            raise ValueError(f"policy must be 'MlpPolicy' or a subclass of its class; got {self.policy_name}")
+        if not isinstance(self.policy, StepPolicy):
+            raise ValueError(f"policy must be 'MlpPolicy', 'LoraPolicy' or a StepPolicy; got {self.policy_name}")
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), weight_decay=self.weight_decay)
 
     def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -204,7 +152,7 @@ class FineTuner(ProblemAgent):
 
     def forget(self) -> None:
         """See ProblemAgent."""
-        self.policy.steered.copy_(steered_steps(self.problem))
+        self.policy.steered.copy_(self.policy.steered_steps(self.problem))
 
     @abstractmethod
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Any:
@@ -221,13 +169,16 @@ class FineTuner(ProblemAgent):
         losses = []
         for _ in range(self.gradient_steps):
             row = torch.randint(len(data[0]), (self.batch_size,), generator=self.generator, device=self.device)
-            loss = self.loss(type(data)(*(column[row] for column in data))).mean()
             self.optimizer.zero_grad()
-            loss.backward()
+            loss = torch.zeros((), device=self.device)
+            for part in row.split(self.policy.micro_batch or self.batch_size):
+                share = self.loss(type(data)(*(column[part] for column in data))).sum() / self.batch_size
+                share.backward()
+                loss = loss + share.detach()
             norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.optimizer.step()
             self._n_updates += 1
-            losses.append(loss.detach())
+            losses.append(loss)
         self.logger.record("train/loss", float(torch.stack(losses).mean()))
         self.logger.record("train/gradient_norm", float(norm))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -237,11 +188,12 @@ class FineTuner(ProblemAgent):
         inputs: list[Tensor] = []
 
         def act(k: int, x: Tensor) -> Tensor:
-            inputs.append(self.policy.inputs(k, x))
-            return self.policy.output(k, inputs[-1]).view(len(x), *self.problem.noise_shape).to(x.dtype)
+            control, kept = self.policy.act(k, x)
+            inputs.append(kept)
+            return control
 
         paths = self.collect(act)
         if self._n_updates == 0:
-            self.policy.standardise.fit(torch.cat(inputs))  # the last layer is zero still: the paths stay the policy's own
+            self.policy.start(torch.cat(inputs))  # the control is zero still: the paths stay the policy's own
         self.logger.record("train/kl", float(paths.kl.mean()))
         return paths, torch.stack(inputs)

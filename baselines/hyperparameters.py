@@ -115,6 +115,17 @@ SAC: dict[str, dict[str, Any]] = {
 #: Arguments of the classes ``DPOK``, ``DDPO`` and ``AdjointMatching``, on top of their own defaults.
 DPOK: dict[str, dict[str, Any]] = {
     "default": {},
+    "DiffusersChain": {  # the public code's, but for the clip range: it averages log likelihoods over dimensions
+        "n_trajectories": 10,
+        "gradient_steps": 10,
+        "batch_size": 50,
+        "learning_rate": 1e-5,
+        "anneal": False,
+        "max_grad_norm": 0.1,
+        "memory": 2,
+        "critic_learning_rate": 1e-4,
+        "critic_hidden": [256, 256],
+    },
     "GaussianMixture": {
         "n_trajectories": 20,
         "gradient_steps": 5,
@@ -140,6 +151,7 @@ DPOK: dict[str, dict[str, Any]] = {
 }
 DDPO: dict[str, dict[str, Any]] = {
     "default": {},
+    "DiffusersChain": {"batch_size": 50, "learning_rate": 3e-4, "anneal": False},  # the paper's rate
     "GaussianMixture": {
         "n_trajectories": 40,
         "gradient_steps": 40,
@@ -150,7 +162,10 @@ DDPO: dict[str, dict[str, Any]] = {
         "clip_range": 0.2,
     },
 }
-ADJOINT_MATCHING: dict[str, dict[str, Any]] = {"default": {}}
+ADJOINT_MATCHING: dict[str, dict[str, Any]] = {
+    "default": {},
+    "DiffusersChain": {"n_trajectories": 10, "batch_size": 50, "learning_rate": 3e-4, "anneal": False},  # not tuned: PI-FT's
+}
 
 
 def settings_for(table: dict[str, dict[str, Any]], problem: object) -> dict[str, Any]:

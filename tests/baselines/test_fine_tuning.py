@@ -129,7 +129,7 @@ def test_every_row_is_what_the_path_says(tuner):
         torch.testing.assert_close(rows.control[i], paths.controls[2, 1])
 
 
-def test_imports_from_the_agents_are_the_two_documented_ones():
+def test_imports_from_the_agents_are_the_three_documented_ones():
     root = Path(girsanov.__file__).parent
     found = {"baselines": set(), "agents": set()}
     for package, other in (("baselines", "agents"), ("agents", "baselines")):
@@ -137,7 +137,7 @@ def test_imports_from_the_agents_are_the_two_documented_ones():
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.level == 2 and (node.module or "").startswith(other):
                     found[package].add(node.module)
-    assert found == {"baselines": {"agents.base", "agents.function_classes"}, "agents": set()}
+    assert found == {"baselines": {"agents.base", "agents.function_classes", "agents.lora_control"}, "agents": set()}
 
 
 # --- SB3's face ----------------------------------------------------------------------------------------------------------
@@ -222,9 +222,9 @@ def test_set_env_changes_the_problem(tuner):
 
 @ALL
 def test_bad_arguments(tuner, tmp_path):
-    with pytest.raises(ValueError, match="policy must be one of .'MlpPolicy'. or a class; got 'CnnPolicy'"):
+    with pytest.raises(ValueError, match="policy must be one of .'LoraPolicy', 'MlpPolicy'. or a class; got 'CnnPolicy'"):
         tuner("CnnPolicy", MIXTURE)
-    with pytest.raises(ValueError, match="policy must be 'MlpPolicy' or a subclass of its class; got ConstantPolicy"):
+    with pytest.raises(ValueError, match="policy must be 'MlpPolicy', 'LoraPolicy' or a StepPolicy; got ConstantPolicy"):
         tuner(ConstantPolicy, MIXTURE)
     for name, value, allowed in [
         ("n_trajectories", 1, "at least 2"),

@@ -1,0 +1,127 @@
+"""A control made by low-rank adapters (LoRA, Hu et al. 2021) of a diffusers pipeline's own network; whoever trains it.
+
+The adapted network's noise prediction takes the place of the pre-trained one, so the control is their difference in noise
+units, ``a_k(x) = control_of(k, x, adapted - pre-trained)``, and ``|a|^2 / 2`` the KL between their steps (Han et al., Lemma
+2.5). At the start the adapter adds exactly zero. Only the adapter is learnt and saved; the network belongs to the problem and
+stays frozen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from ..envs.adapters import attach, detach
+from ..envs.problem import Problem
+from .base import ControlPolicy, check_range
+
+_numbers = itertools.count()
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class LoraWeights(nn.Module):
+    """The parameters of one adapter, which live in the network that it adapts.
+
+    Args:
+        parameters: by layer.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        for name, parameter in parameters.items():
+            self.register_parameter(name.replace(".", "-"), parameter)
+
+
+class AdapterControl(ControlPolicy):
+    """The control that an adapter of the problem's network makes.
+
+    Weights are float32 over a half-precision network (float64 over a float64 one): small steps are not rounded away.
+
+    Args:
+        observation_space: of the environment.
+        action_space: of the environment.
+        problem: one that offers ``adapted_noise``.
+        rank: of the adapters.
+        lora_alpha: the adapter's output is scaled by ``lora_alpha / rank``; the rank if absent.
+        target_modules: names of the layers that are adapted.
+        rest: of the class that this one is mixed into.
+
+    Raises:
+        ValueError: the problem has no such network, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        rank: int = 4,
+        lora_alpha: float | None = None,
+        target_modules: Sequence[str] = TARGETS,
+        **rest: Any,
+    ) -> None:
+        if not hasattr(problem, "adapted_noise"):
+            raise ValueError(
+                f"policy {type(self).__name__!r} must have a problem made of a diffusers pipeline, whose network takes "
+                f"adapters; got {type(problem).__name__}"
+            )
+        check_range("rank", rank, 1)
+        super().__init__(observation_space, action_space, problem, **rest)
+        from peft import LoraConfig
+
+        self.adapter = f"girsanov{next(_numbers)}"  # several policies may share one network
+        scale: Any = rank if lora_alpha is None else lora_alpha  # peft says int, and takes any number
+        self._config = LoraConfig(
+            r=rank,
+            lora_alpha=scale,
+            init_lora_weights="gaussian",
+            target_modules=list(target_modules),
+        )
+        unet = self._unet
+        self.network = LoraWeights(attach(unet, self.adapter, self._config))
+        self._release = weakref.finalize(self, detach, unet, self.adapter)
+
+    @property
+    def _unet(self) -> Any:
+        return self._problem[0].unet  # type: ignore[attr-defined]
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that the control steers; the adapter moves along when another one brings another network."""
+        return self._problem[0]
+
+    @problem.setter
+    def problem(self, problem: Problem) -> None:
+        before = self._unet
+        self._problem = [problem]
+        if self._unet is not before:
+            self._release()
+            attach(self._unet, self.adapter, self._config, list(self.network.parameters()))
+            self._release = weakref.finalize(self, detach, self._unet, self.adapter)
+
+    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """See ControlPolicy."""
+        problem: Any = self.problem
+        difference = problem.adapted_noise(k, x, self.adapter) - problem.predict_noise(k, x)
+        return problem.control_of(k, x, difference).clamp(-self.action_bound, self.action_bound)
+
+    def save_lora(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adapter in diffusers' format: ``pipeline.load_lora_weights(folder)`` then draws with the fine-tuned model.
+
+        The file is ``pytorch_lora_weights.safetensors``; its metadata keep ``lora_alpha``. Controls beyond the action bound
+        are not cut off there.
+        """
+        from diffusers import StableDiffusionPipeline
+        from peft.utils import get_peft_model_state_dict
+
+        StableDiffusionPipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=get_peft_model_state_dict(self._unet, adapter_name=self.adapter),
+            unet_lora_adapter_metadata=self._config.to_dict(),
+        )
