@@ -176,8 +176,8 @@ class ProblemAgent(BaseAlgorithm):
         n = self.n_trajectories if n is None else n
 
         def on_step(k: int) -> bool:
-            self.num_timesteps += n
-            self.reward_queries += n * (k == self.problem.horizon - 1)
+            self.num_timesteps += n * self.processes
+            self.reward_queries += n * self.processes * (k == self.problem.horizon - 1)
             return self._callback is None or self._callback.on_step()
 
         with torch.no_grad():
@@ -185,6 +185,7 @@ class ProblemAgent(BaseAlgorithm):
         self._last_return = paths.reward - self.problem.temperature * paths.kl
         return paths
 
+    processes = 1  #: that collect as much as this one at the same time, and whose paths count too
     _callback: BaseCallback | None = None
     _last_return: Tensor
 

@@ -10,9 +10,10 @@ black boxes, with ``W_k V_{k+1}(X_{k+1})`` in place of ``J_z^T grad V_{k+1}`` (S
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from gymnasium import spaces
@@ -26,22 +27,53 @@ if TYPE_CHECKING:
     from .policy_iteration import PIFT
 
 
-class GradientPolicy(NetworkControl):
-    """The control as a network, one AdamW step an iteration; arguments: ``NetworkControl``'s."""
+class GradientPolicy(IterationPolicy):
+    """A control that takes one AdamW step an iteration up the gradient of J, whatever the network that makes it.
+
+    A form is one of the gradients below and a control, with the parameters that are learnt in ``network``.
+    """
 
     n_trajectories = 10  # as in the paper's experiments
+    #: The most paths that are sampled and differentiated at once, to bound memory; all of a gradient's if None.
+    micro_batch: int | None = None
+    least_paths: ClassVar[int] = 1  #: that a gradient can be estimated from
 
     @abstractmethod
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
         """What each step adds to the gradient of ``n`` times the objective by the network's parameters."""
 
+    def start(self, paths: Trajectories) -> None:
+        """Take units from the first paths."""
+
     def improve(self, agent: PIFT) -> None:
         """Sample ``agent.n_trajectories`` paths and take one step up their gradient."""
-        paths = agent.collect(self.control)
-        if agent.n_updates == 0:
-            with torch.no_grad():
-                self.standardise.fit(torch.cat([self.inputs(k, x) for k, x in enumerate(paths.states)]))
-        agent.ascend(self.gradient(paths))
+        agent.ascend(self.sampled_gradient(agent, agent.n_trajectories))
+
+    def sampled_gradient(self, agent: PIFT, n: int) -> list[Tensor]:
+        """The gradient from ``n`` fresh paths, at most ``micro_batch`` of them at a time."""
+        total: list[Tensor] = []
+        for size in self.parts(n):
+            paths = agent.collect(self.control, size)
+            if agent.n_updates == 0 and not total:
+                self.start(paths)
+            share = [part * (size / n) for part in self.gradient(paths)]
+            total = [sum_ + part for sum_, part in zip(total, share, strict=True)] if total else share
+        return total
+
+    def parts(self, n: int) -> list[int]:
+        """Sizes, as even as can be, of the micro-batches that ``n`` paths make.
+
+        Raises:
+            ValueError: one of them would be too small.
+        """
+        count = math.ceil(n / (self.micro_batch or n))
+        sizes = [n // count + (i < n % count) for i in range(count)]
+        if sizes[-1] < self.least_paths:
+            raise ValueError(
+                f"micro_batch must leave at least {self.least_paths} paths in each part of {n} for {type(self).__name__}; "
+                f"got {self.micro_batch}"
+            )
+        return sizes
 
     def gradient(self, paths: Trajectories) -> list[Tensor]:
         """Estimate of the objective's gradient by the network's parameters, from paths of this control."""
@@ -52,7 +84,7 @@ class GradientPolicy(NetworkControl):
         return total
 
 
-class PathwisePolicy(GradientPolicy):
+class PathwiseGradient(GradientPolicy):
     """The pathwise gradient through the sampled chain, for differentiable rewards and transitions.
 
     One step is differentiated at a time (per-step checkpointing, written as the adjoint recursion), always: beyond the paths
@@ -64,12 +96,14 @@ class PathwisePolicy(GradientPolicy):
         return (step.by_parameters for step in adjoint_sweep(self, paths, list(self.network.parameters())))
 
 
-class ScorePolicy(GradientPolicy):
+class ScoreGradient(GradientPolicy):
     """The score-function gradient: neither reward nor transition need a derivative.
 
     Each step's noise is weighted with the return after it, less the mean over the other paths at that step (a baseline that
     leaves the estimate unbiased). The price of the step's own control is differentiated exactly.
     """
+
+    least_paths = 2  # one is the other's baseline
 
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
         """See GradientPolicy."""
@@ -82,6 +116,21 @@ class ScorePolicy(GradientPolicy):
                 a = self.control(k, paths.states[k])
                 rise = weight * paths.noises[k] - beta * a.detach()
                 yield torch.autograd.grad(a, list(self.network.parameters()), rise)
+
+
+class _NetworkGradient(NetworkControl, GradientPolicy):
+    def start(self, paths: Trajectories) -> None:
+        """Standardise the network's inputs."""
+        with torch.no_grad():
+            self.standardise.fit(torch.cat([self.inputs(k, x) for k, x in enumerate(paths.states)]))
+
+
+class PathwisePolicy(_NetworkGradient, PathwiseGradient):
+    """A network that follows the pathwise gradient; arguments: ``NetworkControl``'s."""
+
+
+class ScorePolicy(_NetworkGradient, ScoreGradient):
+    """A network that follows the score-function gradient; arguments: ``NetworkControl``'s."""
 
 
 class LinearPolicy(IterationPolicy):

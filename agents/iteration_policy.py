@@ -39,6 +39,7 @@ class IterationPolicy(ControlPolicy):
     averaged: ClassVar[bool] = False
     n_trajectories: ClassVar[int] = 50  #: the agent's, unless it is told otherwise
     learning_rate: ClassVar[float] = 2e-3  #: likewise
+    anneal: ClassVar[bool] = True  #: likewise
 
     def __init__(
         self,

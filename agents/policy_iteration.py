@@ -26,6 +26,7 @@ from .fitted_policies import MlpPolicy, ValuePolicy
 from .functional_iteration import FunctionalPolicy
 from .gradient_policies import LinearPolicy, PathwisePolicy, ScorePolicy
 from .iteration_policy import IterationPolicy
+from .lora import LoraPolicy, LoraScorePolicy
 from .regularity import check_temperature, iterate_regularity, linear_quadratic_chain, mixture_chain
 
 
@@ -36,7 +37,8 @@ class PIFT(ProblemAgent):
         policy: ``"MlpPolicy"`` fits the control to the update, ``"ValuePolicy"`` the value function; ``"PathwisePolicy"`` and
             ``"ScorePolicy"`` take gradient steps of the objective, the latter for black-box rewards; ``"LinearPolicy"`` is
             linear in features, ``"FunctionalPolicy"`` fits value functions backwards in time, ``"ExactPolicy"`` needs no fit;
-            or an ``IterationPolicy`` class.
+            ``"LoraPolicy"`` and ``"LoraScorePolicy"`` take the same gradient steps with adapters of a diffusers pipeline's
+            own network; or an ``IterationPolicy`` class.
         env: an environment, a vector environment, a registered id, or a bare Problem whose transition and reward are
             differentiable.
         n_trajectories: paths of the current policy in each iteration; the form's default if absent.
@@ -55,7 +57,10 @@ class PIFT(ProblemAgent):
 
     policy_aliases: ClassVar[dict[str, Any]] = {
         form.__name__: form
-        for form in (MlpPolicy, ValuePolicy, PathwisePolicy, ScorePolicy, LinearPolicy, FunctionalPolicy, ExactPolicy)
+        for form in (
+            *(MlpPolicy, ValuePolicy, PathwisePolicy, ScorePolicy, LinearPolicy, FunctionalPolicy, ExactPolicy),
+            *(LoraPolicy, LoraScorePolicy),
+        )
     }
     policy: IterationPolicy
     hyperparameters: ClassVar[tuple[str, ...]] = (
@@ -93,6 +98,7 @@ class PIFT(ProblemAgent):
         form = self.policy_aliases.get(policy, policy) if isinstance(policy, str) else policy
         learning_rate = getattr(form, "learning_rate", None) if learning_rate is None else learning_rate
         n_trajectories = getattr(form, "n_trajectories", 2) if n_trajectories is None else n_trajectories
+        kwargs.setdefault("anneal", getattr(form, "anneal", True))
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
     def _setup_model(self) -> None:

@@ -61,16 +61,22 @@ def attach(network: Any, name: str, config: Any, parameters: Sequence[nn.Paramet
     Returns:
         The adapter's parameters by layer, in float32 or, over a float64 network, in float64.
     """
+    import peft
+
+    if name in getattr(network, "peft_config", {}):
+        raise ValueError(f"name must be one that no other adapter bears; got {name!r}")
     kept = [p for layer in tuner_layers(network).values() for p in _weights(layer)]
     frozen = [p for p in network.parameters() if not p.requires_grad]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
-            network.add_adapter(config, adapter_name=name)
+            peft.inject_adapter_in_model(config, network, name)
     except ValueError as error:
-        raise ValueError(
-            f"target_modules must name layers of {type(network).__name__}; got {config.target_modules} ({error})"
-        ) from error
+        getattr(network, "peft_config", {}).pop(name, None)
+        where = type(network).__name__
+        raise ValueError(f"target_modules must name layers of {where}; got {config.target_modules} ({error})") from error
+    if hasattr(network, "_hf_peft_config_loaded"):
+        network._hf_peft_config_loaded = True  # diffusers' own methods ask
     for p in frozen:
         p.requires_grad_(False)
     for p in kept:  # peft turned the other adapters off

@@ -41,13 +41,17 @@ class Agent:
 def _pde(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PDE
 
-    return PDE("MlpPolicy", env, **kwargs)
+    return PDE(kwargs.pop("policy", "MlpPolicy"), env, **kwargs)
 
 
 def _pi_ft(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PIFT
 
-    return PIFT("MlpPolicy", env, **kwargs)
+    policy = "MlpPolicy"
+    if hasattr(env.problem, "adapted_noise"):  # a diffusers pipeline: adapt its own network
+        differentiable = getattr(getattr(env.problem, "reward", None), "differentiable", False)
+        policy = "LoraPolicy" if differentiable else "LoraScorePolicy"
+    return PIFT(kwargs.pop("policy", policy), env, **kwargs)
 
 
 def _ppo(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:

@@ -3,12 +3,10 @@
 import math
 import time
 import warnings
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from memory import Peak
 
 from girsanov.agents import PIFT
 from girsanov.agents.gradient_policies import LinearPolicy
@@ -268,30 +266,6 @@ def test_forms_survive_save_and_load_and_go_on(policy, tmp_path):
         m.learn(50 * 50, reset_num_timesteps=False)
     if policy != "MlpPolicy":  # which also keeps recent paths, and those are not saved
         assert torch.equal(model.policy.control(20, x), again.policy.control(20, x))
-
-
-class Peak(TorchDispatchMode):
-    """The largest number of bytes in tensors alive at once, of those made while it is on."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive = self.peak = 0
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and storage._cdata not in self.seen:
-                self.seen.add(storage._cdata)
-                self.alive += storage.nbytes()
-                self.peak = max(self.peak, self.alive)
-                weakref.finalize(storage, self.drop, storage._cdata, storage.nbytes())
-        return out
-
-    def drop(self, key, size):
-        self.seen.discard(key)
-        self.alive -= size
 
 
 def test_memory_of_the_pathwise_gradient_does_not_grow_with_the_horizon_and_its_time_linearly():

@@ -1,0 +1,31 @@
+"""How much memory tensors take."""
+
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Peak(TorchDispatchMode):
+    """The largest number of bytes in tensors alive at once, of those made while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self.drop, storage._cdata, storage.nbytes())
+        return out
+
+    def drop(self, key, size):
+        self.seen.discard(key)
+        self.alive -= size
