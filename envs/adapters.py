@@ -21,9 +21,13 @@ def tuner_layers(network: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in network.named_modules() if hasattr(layer, "_disable_adapters")}
 
 
+def _layers(network: nn.Module) -> Iterator[Any]:
+    return (layer for layer in network.modules() if hasattr(layer, "_disable_adapters"))
+
+
 def current(network: nn.Module) -> str | None:
     """The adapter at work; None for the network as it was pre-trained."""
-    for layer in tuner_layers(network).values():
+    for layer in _layers(network):  # all are switched together
         return None if layer._disable_adapters else layer._active_adapter[0]
     return None
 
@@ -31,11 +35,14 @@ def current(network: nn.Module) -> str | None:
 @contextmanager
 def active(network: nn.Module, name: str | None) -> Iterator[None]:
     """Inside, ``network`` computes with the adapter ``name``; with none of them if it is None."""
-    layers = list(tuner_layers(network).values())
+    before = current(network)
+    if before == name:
+        yield
+        return
+    layers = list(_layers(network))
     if name is not None and not any(name in layer.lora_A for layer in layers):
         known = sorted({key for layer in layers for key in layer.lora_A})
         raise ValueError(f"adapter must be one of {known}; got {name!r}")
-    before = current(network)
     _switch(layers, name)
     try:
         yield
@@ -65,7 +72,7 @@ def attach(network: Any, name: str, config: Any, parameters: Sequence[nn.Paramet
 
     if name in getattr(network, "peft_config", {}):
         raise ValueError(f"name must be one that no other adapter bears; got {name!r}")
-    kept = [p for layer in tuner_layers(network).values() for p in _weights(layer)]
+    kept = [p for layer in _layers(network) for p in _weights(layer)]
     frozen = [p for p in network.parameters() if not p.requires_grad]
     try:
         with warnings.catch_warnings():
@@ -100,7 +107,7 @@ def attach(network: Any, name: str, config: Any, parameters: Sequence[nn.Paramet
 
 def detach(network: Any, name: str) -> None:
     """Remove an adapter, if it is there."""
-    for layer in tuner_layers(network).values():
+    for layer in _layers(network):
         layer.delete_adapter(name)
     getattr(network, "peft_config", {}).pop(name, None)
 
