@@ -34,12 +34,16 @@ class LinearValue(Value):
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
         features: number of features of space.
-        times: number of features of time.
+        times: number of features of time; None: as many as steps, each the indicator of one, so that every step has weights
+            of its own (see ``backward``).
     """
 
     linear_in_weights: bool
 
-    def __init__(self, n_inputs: int, horizon: int, features: int, times: int) -> None:
+    def __init__(self, n_inputs: int, horizon: int, features: int, times: int | None) -> None:
+        self.stepwise = times is None
+        if times is None:
+            times = horizon + 1
         check_count("times", times)
         super().__init__(n_inputs, horizon)
         self.register_buffer("weights", torch.zeros(times, features))
@@ -55,6 +59,9 @@ class LinearValue(Value):
         self._tabulate()
 
     def _tabulate(self) -> None:
+        if self.stepwise:
+            self.time_table.copy_(torch.eye(len(self.weights)))
+            return
         angle = torch.acos((2 * self.clock - 1).clamp(-1, 1))
         self.time_table.copy_(torch.cos(torch.arange(len(self.weights), device=angle.device) * angle[:, None]))
 
@@ -95,13 +102,13 @@ class ExponentialValue(LinearValue):
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
         features: number of features of space.
-        times: number of features of time.
+        times: number of features of time; None: weights of their own at every step.
         radius: of the ball.
     """
 
     linear_in_weights = False
 
-    def __init__(self, n_inputs: int, horizon: int, features: int, times: int, radius: float) -> None:
+    def __init__(self, n_inputs: int, horizon: int, features: int, times: int | None, radius: float) -> None:
         super().__init__(n_inputs, horizon, features, times)
         check_positive("radius", radius)
         self.radius = radius
@@ -139,7 +146,7 @@ class PolynomialValue(ExponentialValue):
         horizon: number of steps of the problem.
         degree: largest total degree.
         interaction: most coordinates in one monomial; absent: ``degree`` where that makes at most 500 features, else 1.
-        times: number of features of time.
+        times: number of features of time; None: weights of their own at every step.
         radius: of the ball of weights.
     """
 
@@ -149,7 +156,7 @@ class PolynomialValue(ExponentialValue):
         horizon: int,
         degree: int = 2,
         interaction: int | None = None,
-        times: int = 8,
+        times: int | None = 8,
         radius: float = 1e6,
     ) -> None:
         check_count("degree", degree)
@@ -203,11 +210,11 @@ class TrendValue(ExponentialValue):
         horizon: number of steps of the problem.
         shapes: number of them.
         length: length scale, in units of the median distance between data.
-        times: number of features of time.
+        times: number of features of time; None: weights of their own at every step.
         radius: of the ball of weights.
     """
 
-    def __init__(self, n_inputs: int, horizon: int, shapes: int, length: float, times: int, radius: float) -> None:
+    def __init__(self, n_inputs: int, horizon: int, shapes: int, length: float, times: int | None, radius: float) -> None:
         super().__init__(n_inputs, horizon, 1 + n_inputs + shapes, times, radius)
         check_positive("length", length)
         self.length = length
@@ -230,12 +237,12 @@ class FourierValue(TrendValue):
         horizon: number of steps of the problem.
         features: number of waves.
         length: length scale of the kernel, in units of the median distance between data.
-        times: number of features of time.
+        times: number of features of time; None: weights of their own at every step.
         radius: of the ball of weights.
     """
 
     def __init__(
-        self, n_inputs: int, horizon: int, features: int = 100, length: float = 1.0, times: int = 6, radius: float = 1e6
+        self, n_inputs: int, horizon: int, features: int = 100, length: float = 1.0, times: int | None = 6, radius: float = 1e6
     ) -> None:
         check_count("features", features)
         super().__init__(n_inputs, horizon, features, length, times, radius)
@@ -266,12 +273,12 @@ class KernelValue(TrendValue):
         horizon: number of steps of the problem.
         centres: size of the basis; they are placed on data.
         length: length scale of the kernel, in units of the median distance between data.
-        times: number of features of time.
+        times: number of features of time; None: weights of their own at every step.
         radius: of the ball of weights.
     """
 
     def __init__(
-        self, n_inputs: int, horizon: int, centres: int = 100, length: float = 1.0, times: int = 6, radius: float = 1e6
+        self, n_inputs: int, horizon: int, centres: int = 100, length: float = 1.0, times: int | None = 6, radius: float = 1e6
     ) -> None:
         check_count("centres", centres)
         super().__init__(n_inputs, horizon, centres, length, times, radius)

@@ -17,8 +17,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..envs.problem import Trajectories
+from ..envs.problem import Policy, Trajectories
 from ..envs.recording import RecordedPaths, Recording
+from .backward import fit_backward
 from .base import ControlPolicy, ProblemAgent, check_range, descend
 from .function_classes import NetworkValue, Value, encode
 from .image_policies import CnnPolicy, StateCnnPolicy
@@ -61,6 +62,9 @@ class PDE(ProblemAgent):
         n_uncontrolled: paths gathered without control in the first round.
         n_trajectories: paths gathered in each later round.
         adaptive: gather later rounds under the current policy; False never applies a control (off-policy).
+        exploration: standard deviation of a control, constant along a path and drawn for each, that every other path gets on
+            top of the policy's (of none in the first round). It leads where neither noise nor the present policy does;
+            classes with ``times=None``, which need no path weights, learn from it.
         gradient_steps: of the network, in each round.
         batch_size: observations in a gradient step.
         mean_span: mean distance in visits between an observation and its observed target: 1 is one-step regression, ``horizon``
@@ -96,7 +100,17 @@ class PDE(ProblemAgent):
     draws: int
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
-        *("n_uncontrolled", "adaptive", "gradient_steps", "batch_size", "mean_span", "lookahead", "draws", "max_weight"),
+        *(
+            "n_uncontrolled",
+            "adaptive",
+            "exploration",
+            "gradient_steps",
+            "batch_size",
+            "mean_span",
+            "lookahead",
+            "draws",
+            "max_weight",
+        ),
         *("averaging", "weight_decay", "gradient_penalty", "ridge", "select"),
     )
 
@@ -108,6 +122,7 @@ class PDE(ProblemAgent):
         n_uncontrolled: int = 100,
         n_trajectories: int = 50,
         adaptive: bool = True,
+        exploration: float = 0.0,
         gradient_steps: int = 100,
         batch_size: int = 512,
         mean_span: float | None = None,
@@ -122,6 +137,9 @@ class PDE(ProblemAgent):
         **kwargs: Any,
     ) -> None:
         check_range("n_uncontrolled", n_uncontrolled, 2)
+        check_range("exploration", exploration, 0)
+        if exploration and not adaptive:
+            raise ValueError(f"exploration must be 0 where adaptive is False (no control is applied); got {exploration!r}")
         check_range("gradient_steps", gradient_steps, 1)
         check_range("batch_size", batch_size, 1)
         if mean_span is not None:
@@ -136,6 +154,7 @@ class PDE(ProblemAgent):
             raise ValueError(f"lookahead must be one of {sorted(_LOOKAHEADS)}, or None; got {lookahead!r}")
         self.n_uncontrolled = n_uncontrolled
         self.adaptive = adaptive
+        self.exploration = exploration
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
         self.mean_span = mean_span
@@ -179,17 +198,35 @@ class PDE(ProblemAgent):
         """One round: gather paths, extend the replay, regress."""
         first = self.reward_queries == 0
         control = None if first or not self.adaptive else self.policy.control
-        paths = self.collect(control, self.n_uncontrolled if first else None)
+        n = self.n_uncontrolled if first else self.n_trajectories
+        paths = self.collect(self._explored(control, n), n)
         fresh = self._branched(Replay.of(self.policy.problem, Recording.of(paths)))
         self.rounds.append(fresh)
         self._begin(fresh, anew=self._n_updates == 0)
         clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
         self.logger.record("train/clipped_share", float(clipped))
         if isinstance(self.policy.value, LinearValue):
-            self._weigh_rounds()
+            if self.policy.value.stepwise:  # fitted from scratch, hence free to follow the data
+                self._place(self.policy.value, Replay.joined(self.rounds))
+            else:
+                self._weigh_rounds()
             self._solve(self.rounds, cold=self._n_updates == 0)
         else:
             self._regress(Replay.joined(self.rounds), self.gradient_steps)
+
+    def _explored(self, control: Policy | None, n: int) -> Policy | None:
+        """``control`` plus a constant push of every other of ``n`` paths."""
+        if not self.exploration:
+            return control
+        bound, shape = self.policy.action_bound, self.problem.noise_shape
+        push = self.exploration * torch.randn(n, *shape, generator=self.generator, device=self.device)
+        push[::2] = 0
+
+        def explored(k: int, x: Tensor) -> Tensor:
+            a = push.to(x.dtype)
+            return (a if control is None else control(k, x) + a).clamp(-bound, bound)
+
+        return explored
 
     # --- learning from recorded paths -------------------------------------------------------------------------------
 
@@ -346,6 +383,8 @@ class PDE(ProblemAgent):
         ridges = [self.ridge] if self.ridge is not None else _RIDGES if self.select else [1e-4]
 
         def fitted(value: Any, split: Split, cold: bool) -> Fit:
+            if value.stepwise:
+                return fit_backward(value, split, lookahead, incumbent, ridges, self.max_weight)
             span = round(self.mean_span or 1)
             return fit_linear(value, split, lookahead, incumbent, ridges, self.max_weight, span, 5 if cold else 3, cold)
 
@@ -399,8 +438,16 @@ class _Parts:
             recording = Recording(*moved)
             replay = Replay.of(self.agent.policy.problem, recording)
             count += int(replay.seen.sum())
+            self._widen(replay)
             yield replay
         self.terminal_rewards = count
+
+    def _widen(self, replay: Replay) -> None:
+        """Let the bounds of f hold this part's rewards: the agent took them from the first part."""
+        bounds = self.agent.policy.value.bounds
+        if bool(bounds.isfinite().all()) and bool(replay.seen.any()):
+            low, high = replay.bounds
+            bounds.copy_(torch.tensor([min(low, float(bounds[0])), max(high, float(bounds[1]))]))
 
 
 def _bar(total: int, shown: bool) -> Any:

@@ -52,7 +52,8 @@ class ValueGradientPolicy(ValuePolicy):
 
     The exact optimum of the discrete chain takes this gradient of ``log E_W f_{k+1}(F_k(x, z + W))`` at ``z = 0``. Two
     approximations are on offer: the gradient at the controlled mean, ``z = a``, by fixed-point iteration (Laplace's; exact
-    for quadratic ``log f``), and an average over draws of W.
+    for quadratic ``log f``), and an average over draws of W. Both together take the mean of the gradient at ``a + W``: the
+    first-order condition of the best control of one step where V continues, ``a = E_W grad_z log f(F(x, a + W))``.
 
     Args:
         draws: antithetic pairs of noise that smooth the gradient; 0 takes none.
@@ -93,7 +94,8 @@ class ValueGradientPolicy(ValuePolicy):
                 noisy = (z + self.noise.to(x)[:, None]).flatten(0, 1)
                 steps = k if isinstance(k, int) else k.repeat(copies)
                 later = self.problem.transition(steps, x.repeat(copies, *[1] * (x.dim() - 1)), noisy)
-                total = self._log_f(steps + 1, later).view(-1, n).logsumexp(0).sum()
+                log_f = self._log_f(steps + 1, later).view(-1, n)
+                total = (log_f.logsumexp(0) if self.iterations == 1 else log_f.mean(0)).sum()
             else:
                 total = self._log_f(k + 1, self.problem.transition(k, x, z)).sum()
             (gradient,) = torch.autograd.grad(total, z)
