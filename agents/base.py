@@ -61,6 +61,9 @@ class ControlPolicy(BasePolicy):
         self._problem = [problem]
         self.action_bound = float(np.max(action_space.high))
 
+    #: Whether a saved agent goes on exactly as if it had never stopped: nothing but networks and counters lives on.
+    resumes: ClassVar[bool] = False
+
     @property
     def problem(self) -> Problem:
         """The problem that the control steers."""

@@ -34,6 +34,7 @@ class GradientPolicy(IterationPolicy):
     """
 
     n_trajectories = 10  # as in the paper's experiments
+    resumes = True
     #: The most paths that are sampled and differentiated at once, to bound memory; all of a gradient's if None.
     micro_batch: int | None = None
     least_paths: ClassVar[int] = 1  #: that a gradient can be estimated from

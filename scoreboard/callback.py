@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..envs.problem import Estimate, Problem
 from .evaluation import CURVE_SEED, FINAL_SEED, SAMPLE_SEED, Evaluation, Reference, evaluate, generator_on, policy_of
 from .plots import grid_of
+from .records import Checkpoints
 from .spec import Budget, EvaluationPlan, Spent
 
 #: The x-axes of TensorBoard, whose steps are integers: prefix of the tags, and the step.
@@ -29,9 +30,9 @@ PICTURES = 16
 class Stopwatch:
     """Seconds of training: runs from ``start``, stands still between ``pause`` and ``resume``."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, before: float = 0.0) -> None:
         self._device = device
-        self._before = 0.0
+        self._before = before
         self._since: float | None = None
 
     def resume(self) -> None:
@@ -68,6 +69,8 @@ class ScoreCallback(BaseCallback):
         progress: the JSONL file.
         tensorboard: folder of the events.
         on_row: called with each row.
+        checkpoints: where to save, at the end of a round, a model whose policy says that it ``resumes``; nowhere if absent.
+        resumed: what an earlier process saved there, for a run that goes on.
     """
 
     def __init__(
@@ -80,8 +83,12 @@ class ScoreCallback(BaseCallback):
         progress: Path,
         tensorboard: Path,
         on_row: Any = None,
+        checkpoints: Checkpoints | None = None,
+        resumed: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self._checkpoints, self._resumed, self._saved_at = checkpoints, resumed, 0.0
+        self._rows = 0 if resumed is None else resumed["rows"]
         self.problem, self.reference, self.budget, self.plan, self.seed = problem, reference, budget, plan, seed
         self.final: dict[str, Any] | None = None  #: the last row, once training has ended
         self._progress, self._tensorboard, self._on_row = progress, tensorboard, on_row
@@ -94,7 +101,23 @@ class ScoreCallback(BaseCallback):
         self._base = Spent(0, 0, 0.0)
         self._base = self.spent()._replace(seconds=0.0)  # a loaded model has a past
         self._clock = Stopwatch(torch.device(self.model.device))
-        self._look()
+        if self._resumed is None:
+            self._look()
+        else:
+            self._base, self._due, self._start = Spent(*self._resumed["base"]), self._resumed["due"], self._resumed["start"]
+            self._clock = Stopwatch(torch.device(self.model.device), self._resumed["seconds"])
+            self._saved_at = self._resumed["seconds"]
+        self._clock.resume()
+
+    def _on_rollout_end(self) -> None:
+        resumes = self._checkpoints is not None and getattr(self.model.policy, "resumes", False)
+        if not resumes or self._clock.seconds - self._saved_at < self._checkpoints.every:  # type: ignore[union-attr]
+            return
+        self._clock.pause()
+        self._saved_at = self._clock.seconds
+        state = {"base": list(self._base), "due": self._due, "start": self._start, "seconds": self._saved_at}
+        progress = {"env_steps": self.spent().env_steps, "rows": self._rows}
+        self._checkpoints.save(self.model, {**state, **progress})  # type: ignore[union-attr]
         self._clock.resume()
 
     def _on_step(self) -> bool:
@@ -143,6 +166,7 @@ class ScoreCallback(BaseCallback):
         row = row_of(evaluation, self.reference, spent, paths)
         with open(self._progress, "a") as file:
             file.write(json.dumps(row) + "\n")
+        self._rows += 1
         self._log(row, spent)
         if self._on_row is not None:
             self._on_row(row)

@@ -5,6 +5,7 @@ progress.jsonl   one row an evaluation
 tb/              TensorBoard events
 samples.npy      terminal states, float32
 model.zip        the learnt model
+checkpoint/      of a run that is under way, where the agent can go on exactly: the model and the instrument's state
 record.json      the result, written last and atomically: where it is, the run is finished
 """
 
@@ -22,7 +23,8 @@ from typing import Any
 
 from .spec import RunSpec
 
-_PARTIAL = ("progress.jsonl", "tb", "samples.npy", "model.zip", "error.txt")
+_PARTIAL = ("progress.jsonl", "tb", "samples.npy", "model.zip", "error.txt", "checkpoint")
+CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -65,6 +67,39 @@ def check_writable(out: Path) -> None:
         raise ValueError(f"out must be a folder that can be written to; got {str(out)!r} ({error.strerror})") from error
 
 
+class Checkpoints:
+    """The last checkpoint of a run under way, in whole or not at all.
+
+    Args:
+        path: a folder of its own.
+        every: seconds of training between two of them.
+    """
+
+    def __init__(self, path: Path, every: float) -> None:
+        self.path, self.every = path, every
+
+    def save(self, model: Any, state: dict[str, Any]) -> None:
+        """Replace the checkpoint: the new model, then the state that names it, then away with the old model."""
+        name = f"{state['env_steps']}.zip"
+        model.save(self.path / name)
+        write_json(self.path / "state.json", {**state, "model": name})
+        for other in self.path.glob("*.zip"):
+            if other.name != name:
+                other.unlink()
+
+    def state(self) -> dict[str, Any] | None:
+        """The state saved last, its ``model`` a path; None if there is none."""
+        file = self.path / "state.json"
+        if not file.is_file():
+            return None
+        state = read_json(file)
+        return {**state, "model": self.path / state["model"]}
+
+    def clear(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
 class RunFolder:
     """One run on disk."""
 
@@ -77,6 +112,7 @@ class RunFolder:
         self.samples = self.path / "samples.npy"
         self.tensorboard = self.path / "tb"
         self.error = self.path / "error.txt"
+        self.checkpoints = Checkpoints(self.path / "checkpoint", CHECKPOINT_SECONDS)
 
     def finished(self) -> bool:
         """True when the result is there. A ValueError names the folder if it belongs to a run with other settings."""
@@ -91,15 +127,25 @@ class RunFolder:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[None]:
-        """Clear what an interrupted run left, hold the folder against other processes, and clear it again on an error."""
+        """Hold the folder against other processes; clear what an interrupted run left, and clear it again on an error.
+
+        With a checkpoint nothing is cleared, but the rows that were written after it.
+        """
         fresh = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path / ".lock"):
-            self._clear()
+            state = self.checkpoints.state()
+            if state is None:
+                self._clear()
+            else:
+                kept = self.rows()[: state["rows"]]
+                write_whole(self.progress, "".join(json.dumps(row) + "\n" for row in kept).encode())
             write_json(self.path / "spec.json", self.spec.to_json())
             try:
                 yield
             except Exception:
+                if self.checkpoints.state() is not None:
+                    raise
                 self._clear()
                 if fresh:
                     shutil.rmtree(self.path, ignore_errors=True)

@@ -45,6 +45,8 @@ def execute(
 ) -> dict[str, Any]:
     """Make one run, unless its folder is finished, and return its record.
 
+    A killed run begins again, or goes on from its checkpoint where the agent can do so exactly.
+
     Args:
         spec: what to run.
         out: where; the run's folder is ``spec.folder(out)``.
@@ -57,15 +59,17 @@ def execute(
     from .callback import ScoreCallback  # imports SB3 and TensorBoard
 
     env = make_env(spec.env, spec.env_kwargs, spec.device)
-    model = _model(spec, env)  # what can go wrong at once does so before anything is written
+    resumed = folder.checkpoints.state()
+    model = _model(spec, env, resumed)  # what can go wrong at once does so before anything is written
     check_writable(out)
     reference = prepare_env(spec, env, out)
     with folder.begin():
         callback = ScoreCallback(
-            env.problem, reference, spec.budget, spec.plan, spec.seed, folder.progress, folder.tensorboard, on_row
+            *(env.problem, reference, spec.budget, spec.plan, spec.seed, folder.progress, folder.tensorboard, on_row),
+            *(folder.checkpoints, resumed),
         )
         try:
-            _learn(model, spec, env, callback)
+            _learn(model, spec, env, callback, resumed)
             _save_samples(env.problem, policy_of(model, env.problem), spec.plan.samples, folder.samples)
             _save(model, folder.model)
             callback.log_hyperparameters({"agent": spec.agent, "env": spec.env, "seed": spec.seed, **spec.agent_kwargs})
@@ -86,11 +90,14 @@ def execute(
             **provenance(),
         }
         write_json(folder.record, record)
+        folder.checkpoints.clear()
     return record
 
 
-def _model(spec: RunSpec, env: ProblemEnv) -> BaseAlgorithm:
+def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None) -> BaseAlgorithm:
     agent = find_agent(spec.agent)
+    if resumed is not None and agent.load is not None:
+        return agent.load(str(resumed["model"]), env, spec.device)
     if spec.load is not None:
         if agent.load is None:
             raise ValueError(f"agent {spec.agent!r} can't be loaded; leave out load")
@@ -105,9 +112,14 @@ def _model(spec: RunSpec, env: ProblemEnv) -> BaseAlgorithm:
         raise ValueError(f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error})") from error
 
 
-def _learn(model: BaseAlgorithm, spec: RunSpec, env: ProblemEnv, callback: Any) -> None:
+def _learn(model: BaseAlgorithm, spec: RunSpec, env: ProblemEnv, callback: Any, resumed: dict[str, Any] | None = None) -> None:
     total = spec.budget.timesteps(env.problem.horizon, model.n_envs)
-    model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
+    if resumed is None:
+        model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
+    elif total > resumed["env_steps"]:
+        model.learn(total - resumed["env_steps"], callback=callback, reset_num_timesteps=False)
+    else:  # killed after its last round
+        model.learn(0, callback=callback, reset_num_timesteps=False)
 
 
 def _save_samples(problem: Problem, policy: Policy | None, n: int, path: Path) -> None:
