@@ -116,21 +116,22 @@ class Cell:
 
 
 def cells(studies: Sequence[str], policy: str, seeds: Sequence[int], rounds: int, paths: int) -> list[Cell]:
-    """What the studies consist of, what matters most first."""
-    agents = list(AGENTS[policy])
-    found: list[Cell] = []
-    for i, seed in enumerate(seeds):
-        for study in studies:
-            if study == "prompts":
-                if i == 0:
-                    found += [Cell(study, "-", p, PRETRAINED, TEMPERATURE, 0, 0, paths) for p in PROMPTS]
-                found += [Cell(study, policy, p, a, TEMPERATURE, seed, rounds, paths) for a in agents for p in PROMPTS]
-            elif study == "betas" and i == 0:
-                found += [Cell(study, policy, SWEPT, "pi-ft", b, seed, rounds, paths) for b in BETAS if b != TEMPERATURE]
-            elif study == "brightness" and i == 0:
-                found.append(Cell(study, "-", SWEPT, PRETRAINED, 0.01, 0, 0, paths))
-                found += [Cell(study, policy, SWEPT, a, 0.01, seed, rounds, paths) for a in ("pi-ft", "dpok")]
-    return found
+    """What the studies consist of; seeds count for ``prompts``, the others have the first alone."""
+    first = seeds[0]
+    before = [Cell("prompts", "-", p, PRETRAINED, TEMPERATURE, 0, 0, paths) for p in PROMPTS]
+    main = [
+        Cell("prompts", policy, p, a, TEMPERATURE, seed, rounds, paths)
+        for seed in seeds
+        for a in AGENTS[policy]
+        for p in PROMPTS
+    ]
+    swept = [Cell("betas", policy, SWEPT, "pi-ft", b, first, rounds, paths) for b in BETAS if b != TEMPERATURE]
+    bright = [Cell("brightness", "-", SWEPT, PRETRAINED, 0.01, 0, 0, paths)]
+    bright += [Cell("brightness", policy, SWEPT, a, 0.01, first, rounds, paths) for a in ("pi-ft", "dpok")]
+    # the claims first: PI-FT and DPOK on every prompt, the sweep, then the rest
+    claimed = [c for c in main if c.agent in ("pi-ft", "dpok") and c.seed == first]
+    order = [*before, *claimed, *swept, *bright, *(c for c in main if c not in claimed)]
+    return [cell for cell in order if cell.study in studies and (cell.policy == "-" or cell.agent in AGENTS[policy])]
 
 
 # --- one cell ---------------------------------------------------------------------------------------------------------

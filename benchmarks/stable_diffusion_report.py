@@ -266,9 +266,10 @@ def bars(lines: Sequence[Line], policy: str) -> Any:
                 continue
             per_path = np.mean([line["reward"] for line in group], 0)
             x = j + (i - (len(methods) - 1) / 2) * 0.16
-            label = {PRETRAINED: PRETRAINED, **AGENTS}[method] if j == 0 else None
+            label = {PRETRAINED: PRETRAINED, **AGENTS}[method]
+            known = {text.get_label() for text in axes.containers}
             error = per_path.std(ddof=1) / math.sqrt(len(per_path))
-            axes.bar(x, per_path.mean(), 0.15, yerr=error, color=COLOURS[method], label=label, capsize=2)
+            axes.bar(x, per_path.mean(), 0.15, yerr=error, color=COLOURS[method], label=None if label in known else label, capsize=2)
             if len(group) > 1:
                 axes.plot([x] * len(group), [np.mean(line["reward"]) for line in group], "k.", markersize=3)
     axes.set_xticks(range(len(PROMPTS)), [f'"{prompt}"' for prompt in PROMPTS])
