@@ -1,6 +1,6 @@
 """The paper's experiment (Han, Razaviyayn and Xu 2025, section 5) on a text-to-image model small enough for a CPU.
 
-    python benchmarks/stable_diffusion.py [--policy mlp] [--seeds 0 1 2] [--studies prompts betas brightness]
+    python benchmarks/stable_diffusion.py [--policy lora|mlp] [--seeds 0 1 2] [--studies prompts betas brightness]
     python benchmarks/stable_diffusion.py report
 
 The model is the latent diffusion model of painted digits that comes with the package, without guidance; the four prompts
@@ -62,6 +62,12 @@ Study = Literal["prompts", "betas", "brightness"]
 _DPOK = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": STEPS}
 #: Policy, agent: what makes it. Learning rates: see the report.
 AGENTS: dict[str, dict[str, Callable[..., BaseAlgorithm]]] = {
+    "lora": {
+        "pi-ft": lambda problem, **kw: PIFT("LoraPolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kw),
+        "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 1e-3, **_DPOK, **kw),
+        "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 1e-3, **_DPOK, **kw),
+        "pde": lambda problem, **kw: PDE("CnnPolicy", problem, adaptive=False, **kw),
+    },
     "mlp": {
         "pi-ft": lambda problem, **kw: PIFT("PathwisePolicy", problem, 1e-3, TRAJECTORIES, **kw),
         "dpok": lambda problem, **kw: DPOK("MlpPolicy", problem, 2e-4, **_DPOK, **kw),
@@ -229,11 +235,11 @@ def judged(images: torch.Tensor, prompt: str) -> dict[str, float]:
 
 
 def run(
-    policy: PolicyName = "mlp",
+    policy: PolicyName = "lora",
     studies: tuple[Study, ...] = ("prompts", "betas", "brightness"),
     seeds: tuple[int, ...] = (0, 1, 2),
-    rounds: int = 40,
-    paths: int = 256,
+    rounds: int = 30,
+    paths: int = 128,
     workers: int = 2,
     out: Path = RESULTS,
 ) -> None:

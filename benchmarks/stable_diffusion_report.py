@@ -33,14 +33,15 @@ def name_of(cell: Mapping[str, Any]) -> str:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The lines of finished cells; one torn by a kill is left out."""
-    lines = []
+    """The lines of finished cells, the first of each name; one torn by a kill is left out."""
+    lines: dict[str, dict[str, Any]] = {}
     for text in (out / ROWS).read_text().splitlines() if (out / ROWS).is_file() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
-    return lines
+        lines.setdefault(line["name"], line)
+    return list(lines.values())
 
 
 # --- figures out of lines ---------------------------------------------------------------------------------------------
@@ -269,7 +270,9 @@ def bars(lines: Sequence[Line], policy: str) -> Any:
             label = {PRETRAINED: PRETRAINED, **AGENTS}[method]
             known = {text.get_label() for text in axes.containers}
             error = per_path.std(ddof=1) / math.sqrt(len(per_path))
-            axes.bar(x, per_path.mean(), 0.15, yerr=error, color=COLOURS[method], label=None if label in known else label, capsize=2)
+            axes.bar(
+                x, per_path.mean(), 0.15, yerr=error, color=COLOURS[method], label=None if label in known else label, capsize=2
+            )
             if len(group) > 1:
                 axes.plot([x] * len(group), [np.mean(line["reward"]) for line in group], "k.", markersize=3)
     axes.set_xticks(range(len(PROMPTS)), [f'"{prompt}"' for prompt in PROMPTS])

@@ -81,6 +81,16 @@ def test_a_configuration_file_gives_defaults_that_the_command_line_overrides(
     assert "error: config must be a readable JSON file" in capsys.readouterr().err
 
 
+def test_the_shipped_configuration_fine_tunes_the_shipped_text_to_image_model(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    config = Path(__file__).parents[1] / "benchmarks" / "configs" / "latent_digits.json"
+    few = ["--budget", "4", "--env-kwargs", "steps=2", "--agent-kwargs", "n_trajectories=2", *SMALL, "--out", str(tmp_path)]
+    assert main(["run", "--config", str(config), *few]) == 0
+    record = json.loads((tmp_path / "StableDiffusion-v0" / "pi-ft" / "seed0" / "record.json").read_text())
+    assert record["final"]["reward_queries"] == 4 and record["final"]["kl"] > 0 and 0 <= record["final"]["success"] <= 1
+    assert record["spec"]["agent_kwargs"]["policy"] == "LoraPolicy" and record["horizon"] == 2
+
+
 BAD = {
     "unknown id": ({"--env": ["girsanov/X-v0"]}, "env must be one of .*GaussianMixture-v0.*; got 'girsanov/X-v0'"),
     "unknown agent": (
