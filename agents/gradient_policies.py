@@ -105,6 +105,7 @@ class ScoreGradient(GradientPolicy):
     """
 
     least_paths = 2  # one is the other's baseline
+    access = "black-box reward; interaction with the noise seen"  #: less than the other forms', for the scoreboard
 
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
         """See GradientPolicy."""

@@ -175,6 +175,7 @@ class NoisePolicy(ValuePolicy):
     """
 
     value_class = NeuralValue
+    access = "black-box reward; interaction with the noise seen"  #: less than the other policies', for the scoreboard
 
     def __init__(
         self,

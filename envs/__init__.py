@@ -14,7 +14,9 @@ from .digits import digits
 from .double_well import DoubleWell
 from .env import ProblemEnv, ProblemVectorEnv
 from .gaussian_mixture import GaussianMixture, QuadraticReward
+from .gymnasium_robots import HalfCheetah, Hopper, InvertedDoublePendulum, InvertedPendulum, Reacher
 from .linear_quadratic import LinearQuadratic
+from .mujoco import Robot
 from .navigation import DoubleIntegratorNavigation, UnicycleNavigation
 from .pendulum import Pendulum
 from .problem import Problem
@@ -44,17 +46,24 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "girsanov/DoubleIntegratorNavigation-v0": DoubleIntegratorNavigation,
     "girsanov/DoubleWell-v0": DoubleWell,
     "girsanov/GaussianMixture-v0": gaussian_mixture,
+    "girsanov/HalfCheetah-v0": HalfCheetah,
+    "girsanov/Hopper-v0": Hopper,
+    "girsanov/InvertedDoublePendulum-v0": InvertedDoublePendulum,
+    "girsanov/InvertedPendulum-v0": InvertedPendulum,
     "girsanov/LinearOrnsteinUhlenbeck-v0": LinearQuadratic.linear_ornstein_uhlenbeck,
     "girsanov/LinearQuadratic-v0": LinearQuadratic.damped_rotation,
     "girsanov/OrnsteinUhlenbeck-v0": LinearQuadratic.ornstein_uhlenbeck,
     "girsanov/Pendulum-v0": Pendulum,
     "girsanov/PlanarQuadrotor-v0": PlanarQuadrotor,
+    "girsanov/Reacher-v0": Reacher,
     "girsanov/StableDiffusion-v0": stable_diffusion,
     "girsanov/TwoLinkArm-v0": TwoLinkArm,
     "girsanov/UnicycleNavigation-v0": UnicycleNavigation,
 }
 #: Ids whose weights do not come with the package: their factories say what to obtain, and where to name it.
 NEED_WEIGHTS = frozenset({"girsanov/StableDiffusion-v0"})
+#: Ids that want ``pip install girsanov[mujoco]``.
+NEED_MUJOCO = frozenset(name for name, make in PROBLEMS.items() if isinstance(make, type) and issubclass(make, Robot))
 _SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
 
 

@@ -294,3 +294,20 @@ def certificate(problem: Problem, n: int, generator: torch.Generator, batch: int
     sizes = [min(batch, n - start) for start in range(0, n, batch)]
     returns = torch.cat([rollout(problem, None, size, generator).reward for size in sizes])
     return certificate_of(returns, problem.temperature)
+
+
+class Slopes(NamedTuple):
+    """What autograd can follow in a problem."""
+
+    transition: bool  # F_k(x, z) in z
+    reward: bool  # r_k or y in x
+
+
+@torch.enable_grad()
+def slopes_of(problem: Problem) -> Slopes:
+    """Try it: one transition and the rewards of two states."""
+    x = problem.initial(2, torch.Generator(device_of(problem)).manual_seed(0)).detach()
+    z = x.new_zeros(2, *problem.noise_shape).requires_grad_()
+    follows = problem.transition(0, x, z).requires_grad
+    x.requires_grad_()
+    return Slopes(follows, (problem.running_reward(0, x) + problem.terminal_reward(x)).requires_grad)

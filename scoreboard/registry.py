@@ -15,7 +15,7 @@ import torch
 
 from ..envs import PROBLEMS, make_problem
 from ..envs.env import ProblemEnv
-from ..envs.problem import Problem
+from ..envs.problem import Problem, slopes_of
 
 if TYPE_CHECKING:  # SB3 takes a second to import: only those who make an agent pay for it
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -38,20 +38,19 @@ class Agent:
     access: str = "not stated"
 
 
-def _pde(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PDE
 
-    return PDE(kwargs.pop("policy", "MlpPolicy"), env, **kwargs)
+    return PDE(policy or ("MlpPolicy" if slopes_of(env.problem).transition else "NoisePolicy"), env, **kwargs)
 
 
-def _pi_ft(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+def _pi_ft(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PIFT
 
-    policy = "MlpPolicy"
-    if hasattr(env.problem, "adapted_noise"):  # a diffusers pipeline: adapt its own network
+    if policy is None and hasattr(env.problem, "adapted_noise"):  # a diffusers pipeline: adapt its own network
         differentiable = getattr(getattr(env.problem, "reward", None), "differentiable", False)
         policy = "LoraPolicy" if differentiable else "LoraScorePolicy"
-    return PIFT(kwargs.pop("policy", policy), env, **kwargs)
+    return PIFT(policy or ("MlpPolicy" if all(slopes_of(env.problem)) else "ScorePolicy"), env, **kwargs)
 
 
 def _ppo(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:

@@ -79,7 +79,7 @@ def execute(
             "spec": spec.to_json(),
             "final": callback.final,
             "reference": reference.to_json(),
-            "access": agent.access,
+            "access": getattr(model.policy, "access", agent.access),
             "temperature": env.problem.temperature,
             "horizon": env.problem.horizon,
             "state_shape": list(env.problem.state_shape),

@@ -1,0 +1,295 @@
+"""MuJoCo models as problems: ``F_k`` is the physics engine, steered through the noise in its actuators.
+
+One step holds ``ctrl = clip(offset + scale z)``, z = a + W, for ``frame_skip`` substeps of ``mj_step``; a batch is stepped by
+``mujoco.rollout`` over threads. The KL of the chain stays exactly ``|a|^2 / 2`` per step, whatever the engine does with ctrl.
+
+The seam pays ``r_k(x_k)``, while robots are paid for what a step did: ``reward(before, control, after)``. So the last step's
+reward is a coordinate of the state, and r_k reads it: ``sum_k r_k + y`` is the sum of the steps' rewards. An episode that ends
+early (a fallen robot) goes on in a state where nothing moves and nothing is paid, which is the same return at a fixed horizon.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .problem import Problem, check_positive
+
+#: An MJCF file, its text, or a ``mujoco.MjModel``.
+Model = Any
+
+
+class Physics(NamedTuple):
+    """What rewards see of ``n`` robots; float64 on the CPU."""
+
+    qpos: Tensor  # (n, nq)
+    qvel: Tensor  # (n, nv)
+    sensors: Tensor  # (n, nsensordata); nothing unless the robot has ``sensors=True``
+
+
+class Robot(Problem):
+    """A MuJoCo model; a subclass writes its ``reward``, and ``healthy``, ``start`` and ``success`` if it likes.
+
+    The state is ``(qpos, qvel, the model's other state (act, ...), last reward, alive)``. Between steps it is rounded to
+    ``dtype``; inside a step everything is float64. Constraint solvers start cold at every step, so that F is a function of x.
+
+    Args:
+        model: an MJCF file, its text (``<mujoco>...``), or a ``mujoco.MjModel``.
+        steps: horizon, in steps of ``frame_skip`` substeps.
+        temperature: price of one nat of KL.
+        scale: standard deviation of the noise in ctrl, one number or one an actuator; so the ctrl of a control of 1.
+        offset: ctrl of the uncontrolled, noise-free robot, one number or one an actuator.
+        frame_skip: substeps in which ctrl is held.
+        spread: half-width of ``start``'s uniform law.
+        sensors: let rewards see the sensors of the state after the step, at the price of one more substep.
+        threads: that step a batch; absent: torch's number of threads when the first batch comes.
+        dtype: of the states.
+
+    Raises:
+        ValueError: an argument is out of its range, the model can't be read, or MuJoCo isn't installed.
+    """
+
+    view = "xz"  #: the plane that ``render`` draws without a GL
+
+    def __init__(
+        self,
+        model: Model,
+        steps: int,
+        temperature: float,
+        scale: float | Sequence[float] = 1.0,
+        offset: float | Sequence[float] = 0.0,
+        frame_skip: int = 1,
+        spread: float = 0.01,
+        sensors: bool = False,
+        threads: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check_positive("temperature", temperature)
+        for name, whole in (("steps", steps), ("frame_skip", frame_skip), ("threads", 1 if threads is None else threads)):
+            if not (isinstance(whole, int) and whole >= 1):
+                raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
+        if not spread >= 0:
+            raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
+        self.engine = Engine(_read(model), frame_skip, sensors, threads)
+        loaded = self.engine.model
+        if loaded.nu == 0:
+            raise ValueError("model must have an actuator: noise and control enter through it; got one without")
+        self.scale, self.offset = _per_actuator("scale", scale, loaded.nu), _per_actuator("offset", offset, loaded.nu)
+        if not (self.scale > 0).all():
+            raise ValueError(f"scale must be above 0 for every actuator; got {scale!r}")
+        self.spread = spread
+        self.state_shape, self.noise_shape = (self.engine.size + 2,), (loaded.nu,)
+        self.horizon, self.temperature = steps, temperature
+        self.step_size = loaded.opt.timestep * frame_skip  #: s
+        self._like = torch.empty(0, dtype=dtype)  # carries the device and dtype of the states through `to`
+
+    @abstractmethod
+    def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
+        """What a step from ``before`` to ``after`` earns, ``(n,)``; ``control`` is its ctrl ``(n, nu)``, noise included."""
+
+    def healthy(self, physics: Physics) -> Tensor:
+        """Whether the episode goes on, ``bool (n,)``; always, unless overridden."""
+        return torch.ones(len(physics.qpos), dtype=torch.bool)
+
+    def start(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` initial ``(qpos, qvel)``, ``(n, nq + nv)`` on the generator's device: the model's own, up to the spread."""
+        model = self.engine.model
+        rest = np.concatenate([model.qpos0, np.zeros(model.nv)])
+        noise = 2 * torch.rand(n, len(rest), generator=generator, device=generator.device, dtype=torch.float64) - 1
+        return torch.from_numpy(rest).to(noise) + self.spread * noise
+
+    def initial(self, n: int, generator: torch.Generator) -> Tensor:
+        """``start``, with nothing earned, and alive."""
+        begun = self.start(n, generator).to(self._like)
+        rest = begun.new_zeros(n, self.state_shape[0] - begun.shape[1])
+        rest[:, -1] = 1.0
+        return torch.cat([begun, rest], 1)
+
+    def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """``frame_skip`` substeps under ``clip(offset + scale z)`` (not differentiable)."""
+        state = x.detach().to("cpu", torch.float64)
+        low, high = self.engine.limits
+        wanted = self.offset + self.scale * z.detach().to("cpu", torch.float64).numpy()
+        control = torch.from_numpy(wanted.clip(low, high))
+        going = state[:, -1] > 0.5
+        if going.all():
+            return self._stepped(state, control).to(x)
+        later = state.clone()
+        later[:, -2] = 0.0  # those that have fallen stay where they are, unpaid
+        later[going] = self._stepped(state[going], control[going])
+        return later.to(x)
+
+    def _stepped(self, state: Tensor, control: Tensor) -> Tensor:
+        later, sensed = self.engine.step(state[:, :-2].numpy(), control.numpy())
+        finite = np.isfinite(later).all(1)
+        if not finite.all():  # an exploded simulation is a fallen robot
+            later = np.where(finite[:, None], later, state[:, :-2].numpy())
+        after = self._physics(torch.from_numpy(later), torch.from_numpy(sensed))
+        earned = self.reward(self.physics(state), control, after)
+        alive = self.healthy(after) & torch.from_numpy(finite)
+        earned = torch.where(torch.from_numpy(finite), earned, 0.0)
+        return torch.cat([torch.from_numpy(later), earned.double()[:, None], alive.double()[:, None]], 1)
+
+    def physics(self, x: Tensor) -> Physics:
+        """Positions and velocities of states; the sensors are not part of them."""
+        return self._physics(x.detach().to("cpu", torch.float64), torch.empty(len(x), 0, dtype=torch.float64))
+
+    def _physics(self, state: Tensor, sensors: Tensor) -> Physics:
+        model = self.engine.model
+        return Physics(state[:, : model.nq], state[:, model.nq : model.nq + model.nv], sensors)
+
+    def alive(self, x: Tensor) -> Tensor:
+        """Whether the episode of each state still goes on, ``bool (n,)``."""
+        return x[:, -1] > 0.5
+
+    def running_reward(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """What the step that led to ``x`` has earned."""
+        return x[:, -2]
+
+    def terminal_reward(self, x: Tensor) -> Tensor:
+        """What the last step has earned."""
+        return x[:, -2]
+
+    def success(self, x: Tensor) -> Tensor:
+        """Whether the robot has lasted to the end; a subclass says what its task is."""
+        return self.alive(x)
+
+    def render(self, path: Tensor) -> Any:
+        """The robot as it stands now: by MuJoCo's renderer if MUJOCO_GL is set (egl, osmesa, glfw), else a drawing."""
+        from .robot_pictures import photograph, sketch
+
+        qpos = self.physics(path[-1:]).qpos[0].numpy()
+        if os.environ.get("MUJOCO_GL"):
+            return photograph(self.engine.model, qpos)
+        return sketch(self.engine.model, qpos, self.view, f"step {len(path) - 1} of {self.horizon}")
+
+
+class MujocoProblem(Robot):
+    """A ``Robot`` made of functions.
+
+    Args:
+        model: see ``Robot``.
+        reward: ``reward(before, control, after) -> (n,)``.
+        healthy: ``healthy(physics) -> bool (n,)``: whether the episode goes on; always, if absent.
+        success: ``success(physics) -> bool (n,)`` of the end; an episode that ended early is none. Absent: it did not.
+        start: ``start(n, generator) -> (n, nq + nv)``; ``Robot.start`` if absent.
+        others: ``steps``, ``temperature``, ``scale`` and the other arguments of ``Robot``.
+
+    Example: an arm that is paid for keeping its hand, a site with a framepos sensor, near a point::
+
+        arm = MujocoProblem("arm.xml", lambda before, control, after: -(after.sensors - point).square().sum(1),
+                            sensors=True, steps=100, temperature=1.0, scale=0.2, frame_skip=5)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        reward: Callable[[Physics, Tensor, Physics], Tensor],
+        healthy: Callable[[Physics], Tensor] | None = None,
+        success: Callable[[Physics], Tensor] | None = None,
+        start: Callable[[int, torch.Generator], Tensor] | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(model, **others)
+        self._reward, self._healthy, self._success, self._start = reward, healthy, success, start
+
+    def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
+        """The given ``reward``."""
+        return self._reward(before, control, after)
+
+    def healthy(self, physics: Physics) -> Tensor:
+        """The given ``healthy``."""
+        return super().healthy(physics) if self._healthy is None else self._healthy(physics)
+
+    def start(self, n: int, generator: torch.Generator) -> Tensor:
+        """The given ``start``."""
+        return super().start(n, generator) if self._start is None else self._start(n, generator)
+
+    def success(self, x: Tensor) -> Tensor:
+        """The given ``success`` of those still alive."""
+        alive = super().success(x)
+        return alive if self._success is None else alive & self._success(self.physics(x)).to(alive.device)
+
+
+class Engine:
+    """MuJoCo itself: steps a batch over threads. It can be pickled, copied and forked; threads start with the first batch."""
+
+    def __init__(self, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> None:
+        import mujoco
+
+        self.model, self.frame_skip, self.sensors, self.threads = model, frame_skip, sensors, threads
+        # the full physics state begins with the time, on which no force depends
+        self.size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS) - 1
+        self._pool: tuple[int, Any, list[Any]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Engine, (self.model, self.frame_skip, self.sensors, self.threads)
+
+    def __deepcopy__(self, memo: Any) -> Engine:
+        return self  # nothing in it changes but scratch memory
+
+    @cached_property
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest ctrl of each actuator; infinite where the model sets none."""
+        limited = self.model.actuator_ctrllimited.astype(bool)
+        low, high = self.model.actuator_ctrlrange.T
+        return np.where(limited, low, -np.inf), np.where(limited, high, np.inf)
+
+    def step(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``(n, size)`` after ``frame_skip`` substeps under ctrl ``(n, nu)``, and the sensors there, ``(n, nsensordata)``."""
+        n, model = len(state), self.model
+        pool, scratch = self._threads()
+        begun = np.zeros((n, self.size + 1))
+        begun[:, 1:] = state
+        substeps = self.frame_skip + self.sensors  # sensors are read at the start of a substep
+        held = np.repeat(control[:, None], substeps, 1)
+        path = np.empty((n, substeps, self.size + 1))
+        sensed = np.empty((n, substeps, model.nsensordata))
+        if n:
+            pool.rollout([model] * n, scratch, begun, held, skip_checks=True, nstep=substeps, state=path, sensordata=sensed)
+        return path[:, self.frame_skip - 1, 1:], sensed[:, -1] if self.sensors else sensed[:, 0, :0]
+
+    def _threads(self) -> tuple[Any, list[Any]]:
+        if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
+            import mujoco
+            from mujoco.rollout import Rollout
+
+            threads = self.threads or torch.get_num_threads()
+            _FORKED.append(self._pool)  # to end a pool whose threads are gone would wait for them forever
+            scratch = [mujoco.MjData(self.model) for _ in range(threads)]
+            self._pool = os.getpid(), Rollout(nthread=threads if threads > 1 else 0), scratch
+        return self._pool[1], self._pool[2]
+
+
+_FORKED: list[Any] = []
+
+
+def _read(model: Model) -> Any:
+    try:
+        import mujoco
+    except ImportError as error:
+        raise ValueError(f"MuJoCo must be installed for this environment: pip install girsanov[mujoco] ({error})") from error
+    if isinstance(model, mujoco.MjModel):
+        return model
+    try:
+        if isinstance(model, str) and model.lstrip().startswith("<"):
+            return mujoco.MjModel.from_xml_string(model)
+        return mujoco.MjModel.from_xml_path(str(Path(model).expanduser()))
+    except (ValueError, TypeError) as error:
+        shown = model if len(str(model)) < 200 else f"{str(model)[:200]}..."
+        raise ValueError(f"model must be an MJCF file, its text, or a mujoco.MjModel; got {shown!r} ({error})") from error
+
+
+def _per_actuator(name: str, value: float | Sequence[float], count: int) -> np.ndarray:
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape not in ((), (count,)) or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be one finite number, or {count}, one an actuator; got {value!r}")
+    return np.broadcast_to(array, count).copy()
