@@ -1,23 +1,26 @@
 """Make, reset and step every registered environment of the installed package, single and batched."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
 
 import girsanov
-from girsanov.envs import NEED_WEIGHTS
+from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS
 
 checkout = Path(__file__).resolve().parents[1]
 assert checkout not in Path(girsanov.__file__).resolve().parents, f"not the installed package: {girsanov.__file__}"
 ids = sorted(spec for spec in gym.registry if spec.startswith("girsanov/"))
 assert ids, "no environment is registered"
 for env_id in ids:
-    if env_id in NEED_WEIGHTS:  # the tests make it on a pipeline of random weights; here it must say what it lacks
+    # the tests make the first on a pipeline of random weights; here both must say what they lack
+    if env_id in NEED_WEIGHTS or (env_id in NEED_MUJOCO and find_spec("mujoco") is None):
         try:
             gym.make(env_id)
         except ValueError as error:
             print(f"{env_id}: not made, for want of weights or packages: {error}")
             continue
+        raise SystemExit(f"{env_id} was made without what it needs")
     env = gym.make(env_id)
     env.reset(seed=0)
     env.step(env.action_space.sample())
