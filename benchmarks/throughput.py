@@ -7,7 +7,8 @@ processes hardly change; two threads wait for each other when others want the co
 machine only, and ``pendulum_4096`` likewise. Targets: the vector environment at least 20 times the speed of SB3's DummyVecEnv
 over single ones, and on the pendulum at least 10 times that of Gymnasium's SyncVectorEnv over its own, at 4,096 lanes; SB3's
 adapter at least half the speed of the vector environment, at 256 lanes; a step of the single environment within 3 times
-the time of plain NumPy, written by hand for this one problem.
+the time of plain NumPy, written by hand for this one problem; MuJoCo's robots at least 0.8 of the speed of ``mujoco.rollout``
+alone, from the same states under the same controls, at 1,024 lanes.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import torch
 import tyro
+from mujoco.rollout import Rollout
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import girsanov  # noqa: F401  registers the ids
 from girsanov.baselines.vec_env import ProblemVecEnv
-from girsanov.envs import make_problem
+from girsanov.envs import NEED_MUJOCO, make_problem
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv
 from girsanov.envs.gaussian_mixture import GaussianMixture
+from girsanov.envs.mujoco import Robot
 
 ENV = "girsanov/GaussianMixture-v0"
 PENDULUM = "girsanov/Pendulum-v0"
@@ -185,8 +189,40 @@ def episodes(env: Any, count: int, horizon: int) -> Callable[[], int]:
     return run
 
 
+def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Callable[[], int]:
+    """``steps`` transitions of ``lanes`` robots that all begin afresh, or what ``mujoco.rollout`` alone takes for the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = problem.initial(lanes, generator)
+    z = torch.randn(steps, lanes, *problem.noise_shape, generator=generator)
+    engine = problem.engine
+    model, substeps, size = engine.model, engine.frame_skip, engine.size + 1
+    control = (problem.scale * z.double().numpy()).clip(*engine.limits)
+    held = np.repeat(control[:, :, None], substeps, 2)
+    scratch, begun = [mujoco.MjData(model)], np.zeros((lanes, size))
+    begun[:, 1:] = x[:, :-2].numpy()
+    path, sensed = np.empty((lanes, substeps, size)), np.empty((lanes, substeps, model.nsensordata))
+    pool = Rollout(nthread=0)
+
+    def run_ours() -> int:
+        state = x
+        for k in range(steps):
+            state = problem.transition(k, state, z[k])
+        return lanes * steps
+
+    def run_bare() -> int:
+        state = begun
+        for k in range(steps):
+            pool.rollout(
+                [model] * lanes, scratch, state, held[k], skip_checks=True, nstep=substeps, state=path, sensordata=sensed
+            )
+            state = path[:, -1].copy()
+        return lanes * steps
+
+    return run_bare if bare else run_ours
+
+
 def main(repetitions: int = 100, out: Path = RESULTS) -> None:
-    """Measure the four ratios and write them with the machine and the versions.
+    """Measure the ratios and write them with the machine and the versions.
 
     Args:
         repetitions: paired repetitions behind each median (a tenth for DummyVecEnv, which takes long).
@@ -209,6 +245,11 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
     adapter = compare(*both, repetitions, time.process_time)
     both = episodes(ProblemEnv(problem), 1, 50), episodes(NumpyMixture(problem), 1, 50)
     alone = compare(*both, 3 * repetitions, time.process_time)
+    robots = {}
+    for name in sorted(NEED_MUJOCO):
+        both = (stepped(make_problem(name), 1024, 5, bare) for bare in (False, True))  # type: ignore[arg-type]
+        ratio = compare(*both, 1 + repetitions // 10, time.process_time)
+        robots[name] = {"ours": ratio.first, "bare_rollout": ratio.second, "speed_ratio": ratio.speed, "at_least": 0.8}
     report = {
         "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
         "units": "microseconds for one step of one lane, medians",
@@ -227,9 +268,10 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
         },
         "adapter_256": {"adapter": adapter.first, "raw": adapter.second, "speed_ratio": adapter.speed, "at_least": 0.5},
         "single": {"ours": alone.first, "numpy": alone.second, "time_ratio": 1 / alone.speed, "at_most": 3},
+        "mujoco_1024_one_thread": robots,
         "repetitions": repetitions,
         "machine": {"processor": processor(), "cores": cores(), "load": load(), "system": platform.platform()},
-        "versions": {name: version(name) for name in ("torch", "numpy", "gymnasium", "stable-baselines3")}
+        "versions": {name: version(name) for name in ("torch", "numpy", "gymnasium", "stable-baselines3", "mujoco")}
         | {"python": platform.python_version()},
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
