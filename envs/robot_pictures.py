@@ -23,6 +23,7 @@ def sketch(model: Any, qpos: np.ndarray, view: str, title: str) -> np.ndarray:
         title: of the picture.
     """
     import mujoco
+    from matplotlib.colors import to_hex
     from matplotlib.patches import Polygon
     from scipy.spatial import ConvexHull
 
@@ -37,7 +38,7 @@ def sketch(model: Any, qpos: np.ndarray, view: str, title: str) -> np.ndarray:
     points = 3.0 * 72 / (2 * half)  # points of line width in a metre: the figure is three inches high
     for g in range(model.ngeom):
         kind, size, at = model.geom_type[g], model.geom_size[g], data.geom_xpos[g]
-        turn, colour = data.geom_xmat[g].reshape(3, 3), tuple(model.geom_rgba[g])
+        turn, colour = data.geom_xmat[g].reshape(3, 3), to_hex(model.geom_rgba[g][:3])
         if kind == mujoco.mjtGeom.mjGEOM_PLANE:
             if 2 in plane:
                 axes.axhline(at[2], color="0.7", linewidth=1, zorder=0)

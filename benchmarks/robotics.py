@@ -1,0 +1,118 @@
+"""Four agents on every robotics environment, at equal budgets.
+
+    python benchmarks/robotics.py                  # killed and started again it goes on
+    python benchmarks/robotics.py --envs girsanov/Pendulum-v0 girsanov/Reacher-v0 --seeds 1
+    python benchmarks/robotics.py report
+
+Each run is one of ``train.py run``: the same folders, curves and judges. Seeds come before environments and the cheap
+environments before the dear ones, so that every table fills evenly. One thread; the seconds are wall clock, and so upper bounds
+on a machine that does other things.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from girsanov.scoreboard.records import check_writable
+from girsanov.scoreboard.report import report as write_report
+from girsanov.scoreboard.runner import execute
+from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+
+RESULTS = Path(__file__).parent / "results" / "robotics"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one environment is given.
+
+    Args:
+        queries: episodes for each agent.
+        env_kwargs: of the problem and its environment.
+    """
+
+    queries: int
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+#: Cheapest first. The action bound of the inverted pendulums is what a linear regulator needs to keep them up (docs/mujoco.md).
+TASKS = {
+    "girsanov/DoubleIntegratorNavigation-v0": Task(1000),
+    "girsanov/UnicycleNavigation-v0": Task(1000),
+    "girsanov/Pendulum-v0": Task(1000),
+    "girsanov/CartPoleSwingUp-v0": Task(1000),
+    "girsanov/TwoLinkArm-v0": Task(1000),
+    "girsanov/PlanarQuadrotor-v0": Task(1000),
+    "girsanov/Reacher-v0": Task(500),
+    "girsanov/InvertedPendulum-v0": Task(500, {"action_bound": 2.0}),
+    "girsanov/InvertedDoublePendulum-v0": Task(500, {"action_bound": 5.0}),
+    "girsanov/Hopper-v0": Task(500),
+    "girsanov/HalfCheetah-v0": Task(500),
+}
+
+
+def run(
+    envs: tuple[str, ...] = tuple(TASKS),
+    agents: tuple[str, ...] = ("pde", "pi-ft", "ppo", "sac"),
+    seeds: int = 5,
+    out: Path = RESULTS,
+) -> None:
+    """Make every run that is not finished, then write the report.
+
+    Args:
+        envs: any of the table's.
+        agents: names, as in ``train.py compare``.
+        seeds: 0, 1, ... of each agent on each environment.
+        out: folder of everything.
+    """
+    unknown = sorted(set(envs) - set(TASKS))
+    if unknown:
+        raise ValueError(f"envs must be any of {list(TASKS)}; got {unknown}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1; got {seeds}")
+    check_writable(out)
+    torch.set_num_threads(1)
+    command = shlex.join(["python", "benchmarks/robotics.py", *sys.argv[1:]])
+    plan = EvaluationPlan(points=5, paths=100, final_paths=1000, reference_paths=8192)
+    specs = [
+        RunSpec(env, agent, seed, Budget(TASKS[env].queries), TASKS[env].env_kwargs, device="cpu", plan=plan)
+        for seed in range(seeds)
+        for env in envs
+        for agent in agents
+    ]
+    for number, spec in enumerate(specs, 1):
+        final = execute(spec, out, command)["final"]
+        score = "not certified" if final["score"] is None else f"{final['score']:.3f}"
+        words = f"score {score}, J {final['objective']:.2f}, success {final['success']:.1%}, {final['seconds']:.0f} s"
+        print(f"[{number}/{len(specs)}] {spec.folder(out).relative_to(out)}: {words}", flush=True)
+    report(out)
+
+
+def report(out: Path = RESULTS) -> None:
+    """Write ``report.md`` and the learning curves of the runs that are finished."""
+    print(write_report(out))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["report"]:
+            tyro.cli(report, args=given[1:], prog="robotics.py report")
+        else:
+            tyro.cli(run, args=given, prog="robotics.py", description=__doc__)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
