@@ -105,7 +105,6 @@ class ScoreGradient(GradientPolicy):
     """
 
     least_paths = 2  # one is the other's baseline
-    access = "black-box reward; interaction with the noise seen"  #: less than the other forms', for the scoreboard
 
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
         """See GradientPolicy."""
@@ -133,6 +132,8 @@ class PathwisePolicy(_NetworkGradient, PathwiseGradient):
 
 class ScorePolicy(_NetworkGradient, ScoreGradient):
     """A network that follows the score-function gradient; arguments: ``NetworkControl``'s."""
+
+    access = "black-box reward; interaction with the noise seen"  #: less than the other forms', for the scoreboard
 
 
 class LinearPolicy(IterationPolicy):
