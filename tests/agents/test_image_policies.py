@@ -9,6 +9,7 @@ from girsanov.agents.image_policies import CnnValue
 from girsanov.envs import make_problem
 from girsanov.envs.denoising import DenoisingProblem, Schedule
 from girsanov.envs.env import ProblemEnv
+from girsanov.envs.image_rewards import Brightness
 from girsanov.envs.problem import Problem, objective, rollout
 
 SIDE, STEPS, SIGMA = 6, 4, 0.5
@@ -164,3 +165,64 @@ def test_a_round_on_digits_runs_and_a_flat_state_is_one_clear_error():
     assert 0 < float(paths.kl.mean()) < 100
     with pytest.raises(ValueError, match=r"CnnPolicy needs states of shape \(C, H, W\); GaussianMixture's are \(2,\)"):
         PDE("CnnPolicy", "girsanov/GaussianMixture-v0")
+
+
+class Tenfold(Brightness):
+    """Ten times the mean intensity, and a black box."""
+
+    differentiable = False
+
+    def __call__(self, images, prompts):
+        return 10 * super().__call__(images, prompts)
+
+
+def a_pipeline(sd_folder, prompts=("a cat", "a dog"), **kwargs):
+    diffusers = pytest.importorskip("diffusers")
+    from girsanov.envs.stable_diffusion import StableDiffusion
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    return StableDiffusion(pipeline, prompts, Tenfold(), **{"temperature": 0.1, "steps": 4, "guidance_scale": 2.0, **kwargs})
+
+
+@pytest.mark.parametrize("policy", ["CnnPolicy", "StateCnnPolicy"])
+def test_guides_a_pipeline_of_diffusers_with_several_prompts(policy, sd_folder):
+    problem = a_pipeline(sd_folder)
+    agent = an_agent(policy, problem, n_uncontrolled=8, gradient_steps=5, draws=1, adaptive=False)
+    agent.learn(8 * 4)
+    data = agent.rounds[0]
+    assert data.controls is not None and not data.controls.any() and agent.reward_queries == 8
+    prompt = data.states[:, :-1, -1:].flatten(3)  # (8, 4, 1, 64)
+    assert data.branches.shape == (8, 4, 2, 5 * 64) and set(prompt.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(data.branches.unflatten(3, (5, 64))[..., -1, :], prompt.expand(-1, -1, 2, -1)), (
+        "prompts are carried along"
+    )
+    x = problem.initial(3, torch.Generator().manual_seed(0))
+    a = agent.policy.control(1, x)
+    assert a.shape == (3, 4, 8, 8) and 0 < float(a.abs().max()) <= 3
+    assert not any(p.requires_grad or p.grad is not None for p in problem.unet.parameters())
+
+
+def test_guides_an_unconditional_pipeline(ddpm_folder):
+    pytest.importorskip("diffusers")
+    problem = DenoisingProblem.from_diffusers(ddpm_folder, Tenfold(), 0.1, steps=4)
+    agent = an_agent("CnnPolicy", problem, n_uncontrolled=8, gradient_steps=5, draws=1, adaptive=False).learn(8 * 4)
+    assert agent.policy.value.contexts == 0
+    assert agent.policy.control(1, problem.initial(3, torch.Generator().manual_seed(0))).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["CnnPolicy", "StateCnnPolicy"])
+def test_raises_the_objective_of_a_frozen_pipeline(policy, sd_folder):
+    problem = a_pipeline(sd_folder, "a cat", steps=5, guidance_scale=1.0, scheduler="ddpm")
+    settings = {"n_uncontrolled": 400, "gradient_steps": 300, "draws": 1, "adaptive": False}
+    agent = PDE(policy, ProblemEnv(problem), seed=0, device="cpu", **settings).learn(400 * 5)
+    noises = torch.randn(5, 200, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        values = []
+        for control in (None, agent.policy.control):
+            paths = rollout(problem, control, 200, torch.Generator().manual_seed(2), noises=noises)
+            values.append(paths.reward - problem.temperature * paths.kl)
+            print(float(paths.reward.mean()), float(paths.reward.std()), float(paths.kl.mean()))
+    gain = values[1] - values[0]
+    print("gain", float(gain.mean()), float(gain.std() / 200**0.5))
+    assert float(gain.mean()) > 5 * float(gain.std() / 200**0.5)
