@@ -41,6 +41,8 @@ class Agent:
 def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PDE
 
+    if policy is None and hasattr(env.problem, "adapted_noise"):  # latents or images of a diffusers pipeline
+        policy = "CnnPolicy"
     return PDE(policy or ("MlpPolicy" if slopes_of(env.problem).transition else "NoisePolicy"), env, **kwargs)
 
 
