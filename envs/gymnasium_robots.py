@@ -17,12 +17,17 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from .mujoco import Physics, Robot
+from .mujoco import Physics, Robot, read_model
 
 
 def model_path(name: str) -> Path:
     """One of the MJCF files that come with Gymnasium."""
     return Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / f"{name}.xml"
+
+
+def _model(name: str) -> Any:
+    """Read without the warnings of newer MuJoCos, which are about how Gymnasium's files are written."""
+    return read_model(model_path(name), quiet=True)
 
 
 def _uniform(n: int, size: int, generator: torch.Generator) -> Tensor:
@@ -44,7 +49,7 @@ class InvertedPendulum(Robot):
     """
 
     def __init__(self, steps: int = 100, temperature: float = 1.0, scale: float = 0.2, **others: Any) -> None:
-        super().__init__(model_path("inverted_pendulum"), steps, temperature, scale, frame_skip=2, **others)
+        super().__init__(_model("inverted_pendulum"), steps, temperature, scale, frame_skip=2, **others)
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
         """1 unless it has fallen."""
@@ -66,7 +71,7 @@ class InvertedDoublePendulum(Robot):
     """
 
     def __init__(self, steps: int = 100, temperature: float = 2.0, scale: float = 0.1, **others: Any) -> None:
-        model = model_path("inverted_double_pendulum")
+        model = _model("inverted_double_pendulum")
         super().__init__(model, steps, temperature, scale, frame_skip=5, **{"spread": 0.1, **others})
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
@@ -106,7 +111,7 @@ class Reacher(Robot):
     view = "xy"
 
     def __init__(self, steps: int = 50, temperature: float = 0.5, scale: float | Sequence[float] = 0.1, **others: Any) -> None:
-        super().__init__(model_path("reacher"), steps, temperature, scale, frame_skip=2, **{"spread": 0.1, **others})
+        super().__init__(_model("reacher"), steps, temperature, scale, frame_skip=2, **{"spread": 0.1, **others})
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """The arm stretched out up to the spread and nearly at rest, the target uniform in a disc of 0.2 m."""
@@ -143,7 +148,7 @@ class HalfCheetah(Robot):
     """
 
     def __init__(self, steps: int = 100, temperature: float = 1.0, scale: float | Sequence[float] = 0.5, **others: Any) -> None:
-        super().__init__(model_path("half_cheetah"), steps, temperature, scale, frame_skip=5, **{"spread": 0.1, **others})
+        super().__init__(_model("half_cheetah"), steps, temperature, scale, frame_skip=5, **{"spread": 0.1, **others})
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Standing, up to the spread, with normal speeds."""
@@ -169,7 +174,7 @@ class Hopper(Robot):
     """
 
     def __init__(self, steps: int = 125, temperature: float = 1.0, scale: float | Sequence[float] = 0.5, **others: Any) -> None:
-        super().__init__(model_path("hopper"), steps, temperature, scale, frame_skip=4, **{"spread": 5e-3, **others})
+        super().__init__(_model("hopper"), steps, temperature, scale, frame_skip=4, **{"spread": 5e-3, **others})
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
         """Speed forward in m/s, 1 if healthy, less 0.001 of the square of ctrl."""

@@ -78,7 +78,7 @@ class Robot(Problem):
                 raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
         if not spread >= 0:
             raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
-        self.engine = Engine(_read(model), frame_skip, sensors, threads)
+        self.engine = Engine(read_model(model), frame_skip, sensors, threads)
         loaded = self.engine.model
         if loaded.nu == 0:
             raise ValueError("model must have an actuator: noise and control enter through it; got one without")
@@ -272,11 +272,23 @@ class Engine:
 _FORKED: list[Any] = []
 
 
-def _read(model: Model) -> Any:
+def read_model(model: Model, quiet: bool = False) -> Any:
+    """A ``mujoco.MjModel`` of a file, a text, or itself; ``quiet`` drops what MuJoCo has to say of it.
+
+    Raises:
+        ValueError: the model can't be read, or MuJoCo isn't installed.
+    """
     try:
         import mujoco
     except ImportError as error:
         raise ValueError(f"MuJoCo must be installed for this environment: pip install girsanov[mujoco] ({error})") from error
+    if quiet:
+        heard = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            return read_model(model)
+        finally:
+            mujoco.set_mju_user_warning(heard)
     if isinstance(model, mujoco.MjModel):
         return model
     try:

@@ -306,3 +306,10 @@ def test_without_mujoco_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 def test_models_come_with_gymnasium() -> None:
     assert all(model_path(name).is_file() for name in ("inverted_pendulum", "inverted_double_pendulum", "reacher", "hopper"))
+
+
+def test_gymnasiums_files_are_read_without_a_word(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before = mujoco.get_mju_user_warning()
+    for env_id in NEED_MUJOCO:
+        make_problem(env_id)
+    assert capfd.readouterr() == ("", "") and mujoco.get_mju_user_warning() is before
