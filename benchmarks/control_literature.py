@@ -119,6 +119,9 @@ CASES: dict[str, Case] = {
     },
     "linear": Case("LinearOrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
     "double well": Case("DoubleWell", 0.1, 2400, EXPLORING),
+    "double well, ridge given, 4 pairs": Case(
+        "DoubleWell", 0.1, 2400, {**EXPLORING, "ridge": 1e-6, "policy_kwargs": {**SEPARABLE, "draws": 4, "iterations": 6}}
+    ),
     "quadratic, easy, network": Case("OrnsteinUhlenbeck", 2e-2, 20_000, NETWORK),
 }
 CLASSES = ("PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy")
