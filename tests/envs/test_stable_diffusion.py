@@ -279,7 +279,7 @@ def test_gradient_checkpointing_is_exact_and_keeps_the_adapter(pipeline: Any, ad
     torch.manual_seed(0)
     with_adapter(saving)
     results = []
-    for problem in (plain, saving, pickle.loads(pickle.dumps(saving)), copy.deepcopy(saving)):
+    for problem in (plain, saving, pickle.loads(pickle.dumps(saving))):
         x = problem.initial(2, torch.Generator().manual_seed(0)).requires_grad_()
         noise = problem.predict_noise(3, x) if adapter is None else problem.adapted_noise(3, x, adapter)
         if adapter:
