@@ -147,6 +147,13 @@ def report(out: Path = RESULTS) -> None:
     print(f"{text}\nwritten: {out / 'report.md'}")
 
 
+#: What was tried before the runs, on the swept prompt with seed 0.
+TUNING = {
+    "lora": "Learning rates, all falling to 0: PI-FT 3e-3 (of 1e-3, 3e-3), DPOK and DDPO 1e-3 (the only "
+    "trial); PDE's are its defaults.",
+    "mlp": "Learning rates, all falling to 0: PI-FT 1e-3 (of 3e-4, 1e-3, 3e-3), DPOK 2e-4 (of 2e-4, 1e-3), DDPO 2e-4 (the only "
+    "trial); PDE's are its defaults.",
+}
 HEAD = """
 # The paper's experiment on a small text-to-image model
 
@@ -192,7 +199,7 @@ def _main_table(lines: Sequence[Line], policy: str) -> str:
         f"saw {_queries(lines, policy)} rewards a model. Judged right: a forest that the reward knows nothing of takes the "
         "image for the digit, and the ink is nearest to the colour."
     )
-    return f"{text}\n\n{_table(heads, rows)}"
+    return f"{text} {TUNING[policy]}\n\n{_table(heads, rows)}"
 
 
 def _paths(lines: Sequence[Line]) -> str:
@@ -251,14 +258,20 @@ def _made_with(lines: Sequence[Line]) -> str:
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _methods(lines: Sequence[Line], policy: str) -> dict[str, str]:
+    """The methods that have been run, and their names."""
+    present = {line["cell"]["agent"] for line in select(lines, study="prompts", policy=policy)}
+    return {PRETRAINED: PRETRAINED, **{agent: words for agent, words in AGENTS.items() if agent in present}}
 
 
 def bars(lines: Sequence[Line], policy: str) -> Any:
     """Figure 1: rewards by prompt and method; dots are seeds, lines standard errors over noises."""
     figure = _figure(9, 3.6)
     axes = figure.subplots()
-    methods = [PRETRAINED, *AGENTS]
+    methods = _methods(lines, policy)
     for i, method in enumerate(methods):
         for j, prompt in enumerate(PROMPTS):
             who = {"agent": method} if method == PRETRAINED else {"agent": method, "policy": policy}
@@ -267,8 +280,8 @@ def bars(lines: Sequence[Line], policy: str) -> Any:
                 continue
             per_path = np.mean([line["reward"] for line in group], 0)
             x = j + (i - (len(methods) - 1) / 2) * 0.16
-            label = {PRETRAINED: PRETRAINED, **AGENTS}[method]
-            known = {text.get_label() for text in axes.containers}
+            label = methods[method]
+            known = {bar.get_label() for bar in axes.containers}
             error = per_path.std(ddof=1) / math.sqrt(len(per_path))
             axes.bar(
                 x, per_path.mean(), 0.15, yerr=error, color=COLOURS[method], label=None if label in known else label, capsize=2
@@ -293,8 +306,8 @@ def _strip(axes: Any, path: Path, columns: int) -> bool:
 
 def pictures(lines: Sequence[Line], policy: str, folder: Path, columns: int = 8) -> Any:
     """Figure 2: prompts down, methods across, the same noises everywhere; the first seed of each."""
-    methods = [PRETRAINED, *AGENTS]
-    figure = _figure(2.6 * len(methods), 0.62 * len(PROMPTS) + 0.5)
+    methods = _methods(lines, policy)
+    figure = _figure(2.6 * len(methods), 0.37 * len(PROMPTS) + 0.3)
     for axes, (prompt, method) in zip(
         figure.subplots(len(PROMPTS), len(methods)).flat, ((p, m) for p in PROMPTS for m in methods), strict=True
     ):
@@ -304,9 +317,9 @@ def pictures(lines: Sequence[Line], policy: str, folder: Path, columns: int = 8)
         if group:
             _strip(axes, folder / f"{group[0]['name']}.npy", columns)
         if prompt == PROMPTS[0]:
-            axes.set_title({PRETRAINED: PRETRAINED, **AGENTS}[method], fontsize=10)
+            axes.set_title(methods[method], fontsize=10)
         if method == PRETRAINED:
-            axes.set_ylabel(prompt.removeprefix("a "), fontsize=8)
+            axes.set_ylabel(prompt, fontsize=8, rotation=0, ha="right", va="center")
     return figure
 
 
