@@ -319,14 +319,14 @@ def draw_betas(lines: Sequence[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(1, 3)
     for i, (beta, group) in enumerate(sorted(_groups(lines, "beta").items())):
         norms = np.median([line["gradient_norms"] for line in group], 0)
-        smooth = np.convolve(norms, np.ones(20) / 20, "valid")
+        smooth = np.median(np.lib.stride_tricks.sliding_window_view(norms, 20), 1)
         curves = [(np.arange(len(smooth)) + 20, smooth)]
         for name in ("reward", "kl"):
             at = [row["queries"] // PATHS for row in group[0]["curve"]]
             curves.append((np.array(at), np.median([[row[name] for row in line["curve"]] for line in group], 0)))
         for axes, (x, y) in zip(panels, curves, strict=True):
             axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
-    for axes, name in zip(panels, ("gradient norm (mean of 20 iterations)", "reward", "KL (nats)"), strict=True):
+    for axes, name in zip(panels, ("gradient norm (running median of 20)", "reward", "KL (nats)"), strict=True):
         axes.set(xlabel="iterations of 10 paths", title=name)
     panels[0].set_yscale("log")
     panels[2].set_yscale("symlog", linthresh=1)
