@@ -388,7 +388,7 @@ def report(out: Path = RESULTS) -> None:
         text += [line] if (line := draw_samples("queries", list(AGENTS), "the same noises", out)) else []
     if "seconds" in parts:
         text += ["", "## Equal CPU seconds", "", *score_table(parts["seconds"], queries), ""]
-        text.append("Methods that are not cheaper than PI-FT at 2,000 queries are missing here: the table above holds them.")
+        text.append("Cheaper methods that are missing here were not run; those that are not cheaper need no second run.")
     if "betas" in parts:
         draw_betas(parts["betas"], out / "figure3.png")
         text += [
