@@ -208,3 +208,28 @@ def test_guides_an_unconditional_pipeline(ddpm_folder):
     agent = an_agent("CnnPolicy", problem, n_uncontrolled=8, gradient_steps=5, draws=1, adaptive=False).learn(8 * 4)
     assert agent.policy.value.contexts == 0
     assert agent.policy.control(1, problem.initial(3, torch.Generator().manual_seed(0))).shape == (3, 1, 8, 8)
+
+
+class Hundredfold(Tenfold):
+    """A hundred times the mean intensity, and a black box."""
+
+    def __call__(self, images, prompts):
+        return 10 * super().__call__(images, prompts)
+
+
+@pytest.mark.slow
+def test_raises_the_objective_of_a_frozen_pipeline(sd_folder):
+    """From 300 uncontrolled samples."""
+    problem = a_pipeline(sd_folder, "a cat", steps=5, guidance_scale=1.0, scheduler="ddpm")
+    problem.reward = Hundredfold()
+    settings = {"n_uncontrolled": 300, "gradient_steps": 150, "draws": 1, "adaptive": False, "learning_rate": 4e-3}
+    small = {"members": 1, "width": 8, "hidden": 32}
+    agent = PDE("StateCnnPolicy", ProblemEnv(problem), seed=0, device="cpu", policy_kwargs=small, **settings).learn(300 * 5)
+    noises = torch.randn(5, 100, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        values = []
+        for control in (None, agent.policy.control):
+            paths = rollout(problem, control, 100, torch.Generator().manual_seed(2), noises=noises)
+            values.append(paths.reward - problem.temperature * paths.kl)
+    gain = values[1] - values[0]
+    assert float(gain.mean()) > 5 * float(gain.std() / 100**0.5)
