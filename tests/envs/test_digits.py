@@ -70,6 +70,10 @@ class TestProblem:
         assert moved.terminal_reward(states().double()).dtype == torch.float64
         assert problem.predict_noise(3, states()).dtype == torch.float32
 
+    def test_images_are_states_between_black_and_white(self, problem: Digits) -> None:
+        images = problem.images(torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).view(5, 1, 1, 1).expand(5, 1, 8, 8))
+        assert images[:, 0, 0, 0].tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
     def test_render_shows_the_noisy_and_the_clean_image(self, problem: Digits) -> None:
         path = rollout(problem, None, 1, torch.Generator().manual_seed(0)).states[:, 0]
         for length in (1, 20, 51):
