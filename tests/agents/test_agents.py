@@ -198,7 +198,7 @@ def test_a_checkpoint_holds_no_code(agent, tmp_path):
 @AGENTS
 def test_bad_arguments(agent):
     with pytest.raises(ValueError, match="policy must be one of"):
-        agent("CnnPolicy", MIXTURE)
+        agent("LstmPolicy", MIXTURE)
     with pytest.raises(ValueError, match="n_trajectories must be at least 2; got 1"):
         agent("MlpPolicy", MIXTURE, n_trajectories=1)
     with pytest.raises(ValueError, match="averaging must be between 0 and 1; got 2"):
