@@ -147,10 +147,11 @@ def report(out: Path = RESULTS) -> None:
     print(f"{text}\nwritten: {out / 'report.md'}")
 
 
-#: What was tried, on the swept prompt with seed 0; of LoRA's DPOK and DDPO all rates but 1e-3 after the runs, to see whether it is fair.
+#: What was tried, on the swept prompt with seed 0 (LoRA's DPOK and DDPO at other rates than 1e-3: after the runs).
 TUNING = {
-    "lora": "Learning rates, all falling to 0: PI-FT 3e-3 (of 1e-3, 3e-3), DPOK and DDPO 1e-3 (of 3e-4, 1e-3, 3e-3, 1e-2, by J on "
-    '"a yellow three", seed 0: DPOK -0.646, -0.592, -0.595, -0.694; DDPO -0.742, -0.705, -0.721, -0.793); PDE\'s are its defaults.',
+    "lora": "Learning rates, all falling to 0: PI-FT 3e-3 (of 1e-3, 3e-3), DPOK and DDPO 1e-3 (of 3e-4, 1e-3, 3e-3, 1e-2, "
+    'by J on "a yellow three", seed 0: DPOK -0.646, -0.592, -0.595, -0.694; DDPO -0.742, -0.705, -0.721, -0.793); PDE\'s '
+    "are its defaults.",
     "mlp": "Learning rates, all falling to 0: PI-FT 1e-3 (of 3e-4, 1e-3, 3e-3), DPOK 2e-4 (of 2e-4, 1e-3), DDPO 2e-4 (the only "
     "trial); PDE's are its defaults.",
 }
