@@ -369,7 +369,7 @@ def test_two_processes_take_the_step_of_one_on_the_joined_paths(sd_folder: Path,
     ]  # fmt: skip
     errors = [worker.communicate(timeout=500)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], json.dumps(errors)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first["counts"] == second["counts"] == (24, 8)  # all paths, of both
     assert same(first["end"], second["end"])
     problem = stable_diffusion(model=sd_folder, reward=Brightness(), steps=3, guidance_scale=2.0)
