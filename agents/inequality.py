@@ -55,7 +55,9 @@ def solve_positive(matrix: Tensor, vector: Tensor, iterations: int = 100) -> Ten
     for _ in range(iterations):
         miss = form @ weights - target - slack
         mean = weights @ slack / len(vector)
-        if float(torch.maximum(miss.abs().max(), mean)) < 1e-13:
+        # small products are not enough: where both factors are alike, they are the roots of that
+        apart = float(torch.minimum(weights, slack).max())
+        if apart < 1e-12 and float(miss.abs().max()) < 1e-12 * (1 + float(weights.max())):
             break
         factor = torch.linalg.lu_factor_ex(torch.diag(slack) + weights[:, None] * form)
         step, change = _newton(factor, form, weights, slack, miss, -weights * slack)

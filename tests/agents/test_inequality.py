@@ -57,6 +57,20 @@ def test_solve_positive_on_overlapping_bumps(ridge, seed):
     assert float((w * slack).abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_solve_positive_where_weight_and_slack_are_both_almost_zero(seed):
+    """Which of the two is positive can't be told until both are known to a millionth: a strongly skew form, all but degenerate."""
+    matrix, _, g = a_form(seed, 200)
+    _, skew = torch.randn(2, 200, 200, generator=g, dtype=torch.float64)
+    matrix = matrix + 5 * (skew - skew.T)
+    draw = torch.randn(200, generator=g, dtype=torch.float64)
+    small = torch.where(torch.arange(200) % 2 == 0, 3e-7, 1.0)  # as shares of the largest
+    wanted, slack = draw.clamp(min=0) * small, (-draw).clamp(min=0) * small
+    vector = matrix @ wanted - slack
+    scale = float(vector.abs().max() / matrix.diagonal().mean())
+    assert torch.allclose(solve_positive(matrix, vector), wanted, atol=1e-9 * scale)
+
+
 def test_solve_positive_says_so_where_there_is_no_solution():
     """``-w - 1 >= 0`` and ``w >= 0``."""
     eye = torch.eye(3, dtype=torch.float64)
