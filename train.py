@@ -34,7 +34,7 @@ def run(
     device: Device = "auto",
     config: Path | None = None,
 ) -> None:
-    """Let one agent learn one environment.
+    """Let one agent learn one environment. ``accelerate launch train.py run ...`` shares a LoRA run among GPUs.
 
     Args:
         agent: pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, or module:attribute of your own.
@@ -57,7 +57,7 @@ def run(
 
     from tqdm import tqdm
 
-    from girsanov.scoreboard.runner import execute
+    from girsanov.scoreboard.runner import assist, assists, execute
     from girsanov.scoreboard.spec import Budget, RunSpec
 
     base = RunSpec(env, agent) if config is None else RunSpec.read(config)
@@ -73,6 +73,8 @@ def run(
         replace(base.plan, **watched),
         None if load is None else str(load),
     )
+    if assists():
+        return assist(spec, out)
     with tqdm(total=1.0, desc=agent, bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]") as bar:
 
         def on_row(row: dict[str, Any]) -> None:

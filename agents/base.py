@@ -63,6 +63,8 @@ class ControlPolicy(BasePolicy):
 
     #: Whether a saved agent goes on exactly as if it had never stopped: nothing but networks and counters lives on.
     resumes: ClassVar[bool] = False
+    #: Whether several processes may share the paths of each gradient.
+    shares_paths: ClassVar[bool] = False
 
     @property
     def problem(self) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -36,6 +37,7 @@ class LoraControl(AdapterControl, GradientPolicy):
     n_trajectories = 10
     learning_rate: ClassVar[float] = 3e-4
     anneal: ClassVar[bool] = False
+    shares_paths = True
 
     def __init__(
         self,
@@ -87,7 +89,8 @@ def processes(device: torch.device) -> Any:
         return None
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu")
+    # one process evaluates while the others wait for its next gradient, however long that takes
+    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
 
 
 def average(gradient: Sequence[Tensor]) -> list[Tensor]:

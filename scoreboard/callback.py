@@ -51,7 +51,42 @@ class Stopwatch:
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
 
-class ScoreCallback(BaseCallback):
+class BudgetCallback(BaseCallback):
+    """Ends training when a budget is spent.
+
+    Args:
+        problem: what is learnt.
+        budget: when to stop.
+        resumed: what an earlier process saved, for a run that goes on: ``base`` is what the model had spent before the run.
+    """
+
+    def __init__(self, problem: Problem, budget: Budget, resumed: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.problem, self.budget, self._resumed = problem, budget, resumed
+        self._base, self._over = Spent(0, 0, 0.0), False
+
+    def _on_training_start(self) -> None:
+        # a loaded model has a past
+        self._base = self.spent()._replace(seconds=0.0) if self._resumed is None else Spent(*self._resumed["base"])
+
+    def spent(self) -> Spent:
+        """What training has used since it began; no seconds are counted here."""
+        model: Any = self.model
+        steps, lanes = model.num_timesteps, model.n_envs
+        # All lanes of a batched environment end together, so an SB3 agent has seen whole rounds of them only.
+        queries = getattr(model, "reward_queries", lanes * (steps // lanes // self.problem.horizon))
+        return Spent(steps - self._base.env_steps, queries - self._base.reward_queries, 0.0)
+
+    def _on_step(self) -> bool:
+        fraction = self.budget.fraction(self.spent())
+        if self._over or (self.budget.unit == "seconds" and fraction >= 1):
+            return False
+        # A budget in counts ends at the first step beyond it: who collected just enough may still learn from it.
+        self._over = fraction >= 1
+        return True
+
+
+class ScoreCallback(BudgetCallback):
     """Evaluates the present policy at fixed fractions of the budget and ends the run when it is spent.
 
     Every evaluation is one row of ``progress.jsonl`` and the same TensorBoard scalars for every agent: ``eval/objective``,
@@ -86,25 +121,23 @@ class ScoreCallback(BaseCallback):
         checkpoints: Checkpoints | None = None,
         resumed: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self._checkpoints, self._resumed, self._saved_at = checkpoints, resumed, 0.0
+        super().__init__(problem, budget, resumed)
+        self._checkpoints, self._saved_at = checkpoints, 0.0
         self._rows = 0 if resumed is None else resumed["rows"]
-        self.problem, self.reference, self.budget, self.plan, self.seed = problem, reference, budget, plan, seed
+        self.reference, self.plan, self.seed = reference, plan, seed
         self.final: dict[str, Any] | None = None  #: the last row, once training has ended
         self._progress, self._tensorboard, self._on_row = progress, tensorboard, on_row
         self._due = plan.fractions()
-        self._over = False
 
     def _on_training_start(self) -> None:
         self._writer = SummaryWriter(str(self._tensorboard))
         self._start = time.time()
-        self._base = Spent(0, 0, 0.0)
-        self._base = self.spent()._replace(seconds=0.0)  # a loaded model has a past
+        super()._on_training_start()
         self._clock = Stopwatch(torch.device(self.model.device))
         if self._resumed is None:
             self._look()
         else:
-            self._base, self._due, self._start = Spent(*self._resumed["base"]), self._resumed["due"], self._resumed["start"]
+            self._due, self._start = self._resumed["due"], self._resumed["start"]
             self._clock = Stopwatch(torch.device(self.model.device), self._resumed["seconds"])
             self._saved_at = self._resumed["seconds"]
         self._clock.resume()
@@ -121,17 +154,13 @@ class ScoreCallback(BaseCallback):
         self._clock.resume()
 
     def _on_step(self) -> bool:
-        spent = self.spent()
-        fraction = self.budget.fraction(spent)
-        if self._over or (self.budget.unit == "seconds" and fraction >= 1):
-            return False
-        # A budget in counts ends at the first step beyond it: who collected just enough may still learn from it.
-        self._over = fraction >= 1
-        if self._due and fraction >= self._due[0] and not self._over:
+        goes_on = super()._on_step()
+        fraction = self.budget.fraction(self.spent())
+        if goes_on and self._due and fraction >= self._due[0] and not self._over:
             self._clock.pause()
             self._look()
             self._clock.resume()
-        return True
+        return goes_on
 
     def _on_training_end(self) -> None:
         self._clock.pause()
@@ -146,12 +175,7 @@ class ScoreCallback(BaseCallback):
 
     def spent(self) -> Spent:
         """What training has used since it began."""
-        model: Any = self.model
-        steps, lanes = model.num_timesteps, model.n_envs
-        # All lanes of a batched environment end together, so an SB3 agent has seen whole rounds of them only.
-        queries = getattr(model, "reward_queries", lanes * (steps // lanes // self.problem.horizon))
-        seconds = self._clock.seconds if hasattr(self, "_clock") else 0.0
-        return Spent(steps - self._base.env_steps, queries - self._base.reward_queries, seconds)
+        return super().spent()._replace(seconds=self._clock.seconds if hasattr(self, "_clock") else 0.0)
 
     def _look(self) -> None:
         fraction = self.budget.fraction(self.spent())

@@ -139,6 +139,9 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
         ValueError: a bad name or argument, a folder that holds other settings (both before anything is run), or runs that
             failed (after all others were made).
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(f"compare must be one process, which starts its own; got {processes} (accelerate launch is for run)")
     specs = comparison.specs()
     for agent in comparison.agents:
         find_agent(agent)

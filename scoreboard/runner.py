@@ -1,5 +1,6 @@
 """One run: make the environment and the agent, let it learn under the instrument, leave a finished folder.
 
+Of the processes of ``accelerate launch train.py run`` the first executes the run and the others ``assist`` it.
 ``python -m girsanov.scoreboard.runner`` is the worker of ``compare``: one run in a process of its own.
 """
 
@@ -58,9 +59,7 @@ def execute(
         return read_json(folder.record)
     from .callback import ScoreCallback  # imports SB3 and TensorBoard
 
-    env = make_env(spec.env, spec.env_kwargs, spec.device)
-    resumed = folder.checkpoints.state()
-    model = _model(spec, env, resumed)  # what can go wrong at once does so before anything is written
+    env, model, resumed = _prepare(spec, folder)  # what can go wrong at once does so before anything is written
     check_writable(out)
     reference = prepare_env(spec, env, out)
     with folder.begin():
@@ -92,6 +91,40 @@ def execute(
         write_json(folder.record, record)
         folder.checkpoints.clear()
     return record
+
+
+def assists() -> bool:
+    """Whether this is one of several processes of one run, and not the first."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def assist(spec: RunSpec, out: Path) -> None:
+    """The part in a run of every process but the first: its share of the paths. It evaluates and writes nothing."""
+    folder = RunFolder(out, spec)
+    if folder.finished():
+        return
+    from .callback import BudgetCallback
+
+    env, model, resumed = _prepare(spec, folder)
+    _learn(model, spec, env, BudgetCallback(env.problem, spec.budget, resumed), resumed)
+
+
+def _prepare(spec: RunSpec, folder: RunFolder) -> tuple[ProblemEnv, BaseAlgorithm, dict[str, Any] | None]:
+    """The environment, the agent, and what an earlier process left; of several processes each on a GPU of its own."""
+    from ..agents.lora import processes
+
+    team = processes(torch.device(resolve_device(spec.device)))
+    env = make_env(spec.env, spec.env_kwargs, spec.device)
+    resumed = folder.checkpoints.state()
+    model = _model(spec, env, resumed)
+    if team is not None:
+        if not getattr(model.policy, "shares_paths", False):
+            name = type(model.policy).__name__
+            raise ValueError(f"agent must learn by LoraPolicy or LoraScorePolicy to share in several processes; got {name}")
+        if spec.budget.unit == "seconds":
+            raise ValueError("budget_unit must be env_steps or reward_queries with several processes; got seconds")
+        team.wait_for_everyone()  # all have read the checkpoint before the first may replace it
+    return env, model, resumed
 
 
 def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None) -> BaseAlgorithm:
