@@ -59,7 +59,7 @@ def test_solve_positive_on_overlapping_bumps(ridge, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_solve_positive_where_weight_and_slack_are_both_almost_zero(seed):
-    """Which of the two is positive can't be told until both are known to a millionth: a strongly skew form, all but degenerate."""
+    """Which of the two is positive can't be told before both are known to a millionth: a strongly skew form."""
     matrix, _, g = a_form(seed, 200)
     _, skew = torch.randn(2, 200, 200, generator=g, dtype=torch.float64)
     matrix = matrix + 5 * (skew - skew.T)
