@@ -1,0 +1,267 @@
+"""Do PI-FT, DPOK, DDPO and PDE's guidance raise every kind of image reward, on adapters of a pipeline of random weights?
+
+    python benchmarks/image_rewards.py [--rewards brightness jpeg image-reward] [--seeds 0 1 2]
+    python benchmarks/image_rewards.py report
+
+The pipeline has Stable Diffusion's architecture, 8x8 latents and 16x16 images, and was never trained; so was ImageReward's.
+Rewards: mean brightness, JPEG size in kB (a black box: PI-FT by the score function), and ImageReward. As random networks move
+each of them little, one nat costs 0.01 standard deviations of the reward over the pre-trained model's images: the paper's
+beta, whose ImageReward has about unit deviation. Costs are the paper's ratio: a round of every method is 10 trajectories; PI-FT
+takes one gradient of them, DPOK and DDPO 10 steps of as many transitions as a trajectory has; PDE uses uncontrolled samples only.
+
+Evaluation: the deterministic policy on ``paths`` noises, the same for all; differences are paired. Seconds are CPU seconds of
+one thread in training. Killed and started again, it makes what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from frontier import append
+from pipelines import build_stable_diffusion
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from girsanov.agents import PDE, PIFT
+from girsanov.baselines.ddpo import DDPO
+from girsanov.baselines.dpok import DPOK
+from girsanov.envs.image_reward_model import Architecture, ImageReward
+from girsanov.envs.image_rewards import Brightness, Incompressibility
+from girsanov.envs.problem import Problem, certificate_of, rollout
+from girsanov.envs.stable_diffusion import stable_diffusion
+from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on, policy_of
+from girsanov.scoreboard.records import check_writable, provenance, write_whole
+
+RESULTS = Path(__file__).parent / "results" / "image_rewards"
+PROMPT, STEPS, TRAJECTORIES, PRICE = "a dog on the moon", 5, 10, 0.01
+RewardName = Literal["brightness", "jpeg", "image-reward"]
+
+_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "moon", "on", "the")
+_SMALL = Architecture(
+    image_size=32, patch_size=8, vision_width=48, vision_layers=3, vision_heads=3,
+    text_width=32, text_layers=2, text_heads=2, vocabulary=len(_WORDS) + 2, positions=40,
+)  # fmt: skip
+
+
+def _image_reward() -> ImageReward:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ImageReward({word: i for i, word in enumerate(_WORDS)}, _SMALL)
+
+
+REWARDS: dict[str, Callable[[], Any]] = {
+    "brightness": Brightness,
+    "jpeg": Incompressibility,
+    "image-reward": _image_reward,
+}
+
+_ROUND = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": TRAJECTORIES}
+
+
+def _pi_ft(problem: Any, **kwargs: Any) -> BaseAlgorithm:
+    policy = "LoraPolicy" if problem.reward.differentiable else "LoraScorePolicy"
+    return PIFT(policy, problem, 1e-2, TRAJECTORIES, anneal=True, **kwargs)
+
+
+AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
+    "pi-ft": _pi_ft,
+    "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 3e-3, **_ROUND, **kw),
+    "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 3e-3, **_ROUND, **kw),
+    "pde": lambda problem, **kw: PDE("StateCnnPolicy", problem, adaptive=False, **kw),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained model.
+
+    Args:
+        reward: a key of ``REWARDS``.
+        agent: a key of ``AGENTS``.
+        seed: of the agent.
+        rounds: of ``TRAJECTORIES`` rewards each.
+        paths: noises behind the evaluation.
+    """
+
+    reward: str
+    agent: str
+    seed: int
+    rounds: int
+    paths: int
+
+    @property
+    def name(self) -> str:
+        """Unlike any other cell's."""
+        return f"{self.reward}-{self.agent}-{self.rounds}-seed{self.seed}"
+
+
+def make(folder: Path, reward: str, price: float = PRICE, paths: int = 256) -> tuple[Problem, float]:
+    """The problem whose temperature is ``price`` standard deviations of the reward, and that deviation."""
+    settings: dict[str, Any] = {"model": folder, "prompts": PROMPT, "steps": STEPS, "guidance_scale": 1.0, "batch_size": paths}
+    problem: Problem = stable_diffusion(reward=REWARDS[reward](), temperature=1.0, **settings)
+    with torch.no_grad():
+        spread = float(rollout(problem, None, paths, generator_on(problem, 1)).reward.std())
+    return stable_diffusion(reward=REWARDS[reward](), temperature=price * spread, **settings), spread
+
+
+def execute(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train and measure, beside the pre-trained model on the same noises."""
+    torch.set_num_threads(1)
+    problem, spread = make(folder, cell.reward)
+    model: Any = AGENTS[cell.agent](problem, seed=cell.seed, device="cpu")
+    start = time.process_time()
+    model.learn(cell.rounds * TRAJECTORIES * STEPS)
+    seconds = time.process_time() - start
+    with torch.no_grad():
+        before = rollout(problem, None, cell.paths, generator_on(problem, FINAL_SEED))
+        after = rollout(problem, policy_of(model, problem), cell.paths, generator_on(problem, FINAL_SEED))
+    return {
+        "deviation": spread,
+        "before": _rounded(before.reward / spread),
+        "reward": _rounded(after.reward / spread),
+        "kl": _rounded(after.kl),
+        "bound": certificate_of(before.reward / spread, PRICE).bound,
+        "reward_queries": model.reward_queries,
+        "cpu_seconds": round(seconds, 1),
+    }
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+def finished(out: Path) -> dict[str, dict[str, Any]]:
+    """Lines by name; a torn last one does not count."""
+    found = {}
+    for text in (out / "rows.jsonl").read_text().splitlines() if (out / "rows.jsonl").is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        found[line["name"]] = line
+    return found
+
+
+def run(
+    rewards: tuple[RewardName, ...] = ("brightness", "jpeg", "image-reward"),
+    agents: tuple[str, ...] = tuple(AGENTS),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    rounds: int = 50,
+    paths: int = 256,
+    out: Path = RESULTS,
+) -> None:
+    """Make every cell that is not finished, then the report.
+
+    Args:
+        rewards: brightness, jpeg, image-reward.
+        agents: pi-ft, dpok, ddpo, pde.
+        seeds: of the agents; the pipeline is one and the same.
+        rounds: of 10 trajectories each, for every agent.
+        paths: noises behind each evaluation.
+        out: folder of everything.
+    """
+    unknown = sorted(set(agents) - set(AGENTS))
+    if unknown:
+        raise ValueError(f"agents must be of {sorted(AGENTS)}; got {unknown}")
+    check_writable(out)
+    command = shlex.join(["python", "benchmarks/image_rewards.py", *sys.argv[1:]])
+    cells = [Cell(reward, agent, seed, rounds, paths) for seed in seeds for reward in rewards for agent in agents]
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = build_stable_diffusion(Path(folder))
+        for cell in cells:
+            if cell.name in finished(out):
+                continue
+            line = {"name": cell.name, "cell": asdict(cell), **execute(cell, pipeline), "command": command, **provenance()}
+            append(out / "rows.jsonl", line)
+            gain, error = paired([line], value, "before")
+            print(f"{cell.name}: J {gain:+.3f} +- {error:.3f} deviations, {line['cpu_seconds']:.0f} CPU s", flush=True)
+    report(out)
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def value(line: dict[str, Any]) -> np.ndarray:
+    """J path by path, in standard deviations of the reward."""
+    return np.array(line["reward"]) - PRICE * np.array(line["kl"])
+
+
+def paired(lines: Sequence[dict[str, Any]], of: Any, against: str | Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Mean over paths and seeds of ``of`` less a column or the same of other lines; the error counts paths and seeds."""
+    other = [np.array(line[against]) for line in lines] if isinstance(against, str) else [of(line) for line in against]
+    gaps = np.array([of(line) for line in lines]) - np.array(other)
+    seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
+    mean = gaps.mean(0)
+    return float(mean.mean()), float(math.sqrt(mean.var(ddof=1) / len(mean) + seeds))
+
+
+def chosen(lines: Sequence[dict[str, Any]], reward: str, agent: str) -> list[dict[str, Any]]:
+    """Those of one agent for one reward, by seed."""
+    found = [line for line in lines if (line["cell"]["reward"], line["cell"]["agent"]) == (reward, agent)]
+    return sorted(found, key=lambda line: line["cell"]["seed"])
+
+
+def report(out: Path = RESULTS) -> None:
+    """Write ``report.md``: gains over the pre-trained model, and PI-FT against DPOK."""
+    lines = list(finished(out).values())
+    if not lines:
+        raise ValueError(f"out must hold finished cells; got none in {out}")
+    text = [
+        "# Every kind of image reward, on a pipeline of random weights",
+        "",
+        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1; one nat costs {PRICE} standard deviations of the reward. Gains over the",
+        "pre-trained model in those deviations, paired over the same noises, with standard errors over noises and seeds.",
+        "How: `benchmarks/image_rewards.py`.",
+        "",
+        "| reward | method | seeds | rewards seen | gain of the reward | KL | gain of J | J above PI-FT's | CPU s |",
+        "|" + " --- |" * 9,
+    ]
+    for reward in REWARDS:
+        ours = {line["cell"]["seed"]: line for line in chosen(lines, reward, "pi-ft")}
+        for agent in AGENTS:
+            group = chosen(lines, reward, agent)
+            if not group:
+                continue
+            both = [line for line in group if line["cell"]["seed"] in ours and agent != "pi-ft"]
+            against = _pm(*paired(both, value, [ours[line["cell"]["seed"]] for line in both])) if both else ""
+            gains = (_pm(*paired(group, of, "before")) for of in (lambda line: np.array(line["reward"]), value))
+            kl, seconds = (np.mean([np.mean(line[key]) for line in group]) for key in ("kl", "cpu_seconds"))
+            first = next(gains)
+            cells = (reward, agent, str(len(group)), f"{group[0]['reward_queries']:,}", first, f"{kl:.2f}", next(gains), against)
+            text.append(f"| {' | '.join((*cells, f'{seconds:.0f}'))} |")
+    made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
+    write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
+    print(out / "report.md")
+
+
+def _pm(mean: float, error: float) -> str:
+    return f"{mean:+.3f} +- {error:.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["report"]:
+            tyro.cli(report, args=given[1:], prog="image_rewards.py report")
+        else:
+            tyro.cli(run, args=given, prog="image_rewards.py", description=__doc__)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
