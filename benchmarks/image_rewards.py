@@ -1,13 +1,14 @@
-"""Do PI-FT, DPOK, DDPO and PDE's guidance raise every kind of image reward, on adapters of a pipeline of random weights?
+"""Do PI-FT, DPOK, DDPO and PDE's guidance raise every kind of image reward, on LoRA adapters of two tiny pipelines?
 
-    python benchmarks/image_rewards.py [--rewards brightness jpeg image-reward] [--seeds 0 1 2]
+    python benchmarks/image_rewards.py [--models latent-digits random] [--rewards brightness jpeg image-reward] [--seeds 0 1 2]
     python benchmarks/image_rewards.py report
 
-The pipeline has Stable Diffusion's architecture, 8x8 latents and 16x16 images, and was never trained; so was ImageReward's.
-Rewards: mean brightness, JPEG size in kB (a black box: PI-FT by the score function), and ImageReward. As random networks move
-each of them little, one nat costs 0.01 standard deviations of the reward over the pre-trained model's images: the paper's
-beta, whose ImageReward has about unit deviation. Costs are the paper's ratio: a round of every method is 10 trajectories; PI-FT
-takes one gradient of them, DPOK and DDPO 10 steps of as many transitions as a trajectory has; PDE uses uncontrolled samples only.
+Pipelines: the text-to-image model of painted digits that comes with the package, and one of the same architecture that was
+never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG size in kB (a black box: PI-FT by the score function),
+and ImageReward's architecture with random weights. One nat costs 0.01 standard deviations of the reward over the pre-trained
+model's images: the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's too: a round of every method
+is 10 trajectories, of which PI-FT takes one gradient, DPOK and DDPO 10 steps of as many transitions as a trajectory has; PDE
+uses uncontrolled samples only. Learning rates are those of ``stable_diffusion.py``, tuned there for another reward.
 
 Evaluation: the deterministic policy on ``paths`` noises, the same for all; differences are paired. Seconds are CPU seconds of
 one thread in training. Killed and started again, it makes what is missing.
@@ -44,10 +45,13 @@ from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on, policy_of
 from girsanov.scoreboard.records import check_writable, provenance, write_whole
 
 RESULTS = Path(__file__).parent / "results" / "image_rewards"
-PROMPT, STEPS, TRAJECTORIES, PRICE = "a dog on the moon", 5, 10, 0.01
+PROMPT, STEPS, TRAJECTORIES, PRICE = "a yellow three", 10, 10, 0.01
+ModelName = Literal["latent-digits", "random"]
 RewardName = Literal["brightness", "jpeg", "image-reward"]
 
-_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "moon", "on", "the")
+MODELS = {"latent-digits": "The painted digits that come with the package", "random": "A pipeline that was never trained"}
+
+_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PROMPT.split())
 _SMALL = Architecture(
     image_size=32, patch_size=8, vision_width=48, vision_layers=3, vision_heads=3,
     text_width=32, text_layers=2, text_heads=2, vocabulary=len(_WORDS) + 2, positions=40,
@@ -66,19 +70,19 @@ REWARDS: dict[str, Callable[[], Any]] = {
     "image-reward": _image_reward,
 }
 
-_ROUND = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": TRAJECTORIES}
+_ROUND = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": STEPS}
 
 
 def _pi_ft(problem: Any, **kwargs: Any) -> BaseAlgorithm:
     policy = "LoraPolicy" if problem.reward.differentiable else "LoraScorePolicy"
-    return PIFT(policy, problem, 1e-2, TRAJECTORIES, anneal=True, **kwargs)
+    return PIFT(policy, problem, 3e-3, TRAJECTORIES, anneal=True, **kwargs)
 
 
 AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
     "pi-ft": _pi_ft,
-    "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 3e-3, **_ROUND, **kw),
-    "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 3e-3, **_ROUND, **kw),
-    "pde": lambda problem, **kw: PDE("StateCnnPolicy", problem, adaptive=False, **kw),
+    "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
+    "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
+    "pde": lambda problem, **kw: PDE("CnnPolicy", problem, adaptive=False, **kw),
 }
 
 
@@ -87,6 +91,7 @@ class Cell:
     """One trained model.
 
     Args:
+        model: ``latent-digits`` or ``random``.
         reward: a key of ``REWARDS``.
         agent: a key of ``AGENTS``.
         seed: of the agent.
@@ -94,6 +99,7 @@ class Cell:
         paths: noises behind the evaluation.
     """
 
+    model: str
     reward: str
     agent: str
     seed: int
@@ -103,22 +109,22 @@ class Cell:
     @property
     def name(self) -> str:
         """Unlike any other cell's."""
-        return f"{self.reward}-{self.agent}-{self.rounds}-seed{self.seed}"
+        return f"{self.model}-{self.reward}-{self.agent}-{self.rounds}-seed{self.seed}"
 
 
-def make(folder: Path, reward: str, price: float = PRICE, paths: int = 256) -> tuple[Problem, float]:
+def make(model: str | Path, reward: str, price: float = PRICE, paths: int = 256) -> tuple[Problem, float]:
     """The problem whose temperature is ``price`` standard deviations of the reward, and that deviation."""
-    settings: dict[str, Any] = {"model": folder, "prompts": PROMPT, "steps": STEPS, "guidance_scale": 1.0, "batch_size": paths}
+    settings: dict[str, Any] = {"model": model, "prompts": PROMPT, "steps": STEPS, "guidance_scale": 1.0, "batch_size": paths}
     problem: Problem = stable_diffusion(reward=REWARDS[reward](), temperature=1.0, **settings)
     with torch.no_grad():
         spread = float(rollout(problem, None, paths, generator_on(problem, 1)).reward.std())
     return stable_diffusion(reward=REWARDS[reward](), temperature=price * spread, **settings), spread
 
 
-def execute(cell: Cell, folder: Path) -> dict[str, Any]:
+def execute(cell: Cell, untrained: Path) -> dict[str, Any]:
     """Train and measure, beside the pre-trained model on the same noises."""
     torch.set_num_threads(1)
-    problem, spread = make(folder, cell.reward)
+    problem, spread = make(untrained if cell.model == "random" else cell.model, cell.reward)
     model: Any = AGENTS[cell.agent](problem, seed=cell.seed, device="cpu")
     start = time.process_time()
     model.learn(cell.rounds * TRAJECTORIES * STEPS)
@@ -154,19 +160,21 @@ def finished(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(
+    models: tuple[ModelName, ...] = ("latent-digits", "random"),
     rewards: tuple[RewardName, ...] = ("brightness", "jpeg", "image-reward"),
     agents: tuple[str, ...] = tuple(AGENTS),
     seeds: tuple[int, ...] = (0, 1, 2),
-    rounds: int = 50,
+    rounds: int = 30,
     paths: int = 256,
     out: Path = RESULTS,
 ) -> None:
     """Make every cell that is not finished, then the report.
 
     Args:
+        models: latent-digits, random.
         rewards: brightness, jpeg, image-reward.
         agents: pi-ft, dpok, ddpo, pde.
-        seeds: of the agents; the pipeline is one and the same.
+        seeds: of the agents; the untrained pipeline is one and the same.
         rounds: of 10 trajectories each, for every agent.
         paths: noises behind each evaluation.
         out: folder of everything.
@@ -176,13 +184,19 @@ def run(
         raise ValueError(f"agents must be of {sorted(AGENTS)}; got {unknown}")
     check_writable(out)
     command = shlex.join(["python", "benchmarks/image_rewards.py", *sys.argv[1:]])
-    cells = [Cell(reward, agent, seed, rounds, paths) for seed in seeds for reward in rewards for agent in agents]
+    cells = [
+        Cell(model, reward, agent, seed, rounds, paths)
+        for seed in seeds
+        for model in models
+        for reward in rewards
+        for agent in agents
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = build_stable_diffusion(Path(folder))
+        untrained = build_stable_diffusion(Path(folder))
         for cell in cells:
             if cell.name in finished(out):
                 continue
-            line = {"name": cell.name, "cell": asdict(cell), **execute(cell, pipeline), "command": command, **provenance()}
+            line = {"name": cell.name, "cell": asdict(cell), **execute(cell, untrained), "command": command, **provenance()}
             append(out / "rows.jsonl", line)
             gain, error = paired([line], value, "before")
             print(f"{cell.name}: J {gain:+.3f} +- {error:.3f} deviations, {line['cpu_seconds']:.0f} CPU s", flush=True)
@@ -206,10 +220,29 @@ def paired(lines: Sequence[dict[str, Any]], of: Any, against: str | Sequence[dic
     return float(mean.mean()), float(math.sqrt(mean.var(ddof=1) / len(mean) + seeds))
 
 
-def chosen(lines: Sequence[dict[str, Any]], reward: str, agent: str) -> list[dict[str, Any]]:
-    """Those of one agent for one reward, by seed."""
-    found = [line for line in lines if (line["cell"]["reward"], line["cell"]["agent"]) == (reward, agent)]
+def chosen(lines: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """Those whose cells have all these values, by seed."""
+    found = [line for line in lines if all(line["cell"][key] == wish for key, wish in wanted.items())]
     return sorted(found, key=lambda line: line["cell"]["seed"])
+
+
+def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """One row a reward and method: gains over the pre-trained model, and what is lost to PI-FT."""
+    text = ["| reward | method | seeds | rewards seen | gain of the reward | KL | gain of J | J above PI-FT's | CPU s |"]
+    text.append("|" + " --- |" * 9)
+    for reward in REWARDS:
+        ours = {line["cell"]["seed"]: line for line in chosen(lines, reward=reward, agent="pi-ft")}
+        for agent in AGENTS:
+            group = chosen(lines, reward=reward, agent=agent)
+            if not group:
+                continue
+            both = [line for line in group if line["cell"]["seed"] in ours and agent != "pi-ft"]
+            against = _pm(*paired(both, value, [ours[line["cell"]["seed"]] for line in both])) if both else ""
+            gain, worth = (_pm(*paired(group, of, "before")) for of in (lambda line: np.array(line["reward"]), value))
+            kl, seconds = (np.mean([np.mean(line[key]) for line in group]) for key in ("kl", "cpu_seconds"))
+            cells = [reward, agent, str(len(group)), f"{group[0]['reward_queries']:,}", gain, f"{kl:.2f}", worth, against]
+            text.append(f"| {' | '.join([*cells, f'{seconds:.0f}'])} |")
+    return text
 
 
 def report(out: Path = RESULTS) -> None:
@@ -218,28 +251,15 @@ def report(out: Path = RESULTS) -> None:
     if not lines:
         raise ValueError(f"out must hold finished cells; got none in {out}")
     text = [
-        "# Every kind of image reward, on a pipeline of random weights",
+        "# Every kind of image reward, on two tiny pipelines",
         "",
-        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1; one nat costs {PRICE} standard deviations of the reward. Gains over the",
-        "pre-trained model in those deviations, paired over the same noises, with standard errors over noises and seeds.",
+        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1; one nat costs {PRICE} standard deviations of the reward.",
+        "Gains over the pre-trained model in those deviations, paired over noises, with standard errors over noises and seeds.",
         "How: `benchmarks/image_rewards.py`.",
-        "",
-        "| reward | method | seeds | rewards seen | gain of the reward | KL | gain of J | J above PI-FT's | CPU s |",
-        "|" + " --- |" * 9,
     ]
-    for reward in REWARDS:
-        ours = {line["cell"]["seed"]: line for line in chosen(lines, reward, "pi-ft")}
-        for agent in AGENTS:
-            group = chosen(lines, reward, agent)
-            if not group:
-                continue
-            both = [line for line in group if line["cell"]["seed"] in ours and agent != "pi-ft"]
-            against = _pm(*paired(both, value, [ours[line["cell"]["seed"]] for line in both])) if both else ""
-            gains = (_pm(*paired(group, of, "before")) for of in (lambda line: np.array(line["reward"]), value))
-            kl, seconds = (np.mean([np.mean(line[key]) for line in group]) for key in ("kl", "cpu_seconds"))
-            first = next(gains)
-            cells = (reward, agent, str(len(group)), f"{group[0]['reward_queries']:,}", first, f"{kl:.2f}", next(gains), against)
-            text.append(f"| {' | '.join((*cells, f'{seconds:.0f}'))} |")
+    for model, words in MODELS.items():
+        if some := chosen(lines, model=model):
+            text += ["", f"## {words}", "", *table(some)]
     made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
     write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
     print(out / "report.md")
