@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from frontier import append
-from rates_report import ROWS, read
+from rates_report import ROWS
+from resumable import append, command_line, read_lines
 
 from girsanov.agents import PDE
 from girsanov.agents.variational import control_error
@@ -206,7 +205,7 @@ def run(names: tuple[str, ...] = (), seeds: int = 5, quick: bool = False, out: P
     out = out or (QUICK if quick else RESULTS)
     check_writable(out)
     torch.set_num_threads(1)
-    done = {tuple(sorted(line["job"].items())) for line in read(out)}
+    done = {tuple(sorted(line["job"].items())) for line in read_lines(out / ROWS)}
     wanted = [job for job in jobs(1 if quick else seeds) if not names or job.name in names]
     todo = [job for job in wanted if tuple(sorted(vars(job).items())) not in done]
     print(f"{len(wanted) - len(todo)} of {len(wanted)} jobs are finished", flush=True)
@@ -281,7 +280,7 @@ def report(out: Path = RESULTS) -> None:
     Args:
         out: folder that ``run`` filled.
     """
-    lines = read(out)
+    lines = read_lines(out / ROWS)
     if not lines:
         raise ValueError(f"out must hold finished jobs ({ROWS}); found none in {str(out)!r}")
     check_writable(out)
@@ -292,20 +291,8 @@ def report(out: Path = RESULTS) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report ...`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="control_literature.py report")
-        else:
-            tyro.cli(run, args=given, prog="control_literature.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 0
+    """See ``command_line``."""
+    return command_line("control_literature.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast does policy iteration converge? Measured contraction against that of the theory, the truth in closed form.
 
-    python benchmarks/convergence.py [PART ...]      the parts that are missing, all of them if none is named
+    python benchmarks/convergence.py [--parts quadratics mixtures refinement]      what is missing, then the report
     python benchmarks/convergence.py report
 
 A part is a function that yields named lines of numbers and a function that draws them; each line is kept in ``rows.jsonl`` as
@@ -15,17 +15,16 @@ soon as it is made, and never made twice. To add a part, add it to ``PARTS``.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from frontier import append
+from resumable import append, command_line, read_lines
 from torch import Tensor
 
 from girsanov.agents.exact_iteration import grid_of, iterate_quadratics, riccati_limit
@@ -39,6 +38,9 @@ RESULTS = Path(__file__).parent / "results" / "convergence"
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
+
+
+PartName = Literal["quadratics", "mixtures", "refinement"]
 
 
 class Part(NamedTuple):
@@ -247,25 +249,23 @@ PARTS: dict[str, Part] = {
 def read(out: Path) -> dict[str, dict[str, Row]]:
     """Finished lines by part and name; one torn by a kill is left out."""
     found: dict[str, dict[str, Row]] = {}
-    path = out / ROWS
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
+    for line in read_lines(out / ROWS):
         found.setdefault(line["part"], {})[line["name"]] = line["row"]
     return found
 
 
-def run(parts: Sequence[str], out: Path = RESULTS) -> None:
-    """Make the lines that are missing."""
-    wrong = [part for part in parts if part not in PARTS]
-    if wrong:
-        raise ValueError(f"parts must be of {sorted(PARTS)}; got {' '.join(wrong)}")
+def run(parts: tuple[PartName, ...] = ("quadratics", "mixtures", "refinement"), out: Path = RESULTS) -> None:
+    """Make the lines that are missing, then the report.
+
+    Args:
+        parts: which.
+        out: folder of everything.
+    """
+    torch.set_num_threads(1)
     check_writable(out)
     done = read(out)
-    command = f"python benchmarks/convergence.py {shlex.join(parts)}".strip()
-    for part in parts or PARTS:
+    command = f"python benchmarks/convergence.py {shlex.join(sys.argv[1:])}".strip()
+    for part in parts:
         for name, make in PARTS[part].jobs():
             if name in done.get(part, {}):
                 continue
@@ -275,10 +275,15 @@ def run(parts: Sequence[str], out: Path = RESULTS) -> None:
             made = {"command": command, "cpu_seconds": seconds, **provenance()}
             append(out / ROWS, {"part": part, "name": name, "row": row, **made})
             print(f"{part} {name}: {seconds} s", flush=True)
+    report(out)
 
 
 def report(out: Path = RESULTS) -> None:
-    """Write ``report.md`` and ``convergence.png`` from what is there."""
+    """Write ``report.md`` and ``convergence.png`` from what is there.
+
+    Args:
+        out: folder that ``convergence.py`` filled.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -304,19 +309,8 @@ def report(out: Path = RESULTS) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report``, or names of parts; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    torch.set_num_threads(1)
-    try:
-        if given == ["report"]:
-            report()
-        else:
-            run(given)
-            report()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """See ``command_line``."""
+    return command_line("convergence.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import tyro
-from frontier import Curve, append
+from frontier import Curve
+from resumable import append, command_line, read_lines
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from girsanov.agents import PIFT
@@ -213,15 +213,7 @@ def keep_samples(problem: Problem, policy: Policy | None, path: Path) -> None:
 
 def finished(out: Path) -> dict[str, dict[str, Any]]:
     """Runs by name; a torn last line does not count."""
-    path = out / "runs.jsonl"
-    found = {}
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[line["run"]] = line
-    return found
+    return {line["run"]: line for line in read_lines(out / "runs.jsonl")}
 
 
 def run(
@@ -407,17 +399,8 @@ def report(out: Path = RESULTS) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="digits_fine_tuning.py report")
-        else:
-            tyro.cli(run, args=given, prog="digits_fine_tuning.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """See ``command_line``."""
+    return command_line("digits_fine_tuning.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

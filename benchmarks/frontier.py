@@ -26,7 +26,6 @@ Killed and started again, ``run`` makes what is missing and repeats no finished 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -40,8 +39,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import tyro
 from frontier_report import CURVES, RESULTS, read, report
+from resumable import append, command_line
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
@@ -322,13 +321,6 @@ def _hyperparameters(agent: str, model: Any, problem: Problem) -> dict[str, Any]
     return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    """Add one line of JSON in a single write, so that two processes may share the file; end a torn one before it."""
-    with path.open("a+b") as file:
-        torn = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
-        file.write(b"\n" * torn + json.dumps(line, allow_nan=False).encode() + b"\n")  # one write: shorter than the buffer
-
-
 def missing(runs: Sequence[Run], out: Path) -> list[Run]:
     """The runs that are not finished; a ValueError names one that was made with other settings."""
     done = read(out)
@@ -421,20 +413,8 @@ def _executed(todo: Sequence[Run], out: Path, reference_paths: int, command: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report ...`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="frontier.py report")
-        else:
-            tyro.cli(run, args=given, prog="frontier.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 0
+    """See ``command_line``."""
+    return command_line("frontier.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from resumable import read_lines
 
 from girsanov.scoreboard.records import check_writable, read_json, write_json, write_whole
 
@@ -38,21 +39,13 @@ Finished = tuple[dict[str, Any], Rows]
 
 def read(out: Path) -> dict[str, Finished]:
     """Finished runs by name: their last line and their evaluations. Rows of attempts that were killed are left out."""
-    path = out / CURVES
-    lines = [line for text in path.read_text().splitlines() if (line := _parsed(text))] if path.is_file() else []
-    ends = {line["run"]: line for line in lines if line["kind"] == "end"}
+    every = read_lines(out / CURVES)
+    ends = {line["run"]: line for line in every if line["kind"] == "end"}
     rows: dict[tuple[str, str], Rows] = {}
-    for line in lines:
+    for line in every:
         if line["kind"] == "row":
             rows.setdefault((line["run"], line["attempt"]), []).append(line)
     return {name: (end, rows.get((name, end["attempt"]), [])) for name, end in ends.items()}
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(text)
-    except ValueError:  # torn by a kill
-        return None
 
 
 def crossing(scores: Sequence[float], threshold: float = THRESHOLD) -> int | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 import shlex
 import statistics
@@ -25,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from frontier import Cell, append
+from frontier import Cell
 from frontier import Reference as MixtureReference
+from resumable import append, command_line, read_lines
 from torch import Tensor
 
 from girsanov.agents import PIFT
@@ -105,14 +104,7 @@ def returns(problem: Any, policy: Policy, paths: int) -> tuple[Tensor, float]:
 
 def finished(out: Path) -> dict[tuple[float, int, int], dict[str, Any]]:
     """Measurements by temperature, seed and sweeps; a torn last line does not count."""
-    path, found = out / "runs.jsonl", {}
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[line["beta"], line["seed"], line["sweeps"]] = line
-    return found
+    return {(line["beta"], line["seed"], line["sweeps"]): line for line in read_lines(out / "runs.jsonl")}
 
 
 def run(seeds: int = 5, reference_paths: int = 1 << 16, paths: int = 1 << 12, out: Path = RESULTS) -> None:
@@ -170,17 +162,8 @@ def report(out: Path = RESULTS) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="functional.py report")
-        else:
-            tyro.cli(run, args=given, prog="functional.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """See ``command_line``."""
+    return command_line("functional.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

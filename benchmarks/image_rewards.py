@@ -16,7 +16,6 @@ one thread in training. Killed and started again, it makes what is missing.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
@@ -29,9 +28,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
-from frontier import append
 from pipelines import build_stable_diffusion
+from resumable import append, command_line, read_lines
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from girsanov.agents import PDE, PIFT
@@ -149,14 +147,7 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 def finished(out: Path) -> dict[str, dict[str, Any]]:
     """Lines by name; a torn last one does not count."""
-    found = {}
-    for text in (out / "rows.jsonl").read_text().splitlines() if (out / "rows.jsonl").is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        found[line["name"]] = line
-    return found
+    return {line["name"]: line for line in read_lines(out / "rows.jsonl")}
 
 
 def run(
@@ -270,17 +261,8 @@ def _pm(mean: float, error: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="image_rewards.py report")
-        else:
-            tyro.cli(run, args=given, prog="image_rewards.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """See ``command_line``."""
+    return command_line("image_rewards.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ the bound estimated from uncontrolled paths. Seconds are CPU seconds of one thre
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 import sys
@@ -26,9 +25,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
-from frontier import Cell, Yardstick, append
+from frontier import Cell, Yardstick
 from frontier import Reference as MixtureReference
+from resumable import append, command_line, read_lines
 
 from girsanov.agents import PDE
 from girsanov.envs import make_problem
@@ -178,15 +177,7 @@ def execute(run: Run, out: Path, reference_paths: int) -> dict[str, Any]:
 
 def done(out: Path) -> dict[str, dict[str, Any]]:
     """Finished runs by name; a torn last line does not count."""
-    path = out / "runs.jsonl"
-    found = {}
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[line["run"]] = line
-    return found
+    return {line["run"]: line for line in read_lines(out / "runs.jsonl")}
 
 
 def run(
@@ -261,17 +252,8 @@ def _row(name: str, group: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="pde.py report")
-        else:
-            tyro.cli(run, args=given, prog="pde.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """See ``command_line``."""
+    return command_line("pde.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import tyro
-from frontier import append
-from rates_report import RESULTS, ROWS, read, report
+from rates_report import RESULTS, ROWS, report
+from resumable import append, command_line, read_lines
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
@@ -272,7 +271,7 @@ def run(studies: tuple[Study, ...] = ("rates", "size", "rl"), quick: bool = Fals
     check_writable(out)
     torch.set_num_threads(1)
     wanted = jobs(studies, quick)
-    done = {tuple(sorted(line["job"].items())) for line in read(out)}
+    done = {tuple(sorted(line["job"].items())) for line in read_lines(out / ROWS)}
     todo = [job for job in wanted if tuple(sorted(asdict(job).items())) not in done]
     print(f"{len(wanted) - len(todo)} of {len(wanted)} jobs are finished", flush=True)
     command = f"python benchmarks/rates.py {shlex.join(sys.argv[1:])}".strip()
@@ -291,20 +290,8 @@ def _finite(value: float) -> float | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report ...`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="rates.py report")
-        else:
-            tyro.cli(run, args=given, prog="rates.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 0
+    """See ``command_line``."""
+    return command_line("rates.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

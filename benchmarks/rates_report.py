@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from resumable import read_lines
 
 from girsanov.scoreboard.records import check_writable, write_json, write_whole
 
@@ -47,18 +48,6 @@ class Slope(NamedTuple):
         if self.low is None or self.high is None:
             return f"{self.slope:.2f}"
         return f"{self.slope:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    """The lines of finished jobs; one torn by a kill is left out."""
-    path = out / ROWS
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
 
 
 def fit_slope(groups: Mapping[float, Sequence[float]], draws: int = 2000) -> Slope:
@@ -108,7 +97,7 @@ def report(out: Path = RESULTS) -> None:
     Args:
         out: folder that ``rates.py`` filled.
     """
-    lines = read(out)
+    lines = read_lines(out / ROWS)
     if not lines:
         raise ValueError(f"out must hold finished jobs ({ROWS}); found none in {str(out)!r}")
     check_writable(out)

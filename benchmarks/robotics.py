@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+from resumable import command_line
 
 from girsanov.scoreboard.records import check_writable
 from girsanov.scoreboard.report import report as write_report
@@ -101,17 +101,8 @@ def report(out: Path = RESULTS) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="robotics.py report")
-        else:
-            tyro.cli(run, args=given, prog="robotics.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """See ``command_line``."""
+    return command_line("robotics.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
-from frontier import append
+from resumable import append, command_line
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_diffusion_report import BETAS, PRETRAINED, PROMPTS, RESULTS, ROWS, SAMPLES, SWEPT, name_of, read, report
@@ -282,20 +281,8 @@ def _executed(todo: Sequence[Cell], out: Path, workers: int, command: str) -> It
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``report ...`` or the arguments of ``run``; 2 and one line for what the caller can mend."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog="stable_diffusion.py report")
-        else:
-            tyro.cli(run, args=given, prog="stable_diffusion.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 0
+    """See ``command_line``."""
+    return command_line("stable_diffusion.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from resumable import read_lines
 
 from girsanov.scoreboard.plots import grid_of
 from girsanov.scoreboard.records import check_writable, write_json, write_whole
@@ -35,11 +36,7 @@ def name_of(cell: Mapping[str, Any]) -> str:
 def read(out: Path) -> list[dict[str, Any]]:
     """The lines of finished cells, the first of each name; one torn by a kill is left out."""
     lines: dict[str, dict[str, Any]] = {}
-    for text in (out / ROWS).read_text().splitlines() if (out / ROWS).is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
+    for line in read_lines(out / ROWS):
         lines.setdefault(line["name"], line)
     return list(lines.values())
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import digits_fine_tuning as dft  # noqa: E402
-from frontier import append  # noqa: E402
+from resumable import append  # noqa: E402
 
 
 def test_a_curve_is_settled_once_its_running_mean_stays_near_the_last_one() -> None:

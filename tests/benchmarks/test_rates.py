@@ -22,6 +22,7 @@ from girsanov.envs.problem import objective
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import rates  # noqa: E402
 import rates_report as rr  # noqa: E402
+from resumable import read_lines  # noqa: E402
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -172,7 +173,7 @@ def test_run_is_resumed_and_reported(
     (tmp_path / rr.ROWS).write_text(before + before[:40])  # torn by a kill
     assert rates.main(["--out", str(tmp_path)]) == 0
     assert "4 of 7 jobs are finished" in capsys.readouterr().out
-    lines = rr.read(tmp_path)
+    lines = read_lines(tmp_path / rr.ROWS)
     assert [line["job"] for line in lines] == [asdict(job) for job in tiny(("rates", "size", "rl"))]
     assert all(line["versions"]["torch"] and line["finished"] and line["command"] for line in lines)
     after = (tmp_path / rr.ROWS).read_text()
