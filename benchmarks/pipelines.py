@@ -1,4 +1,4 @@
-"""Tiny diffusers pipelines built on the spot: random weights, the architecture of the real ones, nothing to download."""
+"""Diffusers pipelines built on the spot, tiny or full size: random weights, the real architecture, nothing to download."""
 
 from __future__ import annotations
 
@@ -76,3 +76,44 @@ def build_ddpm(folder: Path, seed: int = 0, **scheduler: Any) -> Path:
         )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler(**scheduler)).save_pretrained(folder)
     return folder
+
+
+def full_size_networks() -> dict[str, Any]:
+    """UNet, autoencoder and text encoder in the sizes of Stable Diffusion v1.5, random weights, on torch's default device."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return {
+        "unet": UNet2DConditionModel(
+            sample_size=64, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768,
+            attention_head_dim=8,
+        ),
+        "vae": AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        ),
+        "text_encoder": CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+                bos_token_id=512, eos_token_id=513, pad_token_id=513,  # those of ``characters``
+            )
+        ),
+    }  # fmt: skip
+
+
+def full_size_pipeline(device: str, dtype: torch.dtype) -> Any:
+    """A Stable Diffusion pipeline of full size with random weights, made where it runs."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            networks = full_size_networks()
+    finally:
+        torch.set_default_dtype(before)
+    return StableDiffusionPipeline(
+        **networks, tokenizer=CLIPTokenizer(characters(), [], model_max_length=77), scheduler=DDIMScheduler(**SD_SCHEDULER),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
