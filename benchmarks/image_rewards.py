@@ -1,12 +1,12 @@
 """Do PI-FT, DPOK, DDPO and PDE's guidance raise every kind of image reward, on LoRA adapters of two tiny pipelines?
 
-    python benchmarks/image_rewards.py [--models latent-digits random] [--rewards brightness jpeg image-reward] [--seeds 0 1 2]
+    python benchmarks/image_rewards.py [--models latent-digits random] [--price 0.01] [--seeds 0 1 2]
     python benchmarks/image_rewards.py report
 
 Pipelines: the text-to-image model of painted digits that comes with the package, and one of the same architecture that was
 never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG size in kB (a black box: PI-FT by the score function),
-and ImageReward's architecture with random weights. One nat costs 0.01 standard deviations of the reward over the pre-trained
-model's images: the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's too: a round of every method
+and ImageReward's architecture with random weights. One nat costs ``price`` standard deviations of the reward over the pre-trained
+model's images; 0.01 is the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's too: a round of every method
 is 10 trajectories, of which PI-FT takes one gradient, DPOK and DDPO 10 steps of as many transitions as a trajectory has; PDE
 uses uncontrolled samples only. Learning rates are those of ``stable_diffusion.py``, tuned there for another reward.
 
@@ -43,7 +43,7 @@ from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on, policy_of
 from girsanov.scoreboard.records import check_writable, provenance, write_whole
 
 RESULTS = Path(__file__).parent / "results" / "image_rewards"
-PROMPT, STEPS, TRAJECTORIES, PRICE = "a yellow three", 10, 10, 0.01
+PROMPT, STEPS, TRAJECTORIES = "a yellow three", 10, 10
 ModelName = Literal["latent-digits", "random"]
 RewardName = Literal["brightness", "jpeg", "image-reward"]
 
@@ -92,6 +92,7 @@ class Cell:
         model: ``latent-digits`` or ``random``.
         reward: a key of ``REWARDS``.
         agent: a key of ``AGENTS``.
+        price: of a nat, in standard deviations of the reward.
         seed: of the agent.
         rounds: of ``TRAJECTORIES`` rewards each.
         paths: noises behind the evaluation.
@@ -100,6 +101,7 @@ class Cell:
     model: str
     reward: str
     agent: str
+    price: float
     seed: int
     rounds: int
     paths: int
@@ -107,10 +109,10 @@ class Cell:
     @property
     def name(self) -> str:
         """Unlike any other cell's."""
-        return f"{self.model}-{self.reward}-{self.agent}-{self.rounds}-seed{self.seed}"
+        return f"{self.model}-{self.reward}-{self.agent}-price{self.price:g}-{self.rounds}-seed{self.seed}"
 
 
-def make(model: str | Path, reward: str, price: float = PRICE, paths: int = 256) -> tuple[Problem, float]:
+def make(model: str | Path, reward: str, price: float, paths: int = 256) -> tuple[Problem, float]:
     """The problem whose temperature is ``price`` standard deviations of the reward, and that deviation."""
     settings: dict[str, Any] = {"model": model, "prompts": PROMPT, "steps": STEPS, "guidance_scale": 1.0, "batch_size": paths}
     problem: Problem = stable_diffusion(reward=REWARDS[reward](), temperature=1.0, **settings)
@@ -122,7 +124,7 @@ def make(model: str | Path, reward: str, price: float = PRICE, paths: int = 256)
 def execute(cell: Cell, untrained: Path) -> dict[str, Any]:
     """Train and measure, beside the pre-trained model on the same noises."""
     torch.set_num_threads(1)
-    problem, spread = make(untrained if cell.model == "random" else cell.model, cell.reward)
+    problem, spread = make(untrained if cell.model == "random" else cell.model, cell.reward, cell.price)
     model: Any = AGENTS[cell.agent](problem, seed=cell.seed, device="cpu")
     start = time.process_time()
     model.learn(cell.rounds * TRAJECTORIES * STEPS)
@@ -135,7 +137,7 @@ def execute(cell: Cell, untrained: Path) -> dict[str, Any]:
         "before": _rounded(before.reward / spread),
         "reward": _rounded(after.reward / spread),
         "kl": _rounded(after.kl),
-        "bound": certificate_of(before.reward / spread, PRICE).bound,
+        "bound": certificate_of(before.reward / spread, cell.price).bound,
         "reward_queries": model.reward_queries,
         "cpu_seconds": round(seconds, 1),
     }
@@ -154,6 +156,7 @@ def run(
     models: tuple[ModelName, ...] = ("latent-digits", "random"),
     rewards: tuple[RewardName, ...] = ("brightness", "jpeg", "image-reward"),
     agents: tuple[str, ...] = tuple(AGENTS),
+    price: float = 0.01,
     seeds: tuple[int, ...] = (0, 1, 2),
     rounds: int = 30,
     paths: int = 256,
@@ -165,6 +168,7 @@ def run(
         models: latent-digits, random.
         rewards: brightness, jpeg, image-reward.
         agents: pi-ft, dpok, ddpo, pde.
+        price: of a nat, in standard deviations of the reward.
         seeds: of the agents; the untrained pipeline is one and the same.
         rounds: of 10 trajectories each, for every agent.
         paths: noises behind each evaluation.
@@ -176,7 +180,7 @@ def run(
     check_writable(out)
     command = shlex.join(["python", "benchmarks/image_rewards.py", *sys.argv[1:]])
     cells = [
-        Cell(model, reward, agent, seed, rounds, paths)
+        Cell(model, reward, agent, price, seed, rounds, paths)
         for seed in seeds
         for model in models
         for reward in rewards
@@ -199,7 +203,7 @@ def run(
 
 def value(line: dict[str, Any]) -> np.ndarray:
     """J path by path, in standard deviations of the reward."""
-    return np.array(line["reward"]) - PRICE * np.array(line["kl"])
+    return np.array(line["reward"]) - line["cell"]["price"] * np.array(line["kl"])
 
 
 def paired(lines: Sequence[dict[str, Any]], of: Any, against: str | Sequence[dict[str, Any]]) -> tuple[float, float]:
@@ -244,13 +248,13 @@ def report(out: Path = RESULTS) -> None:
     text = [
         "# Every kind of image reward, on two tiny pipelines",
         "",
-        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1; one nat costs {PRICE} standard deviations of the reward.",
+        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. The price of a nat is in standard deviations of the reward.",
         "Gains over the pre-trained model in those deviations, paired over noises, with standard errors over noises and seeds.",
         "How: `benchmarks/image_rewards.py`.",
     ]
     for model, words in MODELS.items():
-        if some := chosen(lines, model=model):
-            text += ["", f"## {words}", "", *table(some)]
+        for price in sorted({line["cell"]["price"] for line in chosen(lines, model=model)}):
+            text += ["", f"## {words}; a nat costs {price:g}", "", *table(chosen(lines, model=model, price=price))]
     made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
     write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
     print(out / "report.md")

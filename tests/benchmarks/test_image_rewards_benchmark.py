@@ -17,7 +17,16 @@ from resumable import append, read_lines  # noqa: E402
 
 def line(agent: str, seed: int, gains: list[float], kl: float = 1.0, **cell: Any) -> dict[str, Any]:
     before = np.linspace(-2, 2, len(gains))
-    named = {"model": "random", "reward": "jpeg", "agent": agent, "seed": seed, "rounds": 3, "paths": len(gains), **cell}
+    named = {
+        "model": "random",
+        "reward": "jpeg",
+        "agent": agent,
+        "price": 0.01,
+        "seed": seed,
+        "rounds": 3,
+        "paths": len(gains),
+        **cell,
+    }
     measured = {"before": list(before), "reward": list(before + gains), "kl": [kl] * len(gains), "reward_queries": 30}
     made = {"cpu_seconds": 4.0, "command": "c", "versions": {"torch": "t"}, "hardware": {"cpu": "p"}}
     return {"name": f"{agent}{seed}", "cell": named, **measured, **made}
@@ -25,9 +34,9 @@ def line(agent: str, seed: int, gains: list[float], kl: float = 1.0, **cell: Any
 
 def test_gains_are_paired_and_their_error_counts_seeds() -> None:
     alike = [line("pi-ft", seed, [0.5] * 8) for seed in (0, 1)]
-    assert ir.paired(alike, ir.value, "before") == pytest.approx((0.5 - ir.PRICE, 0.0))
+    assert ir.paired(alike, ir.value, "before") == pytest.approx((0.5 - 0.01, 0.0))
     apart = [line("pi-ft", 0, [0.0] * 8), line("pi-ft", 1, [1.0] * 8)]
-    assert ir.paired(apart, ir.value, "before") == pytest.approx((0.5 - ir.PRICE, 0.5))  # variance 1/2 over 2 seeds
+    assert ir.paired(apart, ir.value, "before") == pytest.approx((0.5 - 0.01, 0.5))  # variance 1/2 over 2 seeds
     uneven = [line("pi-ft", 0, [0.0, 1.0] * 4)]
     assert ir.paired(uneven, ir.value, "before")[1] == pytest.approx(np.std([0.0, 1.0] * 4, ddof=1) / 8**0.5)
 
@@ -53,6 +62,6 @@ def test_cells_are_made_once_and_a_nat_costs_a_hundredth_of_the_deviation(tmp_pa
     assert all(len(row["reward"]) == 4 and row["reward_queries"] == 10 and row["deviation"] > 0 for row in first)
     assert ir.main([*arguments, "--rewards", "jpeg"]) == 0
     assert read_lines(tmp_path / "rows.jsonl") == first
-    problem, spread = ir.make("latent-digits", "brightness", paths=16)
+    problem, spread = ir.make("latent-digits", "brightness", 0.01, paths=16)
     assert problem.temperature == pytest.approx(0.01 * spread)
     assert ir.main([*arguments[:-2], "--agents", "sac", "--out", str(tmp_path)]) == 2
