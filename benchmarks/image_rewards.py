@@ -4,11 +4,12 @@
     python benchmarks/image_rewards.py report
 
 Pipelines: the text-to-image model of painted digits that comes with the package, and one of the same architecture that was
-never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG size in kB (a black box: PI-FT by the score function),
-and ImageReward's architecture with random weights. One nat costs ``price`` standard deviations of the reward over the pre-trained
-model's images; 0.01 is the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's too: a round of every method
-is 10 trajectories, of which PI-FT takes one gradient, DPOK and DDPO 10 steps of as many transitions as a trajectory has; PDE
-uses uncontrolled samples only. Learning rates are those of ``stable_diffusion.py``, tuned there for another reward.
+never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG size in kB (a black box: PI-FT by the score
+function), and ImageReward's architecture with random weights. One nat costs ``price`` standard deviations of the reward over
+the pre-trained model's images; 0.01 is the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's
+too: a round of every method is 10 trajectories, of which PI-FT takes one gradient, DPOK and DDPO 10 steps of as many
+transitions as a trajectory has; PDE uses uncontrolled samples only. Learning rates are those of ``stable_diffusion.py``,
+tuned there for another reward.
 
 Evaluation: the deterministic policy on ``paths`` noises, the same for all; differences are paired. Seconds are CPU seconds of
 one thread in training. Killed and started again, it makes what is missing.
@@ -248,7 +249,7 @@ def report(out: Path = RESULTS) -> None:
     text = [
         "# Every kind of image reward, on two tiny pipelines",
         "",
-        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. The price of a nat is in standard deviations of the reward.",
+        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. Prices of a nat are in standard deviations of the reward.",
         "Gains over the pre-trained model in those deviations, paired over noises, with standard errors over noises and seeds.",
         "How: `benchmarks/image_rewards.py`.",
     ]
