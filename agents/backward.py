@@ -57,12 +57,15 @@ def fit_backward(
     Raises:
         ValueError: paths that were not seen at every step.
     """
-    every = Replay.joined(list(split.parts))
+    apart = [split.held] if split.held is not None and not split.lent else []
+    every = Replay.joined([*split.parts, *apart])
     whole = every.steps.shape[1] == value.horizon + 1 and bool((every.steps.diff(dim=1) == 1).all())
     if not whole:
         raise ValueError("times must be a whole number (not None) for paths that were not seen at every step")
     lent = torch.zeros(every.n, dtype=torch.bool, device=every.steps.device)
-    if split.held is not None:
+    if apart:
+        lent[-apart[0].n :] = True
+    elif split.held is not None:
         lent[torch.arange(split.held.n, device=lent.device) * _SHARE + _SHARE - 1] = True
     chosen = [sorted(ridges)[len(ridges) // 2]] * (value.horizon + 1)
     held_out = torch.zeros(0, dtype=torch.float64)
@@ -77,7 +80,7 @@ def fit_backward(
         total += step.loss(value.weights[k], step.precision)
     observations = torch.tensor(float(every.steps.numel()), dtype=torch.float64)
     empty = value.weights.new_zeros(0)
-    return Fit(value, max(chosen), held_out, System(empty, empty, total, observations))
+    return Fit(value, max(chosen), held_out, System(empty, empty, empty, total, observations))
 
 
 class _Step:

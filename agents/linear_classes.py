@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple
 
@@ -14,12 +15,15 @@ from ..envs.problem import check_positive
 from .function_classes import Value
 from .inequality import solve_ball, solve_positive
 
+#: Directions that the data hold less of than this share of the mean count less in the norm of what is missed.
+_SMOOTHING = 1e-6
+
 
 class Tangent(NamedTuple):
-    """A linear class at rows of one step: ``log f`` and its derivative by the weights, ``time (x) space``."""
+    """A linear class at some rows: ``log f`` and its derivative by the weights, ``time (x) (space mixing)``."""
 
     log_f: Tensor  # (n,)
-    space: Tensor  # (n, Ms)
+    space: Tensor  # (n, R)
 
 
 class LinearValue(Value):
@@ -30,6 +34,9 @@ class LinearValue(Value):
 
     ``linear_in_weights`` tells whether f itself is linear in them, or only ``log f``.
 
+    Features of space may be linear combinations of raw ones, ``s(x) = raw(x) mixing``: sums over many rows are then taken of
+    the raw ones, and mixed once.
+
     Args:
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
@@ -39,6 +46,7 @@ class LinearValue(Value):
     """
 
     linear_in_weights: bool
+    mixing: Tensor | None  #: ``(R, Ms)``; None: raw features are those of space
 
     def __init__(self, n_inputs: int, horizon: int, features: int, times: int | None) -> None:
         self.stepwise = times is None
@@ -48,6 +56,7 @@ class LinearValue(Value):
         super().__init__(n_inputs, horizon)
         self.register_buffer("weights", torch.zeros(times, features))
         self.register_buffer("time_table", torch.zeros(horizon + 1, times))  # features of time at every step
+        self.register_buffer("mixing", None)
         self.weights: Tensor
         self.time_table: Tensor
         self.double()
@@ -70,29 +79,43 @@ class LinearValue(Value):
         """Choose what depends on data (centres, length scales) from steps ``(n,)`` and encoded states ``(n, p)``."""
 
     @abstractmethod
-    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """Features of space ``(n, Ms)`` of encoded states ``(n, p)``."""
+    def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """Raw features of space ``(n, R)`` of encoded states ``(n, p)``."""
 
     @abstractmethod
-    def tangent(self, k: int, inputs: Tensor) -> Tangent:
-        """``log f`` and its derivative by the weights, at rows that share a step."""
+    def evaluate(self, k: int | Tensor, raw: Tensor, weights: Tensor) -> Tensor:
+        """``log f_k``, ``(n,)``, of raw features ``(n, R)`` with ``weights`` in place of its own."""
+
+    @abstractmethod
+    def tangent(self, k: int | Tensor, inputs: Tensor) -> Tangent:
+        """``log f`` and its derivative by the weights."""
+
+    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """Features of space ``(n, Ms)`` of encoded states ``(n, p)``."""
+        return self.mixed(self.raw(k, inputs))
+
+    def mixed(self, raw: Tensor) -> Tensor:
+        """``raw mixing``, ``(n, R) -> (n, Ms)``."""
+        return raw if self.mixing is None else raw @ self.mixing
+
+    def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+        """``log f_k``, ``(n,)``."""
+        return self.evaluate(k, self.raw(k, inputs), self.weights)
 
     @abstractmethod
     def project(self, weights: Tensor) -> Tensor:
         """The nearest point of the convex set, same shape."""
 
     @abstractmethod
-    def solve(self, matrix: Tensor, vector: Tensor, ridge: float) -> Tensor:
-        """``(A w - b)^T (u - w) >= 0`` for all u of the set, in float64, ``(M,)``.
+    def solve(self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+        """``(A w - b)^T (u - w) >= 0`` for all u of the set but for a ridge, in float64, ``(M,)`` for each of several.
 
         Args:
             matrix: ``A``, ``(M, M)``.
+            gram: Gram matrix of the features, ``(M, M)``.
             vector: ``b``, ``(M,)``.
-            ridge: a share of A's mean diagonal, added to it.
+            ridges: shares of the mean diagonal.
         """
-
-    def _linear(self, k: int | Tensor, space: Tensor) -> Tensor:
-        return (space * (self.time_table[k] @ self.weights)).sum(1)
 
 
 class ExponentialValue(LinearValue):
@@ -113,23 +136,45 @@ class ExponentialValue(LinearValue):
         check_positive("radius", radius)
         self.radius = radius
 
-    def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """``log f_k``, ``(n,)``."""
-        return self._linear(k, self.space(k, inputs)) + self.offset
+    def evaluate(self, k: int | Tensor, raw: Tensor, weights: Tensor) -> Tensor:
+        """See LinearValue."""
+        table = self.time_table[k] if isinstance(k, int) else self.time_table
+        table = table @ weights
+        table = table if self.mixing is None else table @ self.mixing.T
+        linear = raw @ table if isinstance(k, int) else (raw * table[k]).sum(1)
+        return linear + self.offset
 
-    def tangent(self, k: int, inputs: Tensor) -> Tangent:
+    def tangent(self, k: int | Tensor, inputs: Tensor) -> Tangent:
         """See LinearValue: the derivative is the features themselves."""
-        space = self.space(k, inputs)
-        return Tangent(self._linear(k, space) + self.offset, space)
+        raw = self.raw(k, inputs)
+        return Tangent(self.evaluate(k, raw, self.weights), raw)
 
     def project(self, weights: Tensor) -> Tensor:
         """Scale weights outside of the ball back to its surface."""
         return weights * (self.radius / weights.norm().clamp(min=1e-300)).clamp(max=1)
 
-    def solve(self, matrix: Tensor, vector: Tensor, ridge: float) -> Tensor:
-        """See LinearValue."""
-        penalty = (ridge * matrix.diagonal().mean() * self.penalties()).flatten()
-        return solve_ball(matrix + torch.diag(penalty), vector, self.radius)
+    def solve(self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+        """See LinearValue.
+
+        With few data A need not be coercive, and a ridge added to it may make it singular. So the ridge is added to the square
+        of what is missed, ``(A w - b)^T (G + s)^-1 (A w - b) + ridge w^T w``, in the norm dual to that of the features: where A
+        is the Gram matrix G itself this is ridge regression, and no A makes it singular. Outside of the ball it is the
+        inequality with a ridge on A that is solved.
+        """
+        unit = gram.diagonal().mean()
+        penalty = (unit * self.penalties()).flatten()
+        factor, failed = torch.linalg.cholesky_ex(gram + _SMOOTHING * torch.diag(unit.expand(len(gram))))
+        if int(failed):  # nothing was seen, or nothing but NaN
+            return [torch.zeros_like(vector) for _ in ridges]
+        both = torch.linalg.solve_triangular(factor, torch.cat([matrix, vector[:, None]], 1), upper=False)
+        squared = both[:, :-1].T @ both
+        found = []
+        for ridge in ridges:
+            root, failed = torch.linalg.cholesky_ex(squared[:, :-1] + torch.diag(ridge * penalty))
+            w = torch.cholesky_solve(squared[:, -1:], root)[:, 0]
+            inside = not int(failed) and float(w.norm()) <= self.radius
+            found.append(w if inside else solve_ball(matrix + torch.diag(ridge * penalty), vector, self.radius))
+        return found
 
     def penalties(self) -> Tensor:
         """How much the ridge weighs on each weight, ``(times, Ms)``: not at all on functions of time alone."""
@@ -188,7 +233,7 @@ class PolynomialValue(ExponentialValue):
     def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
         """Nothing to choose."""
 
-    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+    def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """Products of normalised Hermite polynomials of the standardised coordinates."""
         x = self.standardise(inputs.double())
         rows = [torch.ones_like(x), x]
@@ -221,9 +266,9 @@ class TrendValue(ExponentialValue):
 
     @abstractmethod
     def shapes(self, x: Tensor) -> Tensor:
-        """Features ``(n, shapes)`` of standardised states ``(n, p)``."""
+        """Raw features ``(n, shapes)`` of standardised states ``(n, p)``."""
 
-    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+    def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """``[1, x, shapes(x)]``."""
         x = self.standardise(inputs.double())
         return torch.cat([torch.ones_like(x[:, :1]), x, self.shapes(x)], 1)
@@ -259,7 +304,7 @@ class FourierValue(TrendValue):
 
     def shapes(self, x: Tensor) -> Tensor:
         """``sqrt(2 / features) cos(frequency . x + phase)``."""
-        return torch.cos(x @ self.frequencies.T + self.phases) * math.sqrt(2 / len(self.phases))
+        return torch.addmm(self.phases, x, self.frequencies.T).cos() * math.sqrt(2 / len(self.phases))
 
 
 class KernelValue(TrendValue):
@@ -283,10 +328,10 @@ class KernelValue(TrendValue):
         check_count("centres", centres)
         super().__init__(n_inputs, horizon, centres, length, times, radius)
         self.register_buffer("centres", torch.zeros(centres, n_inputs, dtype=torch.float64))
-        self.register_buffer("whitening", torch.eye(centres, dtype=torch.float64))
+        self.mixing = torch.eye(1 + n_inputs + centres, dtype=torch.float64)
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.centres: Tensor
-        self.whitening: Tensor
+        self.mixing: Tensor
         self.scale: Tensor
 
     def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
@@ -294,16 +339,13 @@ class KernelValue(TrendValue):
         x = self.standardise(inputs.double())
         self.scale.copy_(self.length * median_distance(x))
         self.centres.copy_(x[torch.randint(len(x), (len(self.centres),), generator=generator, device=x.device)])
-        values, vectors = torch.linalg.eigh(self._kernel(self.centres))
-        root = torch.where(values > 1e-10 * values[-1], values.clamp(min=1e-300).rsqrt(), 0.0)
-        self.whitening.copy_((vectors * root) @ vectors.T)
-
-    def _kernel(self, x: Tensor) -> Tensor:
-        return torch.exp(-0.5 * squared_distances(x, self.centres) / self.scale.square())
+        values, vectors = torch.linalg.eigh(self.shapes(self.centres))
+        root = torch.where(values > 1e-8 * values[-1], values.clamp(min=1e-300).rsqrt(), 0.0)
+        self.mixing[-len(values) :, -len(values) :] = (vectors * root) @ vectors.T
 
     def shapes(self, x: Tensor) -> Tensor:
-        """``K^{-1/2} k(centres, x)``."""
-        return self._kernel(x) @ self.whitening
+        """``k(centres, x)``, to be mixed by ``K^{-1/2}``."""
+        return gaussians(x, self.centres, self.scale, 0.0)
 
 
 class RadialValue(LinearValue):
@@ -348,29 +390,29 @@ class RadialValue(LinearValue):
         self.scale.copy_(self.width * (distance.median() if len(distance) else distance.new_ones(())))
         self.weights.fill_(1.0)
 
-    def space(self, k: int | Tensor, inputs: Tensor) -> Tensor:
+    def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """The bumps at ``(k, inputs)``, ``(n, M)``."""
-        x = self.standardise(inputs.double())
-        t = torch.as_tensor(k, device=inputs.device).to(x.dtype).reshape(-1, 1) / self.horizon
-        square = squared_distances(x, self.centres)
-        return torch.exp(-0.5 * (square / self.scale.square() + ((t - self.times) / self.span).square()))
+        t = torch.as_tensor(k, device=inputs.device).to(self.times).reshape(-1, 1) / self.horizon
+        return gaussians(
+            self.standardise(inputs.double()), self.centres, self.scale, -0.5 * ((t - self.times) / self.span).square()
+        )
 
-    def forward(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """``log f_k``, ``(n,)``."""
-        return torch.log(self.space(k, inputs) @ self.weights[0] + self.floor) + self.offset
+    def evaluate(self, k: int | Tensor, raw: Tensor, weights: Tensor) -> Tensor:
+        """See LinearValue."""
+        return torch.log(raw @ weights[0] + self.floor) + self.offset
 
-    def tangent(self, k: int, inputs: Tensor) -> Tangent:
+    def tangent(self, k: int | Tensor, inputs: Tensor) -> Tangent:
         """See LinearValue: the derivative is ``phi / f``."""
-        space = self.space(k, inputs)
-        f = space @ self.weights[0] + self.floor
-        return Tangent(f.log() + self.offset, space / f[:, None])
+        raw = self.raw(k, inputs)
+        f = raw @ self.weights[0] + self.floor
+        return Tangent(f.log() + self.offset, raw / f[:, None])
 
     def project(self, weights: Tensor) -> Tensor:
         """Negative weights become zero."""
         return weights.clamp(min=0)
 
-    def solve(self, matrix: Tensor, vector: Tensor, ridge: float) -> Tensor:
-        """See LinearValue.
+    def solve(self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+        """See LinearValue: the ridge is added to A.
 
         With few data A need not be coercive, and the inequality may have no solution or many. Then the form is made coercive by
         just enough of a penalty on the distance to the present weights: a proximal step (Rockafellar 1976), which shrinks
@@ -379,7 +421,8 @@ class RadialValue(LinearValue):
         unit = matrix.diagonal().abs().mean()
         hold = (1e-10 * unit - torch.linalg.eigvalsh(0.5 * (matrix + matrix.T))[0]).clamp(min=0)
         eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        return solve_positive(matrix + (hold + ridge * unit) * eye, vector + hold * self.weights.flatten())
+        vector = vector + hold * self.weights.flatten()
+        return [solve_positive(matrix + (hold + ridge * unit) * eye, vector) for ridge in ridges]
 
 
 def median_distance(inputs: Tensor, most: int = 500) -> Tensor:
@@ -390,10 +433,12 @@ def median_distance(inputs: Tensor, most: int = 500) -> Tensor:
     return distance.median() if len(distance) else inputs.new_ones(())
 
 
-def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
-    """``|x_i - c_j|^2``, ``(n, M)``, of ``(n, p)`` and ``(M, p)``."""
+def gaussians(x: Tensor, centres: Tensor, scale: Tensor, exponent: Tensor | float) -> Tensor:
+    """``exp(exponent - |x_i - c_j|^2 / (2 scale^2))``, ``(n, M)``, of ``(n, p)``, ``(M, p)``, ``(1 or n, M)``."""
     # not cdist, which autograd can't differentiate twice
-    return x.square().sum(1)[:, None] + centres.square().sum(1) - 2 * x @ centres.T
+    x, centres = x / scale, centres / scale
+    constant = exponent - 0.5 * centres.square().sum(1)
+    return torch.exp(torch.addmm(constant, x, centres.T) - 0.5 * x.square().sum(1)[:, None])
 
 
 def check_count(name: str, value: int) -> None:

@@ -35,7 +35,7 @@ class Lookahead(ABC):
         """``log E f_{k'}``, ``(n,)``, from states ``x`` at ``k``; ``later`` are encoded states ``(n, p)`` at ``later_k``."""
 
     @abstractmethod
-    def tangent(self, value: LinearValue, k: int, x: Tensor, later_k: int, later: Tensor) -> Tangent:
+    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
         """The same of a linear class, and the derivative by its weights."""
 
 
@@ -48,7 +48,7 @@ class Observed(Lookahead):
         """See Lookahead."""
         return value.bounded(later_k, later)
 
-    def tangent(self, value: LinearValue, k: int, x: Tensor, later_k: int, later: Tensor) -> Tangent:
+    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
         """See Lookahead."""
         return value.tangent(later_k, later)
 
@@ -114,14 +114,19 @@ class FreshNoise(Lookahead):
         log_f = value.bounded(steps, later).view(copies, len(x)) + log_weight
         return (log_f.logsumexp(0) - math.log(copies)).clamp(value.bounds[0], value.bounds[1])
 
-    def tangent(self, value: LinearValue, k: int, x: Tensor, later_k: int, later: Tensor) -> Tangent:
+    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
         """See Lookahead."""
         copies = 2 * self.pairs
+        steps = k + 1 if isinstance(k, int) else (k + 1).repeat(copies)
         later, log_weight = self._draw(k, x, self._centre(value, k, x))
-        found = value.tangent(k + 1, later)
+        found = value.tangent(steps, later)
         log_f = found.log_f.view(copies, -1) + log_weight
         share = log_f.softmax(0)[..., None]
-        return Tangent(log_f.logsumexp(0) - math.log(copies), (share * found.space.view(copies, len(x), -1)).sum(0))
+        space = found.space.view(copies, len(x), -1)
+        mean = share[0] * space[0]
+        for one, part in zip(share[1:], space[1:], strict=True):
+            mean.addcmul_(one, part)
+        return Tangent(log_f.logsumexp(0) - math.log(copies), mean)
 
 
 class Generator(Lookahead):
@@ -172,7 +177,7 @@ class Generator(Lookahead):
         grown = sum(0.5 * weight * (curvature[0] + slope[0].square()) for _, slope, curvature in rows)
         return (rows[0][0][0] + grown).clamp(value.bounds[0], value.bounds[1])
 
-    def tangent(self, value: LinearValue, k: int, x: Tensor, later_k: int, later: Tensor) -> Tangent:
+    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
         """See Lookahead. Only for classes whose tangent is their features: ``f = exp(w . phi)``."""
 
         def both(z: Tensor) -> tuple[Tensor, ...]:

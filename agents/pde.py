@@ -36,7 +36,7 @@ from .value_policies import (
     RadialPolicy,
     ValuePolicy,
 )
-from .variational import capped_exp, densities, log_targets, relative_residual_loss
+from .variational import capped_exp, densities, energy_error, log_targets, relative_residual_loss
 
 SelfPDE = TypeVar("SelfPDE", bound="PDE")
 
@@ -213,6 +213,7 @@ class PDE(ProblemAgent):
             self._solve(self.rounds, cold=self._n_updates == 0)
         else:
             self._regress(Replay.joined(self.rounds), self.gradient_steps)
+        self._record_error(fresh)
 
     def _explored(self, control: Policy | None, n: int) -> Policy | None:
         """``control`` plus a constant push of every other of ``n`` paths."""
@@ -265,6 +266,7 @@ class PDE(ProblemAgent):
                 self._regress(every, min(chunk, gradient_steps - done))
                 bar.update(chunk)
             bar.close()
+        self._record_error(first)
         self.reward_queries += parts.terminal_rewards
         return self
 
@@ -291,13 +293,24 @@ class PDE(ProblemAgent):
                 self._place(one, data)
             one.bounds.copy_(bounds)
 
-    def _lookahead(self, *data: Replay) -> Lookahead:
-        whole = all(bool((part.steps.diff(dim=1) == 1).all()) for part in data)
-        return _LOOKAHEADS[self.lookahead or (self.policy.lookahead if whole else "observed")](self)
+    def _record_error(self, data: Replay) -> None:
+        """The Sobolev error on the newest data, where the problem knows its optimum and a log is kept."""
+        problem: Any = self.policy.problem
+        optimum = getattr(problem, "optimal_control", None) or getattr(problem, "reference_control", None)
+        if optimum is not None and self.logger.output_formats:
+            error = energy_error(data, problem.horizon, self.policy.control, optimum)
+            self.logger.record("pde/sobolev_error", error)
+
+    def _lookahead(self, data: Iterable[Replay]) -> Lookahead:
+        name = self.lookahead or self.policy.lookahead
+        if self.lookahead is None and name != "observed":
+            whole = all(bool((part.steps.diff(dim=1) == 1).all()) for part in data)
+            name = name if whole else "observed"
+        return _LOOKAHEADS[name](self)
 
     def _branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use, drawn once: a denoiser costs more than they do."""
-        lookahead = self._lookahead(data)
+        lookahead = self._lookahead([data])
         if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
             return data.branched(lookahead.branches)
         return data
@@ -315,7 +328,7 @@ class PDE(ProblemAgent):
         average, learner = self.policy.value, self.learner["value"]
         assert self.optimizer is not None and isinstance(learner, NetworkValue)
         self.set_learning_rate(self.optimizer)
-        lookahead = self._lookahead(data)
+        lookahead = self._lookahead([data])
         mean_span = 1.0 if lookahead.fresh else self.mean_span or 5.0
         held = average.bounds
         total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
@@ -352,7 +365,7 @@ class PDE(ProblemAgent):
         noise = []
         for data in self.rounds:
             batch = sample_spans(data, 4096, 1.0, self.problem.horizon, self.generator)
-            gap = log_targets(value, batch, data, self._lookahead(data)) - value.bounded(batch.k, batch.x)
+            gap = log_targets(value, batch, data, self._lookahead([data])) - value.bounded(batch.k, batch.x)
             noise.append(capped_exp(gap)[batch.k < self.problem.horizon].square().mean())
         precision = 1 / torch.stack(noise).clamp(min=1e-12)
         for i, share in enumerate(precision / precision.max()):
@@ -379,31 +392,32 @@ class PDE(ProblemAgent):
     def _solve(self, parts: Iterable[Replay], cold: bool) -> None:
         policy, first = self.policy, next(iter(parts))
         incumbent = copy.deepcopy(policy.value)
-        lookahead = self._lookahead(*([] if self.lookahead else parts))
-        ridges = [self.ridge] if self.ridge is not None else _RIDGES if self.select else [1e-4]
+        lookahead = self._lookahead(parts)
+        grid = _STEPWISE_RIDGES if policy.value.stepwise else _RIDGES
+        ridges = [self.ridge] if self.ridge is not None else grid if self.select else [1e-4]
 
-        def fitted(value: Any, split: Split, cold: bool) -> Fit:
+        def fitted(value: Any, split: Split, passes: int, cold: bool) -> Fit:
             if value.stepwise:
                 return fit_backward(value, split, lookahead, incumbent, ridges, self.max_weight)
             span = round(self.mean_span or 1)
-            return fit_linear(value, split, lookahead, incumbent, ridges, self.max_weight, span, 5 if cold else 3, cold)
+            return fit_linear(value, split, lookahead, incumbent, ridges, self.max_weight, span, passes, cold, thin=thin)
 
         given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
         settings = [c for c in policy.candidates if not set(c) & set(given)]
         few = Split.few(first)
+        passes, best, thin = 5 if cold else 3, None, cold
         if cold and self.select and len(settings) > 1 and few.held is not None:
-            best: Fit | None = None
             for setting in settings:
                 value = policy.make_value(**{**setting, **given}).to(self.device)
                 self._place(value, first)
                 value.bounds.copy_(incumbent.bounds)
-                fit = fitted(value, few, True)
+                fit = fitted(value, few, _COMPARING, True)
                 if best is None or clearly_less(fit.held_out, best.held_out):  # leave the default, the first, for a reason
                     best, chosen = fit, setting
             assert best is not None
             self.policy_kwargs = {**self.policy_kwargs, **chosen}
-            policy.value, cold = best.value, False
-        fit = fitted(policy.value, Split.of(parts), cold)
+            policy.value, passes, cold = best.value, 3, False
+        fit = fitted(policy.value, Split.of(parts), passes, cold)
         self._n_updates += 1
         self._start_learner()
         self.logger.record("train/ridge", fit.ridge)
@@ -411,7 +425,11 @@ class PDE(ProblemAgent):
         self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.total.clamp(min=1)))
 
 
-_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+#: Passes over the data before settings are compared: the reward to go, and two of Newton's steps from there.
+_COMPARING = 3
+#: For weights that serve all steps, and for those of single steps (see ``backward``).
+_RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
+_STEPWISE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 class _Parts:

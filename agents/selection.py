@@ -17,8 +17,14 @@ from .variational import System, assemble, densities, divergence
 
 #: Every fifth path is held out, up to this many.
 _MOST_HELD = 1000
-#: Paths that settings are compared by, at most.
-_MOST_COMPARED = 500
+#: Paths that settings are fitted to in order to be compared, at most.
+_MOST_COMPARED = 300
+#: Paths that lead near the solution before all are used: at least so many, or the share below of the first part.
+_FIRST, _FIRST_SHARE = 500, 0.25
+#: Observations for each weight that are plenty.
+_PLENTY, _FEW_INDISTINCT = 20, 1.01
+#: By what factor a step may worsen the residual, which is a noisy judge: where observations are plenty, and where they are few.
+_WORSE, _FEW_WORSE = 1.2, 1.02
 
 
 class Split(NamedTuple):
@@ -26,6 +32,7 @@ class Split(NamedTuple):
 
     parts: Iterable[Replay]
     held: Replay | None
+    lent: bool = True  # whether the first part holds the paths held out, which are to be learnt from in the end
 
     @classmethod
     def of(cls, parts: Iterable[Replay], share: int = 5) -> Split:
@@ -36,13 +43,34 @@ class Split(NamedTuple):
 
     @classmethod
     def few(cls, first: Replay) -> Split:
-        """Enough of ``first`` to compare settings by."""
-        return cls.of([first.at(torch.arange(min(first.n, _MOST_COMPARED), device=first.steps.device))])
+        """Enough of ``first`` to compare settings by; they are judged on all that may be held out, as that is cheap."""
+        every = cls.of([first])
+        rest = next(every.train())
+        return cls([rest.at(torch.arange(min(rest.n, _MOST_COMPARED), device=rest.steps.device))], every.held, False)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one part."""
+        parts = iter(self.parts)
+        next(parts)
+        return next(parts, None) is not None
+
+    def witnesses(self) -> Replay:
+        """Some paths of the first part, held out or not."""
+        first = next(iter(self.parts))
+        seen = first.seen.nonzero()[:, 0]
+        return first.at(seen[:_MOST_COMPARED])
+
+    def some(self) -> list[Replay]:
+        """Paths of the first part that were not held out, enough to come near the solution."""
+        first = next(self.train())
+        most = max(_FIRST, round(_FIRST_SHARE * first.n))
+        return [first.at(torch.arange(min(first.n, most), device=first.steps.device))]
 
     def train(self, share: int = 5) -> Iterator[Replay]:
         """The parts without the paths held out."""
         for i, part in enumerate(self.parts):
-            if i or self.held is None:
+            if i or self.held is None or not self.lent:
                 yield part
             else:
                 rows = torch.arange(part.n, device=part.steps.device)
@@ -74,8 +102,25 @@ class Judge:
     @torch.no_grad()
     def residuals(self, value: Value) -> Tensor:
         """Means over the visits of each path, ``(paths,)`` in float64; infinite where f is NaN."""
-        found = [weight * divergence((log_gain - value.bounded(k, x)).double()) for k, x, log_gain, weight in self.parts]
-        return torch.cat(found).view(self.paths, self.visits).mean(1).nan_to_num(nan=math.inf, posinf=math.inf)
+        return self._means([weight * _missed(log_gain, value.bounded(k, x)) for k, x, log_gain, weight in self.parts])
+
+    @torch.no_grad()
+    def compare(self, value: LinearValue, candidates: Sequence[Tensor]) -> list[Tensor]:
+        """The same of a linear class with each of several weights; features are evaluated once."""
+        found: list[list[Tensor]] = [[] for _ in candidates]
+        for k, x, log_gain, weight in self.parts:
+            raw = value.raw(k, x)
+            for column, weights in zip(found, candidates, strict=True):
+                log_f = value.evaluate(k, raw, weights).clamp(value.bounds[0], value.bounds[1])
+                column.append(weight * _missed(log_gain, log_f))
+        return [self._means(column) for column in found]
+
+    def _means(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts).view(self.paths, self.visits).mean(1).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _missed(log_gain: Tensor, log_f: Tensor) -> Tensor:
+    return divergence((log_gain - log_f).double())
 
 
 def clearly_less(ours: Tensor, theirs: Tensor) -> bool:
@@ -105,9 +150,14 @@ def fit_linear(
     span: int = 1,
     passes: int = 4,
     cold: bool = True,
-    indistinct: float = 1.01,
+    indistinct: float = 1.002,
+    thin: bool = False,
 ) -> Fit:
     """Solve the variational inequality over ``value``'s set, in place, by Gauss-Newton passes over the data.
+
+    What is held out chooses the ridge of every step, from which it learns all the same once the ridge is chosen; a step that
+    worsens the residual of the paths at large is shortened.
+
 
     Args:
         value: placed and standardised; its present weights are the start.
@@ -119,32 +169,49 @@ def fit_linear(
         span: visits from an observation to its target.
         passes: over the data, at most; at least two.
         cold: start from the expected reward to go.
-        indistinct: held-out residuals within this factor of the least count as equal, and the smallest ridge is taken.
+        indistinct: held-out residuals within this factor of the least count as equal, and the smallest of these ridges is
+            taken; where observations are few for the weights, the largest within one per cent.
+        thin: take some of the first part for the passes before the last (the last two, if there is more than one part).
     """
     judge = Judge(split.held, incumbent, max_weight) if split.held is not None else None
-    ridge, held_out = sorted(ridges)[len(ridges) // 2], torch.zeros(0, dtype=torch.float64)
-    held = [] if split.held is None else [split.held]
+    guard = Judge(split.witnesses(), incumbent, max_weight)
+    held = [split.held] if split.held is not None and split.lent else []
+    some = split.some() if thin else None
+    ridge, held_out, length = sorted(ridges)[len(ridges) // 2], torch.zeros(0, dtype=torch.float64), 1.0
     for i in range(passes):
-        neutral = cold and i == 0
-        train = assemble(value, split.train(), lookahead, max_weight, span, neutral)
+        neutral, left = cold and i == 0, passes - 1 - i
+        if left and not length:
+            continue  # no step helps; whether one does on all data is still to be seen
+        data = some if some is not None and left > split.several else split.train()
+        train = assemble(value, data, lookahead, max_weight, span, neutral)
         every = train.plus(assemble(value, held, lookahead, max_weight, span, neutral)) if held else train
         before = value.weights.clone()
-        last = i == passes - 1
-        if judge is not None and (last or (cold and i == 1 and len(ridges) > 1)):  # judged by weights that saw only the rest
-            scores = {}
-            for candidate in ridges:
-                _step(value, train, candidate, before)
-                scores[candidate] = judge.residuals(value)
-            # of those that can't be told apart, the least: what is held out is a noisy judge
-            means = {candidate: float(score.mean()) for candidate, score in scores.items()}
-            ridge = min(r for r, mean in means.items() if mean <= indistinct * min(means.values()))
-            held_out = scores[ridge]
-        _step(value, every, ridge, before)
+        few = float(train.total) < _PLENTY * value.weights.numel()
+        if judge is not None and not neutral:  # judged by weights that saw only the rest
+            order = sorted(ridges, reverse=few)
+            scores = judge.compare(value, _step(value, train, order, before))
+            means = [float(score.mean()) for score in scores]
+            limit = min(means) * (_FEW_INDISTINCT if few else indistinct)
+            best = next(j for j, mean in enumerate(means) if not mean > limit)
+            ridge, held_out = order[best], scores[best]
+        (step,) = _step(value, every, [ridge], before)
+        if neutral:  # a start, which may be worse than none where exponentials count
+            value.weights.copy_(step)
+        else:
+            length = _longest(value, guard, before, step, _FEW_WORSE if few else _WORSE)
+            value.weights.copy_(before + length * (step - before))
     return Fit(value, ridge, held_out, every)
 
 
-def _step(value: LinearValue, system: System, ridge: float, before: Tensor) -> None:
-    """One Gauss-Newton step from ``before``."""
-    value.weights.copy_(before)
-    new = value.solve(system.matrix, system.residual + system.matrix @ before.flatten(), ridge)
-    value.weights.copy_(value.project(new.view_as(before)))
+def _longest(value: LinearValue, guard: Judge, before: Tensor, step: Tensor, worse: float) -> float:
+    """The largest share of a step that does not worsen the residual by the factor ``worse``, 0 if none."""
+    lengths = (1.0, 0.3, 0.1)
+    stay, *moved = guard.compare(value, [before, *(before + share * (step - before) for share in lengths)])
+    limit = worse * float(stay.mean())
+    return next((share for share, score in zip(lengths, moved, strict=True) if float(score.mean()) <= limit), 0.0)
+
+
+def _step(value: LinearValue, system: System, ridges: Sequence[float], before: Tensor) -> list[Tensor]:
+    """Weights after one Gauss-Newton step from ``before``, which are the value's present ones, with each ridge."""
+    found = value.solve(system.matrix, system.gram, system.residual + system.matrix @ before.flatten(), ridges)
+    return [value.project(new.view_as(before)) for new in found]

@@ -190,7 +190,7 @@ def test_tangent_is_the_derivative_by_the_weights(name):
     for k in (0, 2, HORIZON):
         found = value.tangent(k, x)
         assert torch.allclose(found.log_f, value(k, x))
-        ours = torch.einsum("t,nm->ntm", value.time_table[k], found.space)
+        ours = torch.einsum("t,nm->ntm", value.time_table[k], value.mixed(found.space))
         weights = value.weights.clone().requires_grad_()
         value.weights = weights
         theirs = torch.stack([torch.autograd.grad(value(k, x[i : i + 1]).sum(), weights)[0] for i in range(6)])
@@ -251,7 +251,7 @@ def test_solve_obeys_the_inequality_over_the_set(name):
         value.radius = 0.5
     design = normal(500, value.weights.numel(), seed=6)
     matrix, vector = design.T @ design, design.T @ normal(500, seed=7) * 8
-    w = value.solve(matrix, vector, 1e-12)
+    (w,) = value.solve(matrix, matrix, vector, [1e-12])
     assert torch.allclose(value.project(w.view_as(value.weights)).flatten(), w, rtol=1e-9)
     slack = matrix @ w - vector
     assert slack.norm() > 1  # the set binds
@@ -265,9 +265,29 @@ def test_the_ridge_leaves_functions_of_time_alone():
     value = placed(PolynomialValue(2, HORIZON, times=1))
     space = value.space(0, 2 * normal(500, 2, seed=1) + 1)
     matrix = space.T @ space
-    constant = value.solve(matrix, space.T @ torch.full((500,), 3.0, dtype=torch.float64), 1e3)
+    (constant,) = value.solve(matrix, matrix, space.T @ torch.full((500,), 3.0, dtype=torch.float64), [1e3])
     assert float(constant[0]) == pytest.approx(3.0, rel=1e-4) and constant[1:].abs().max() < 1e-2
-    assert value.solve(matrix, space.T @ space[:, 1], 1e3)[1] < 0.1
+    assert value.solve(matrix, matrix, space.T @ space[:, 1], [1e3])[0][1] < 0.1
+
+
+def test_the_ridge_of_a_gram_matrix_is_ridge_regression():
+    value = placed(PolynomialValue(2, HORIZON, times=1))
+    space = value.space(0, 2 * normal(500, 2, seed=1) + 1)
+    gram, vector = space.T @ space, space.T @ normal(500, seed=2)
+    unit = gram.diagonal().mean()
+    for ridge, found in zip((1e-3, 1e-1), value.solve(gram, gram, vector, [1e-3, 1e-1]), strict=True):
+        plain = torch.linalg.solve(gram + ridge * unit * torch.diag(value.penalties().flatten()), vector)
+        assert torch.allclose(found, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_no_ridge_makes_a_form_singular_that_is_not_coercive():
+    """One eigenvalue is minus the ridge, as noise makes it with few data: added to the matrix, the ridge would cancel it."""
+    value = placed(PolynomialValue(2, HORIZON, times=1))
+    gram = torch.eye(6, dtype=torch.float64)
+    matrix = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, -1e-3], dtype=torch.float64))
+    vector = 0.1 * torch.ones(6, dtype=torch.float64)
+    (w,) = value.solve(matrix, gram, vector, [1e-3])
+    assert torch.allclose(w[:5], vector[:5], rtol=2e-3) and abs(float(w[5])) < 0.11
 
 
 def test_median_distance():
@@ -285,7 +305,7 @@ def test_radial_solves_a_form_that_is_not_coercive_by_a_proximal_step():
     matrix -= 0.02 * torch.eye(25, dtype=torch.float64)
     assert torch.linalg.eigvalsh(0.5 * (matrix + matrix.T))[0] < -0.01
     for _ in range(200):
-        w = value.solve(matrix, vector, 0.0)
+        (w,) = value.solve(matrix, matrix, vector, [0.0])
         value.weights.copy_(w.view_as(value.weights))
     slack = matrix @ w - vector
     assert (w >= 0).all() and (w > 0).any() and slack.min() > -1e-4 and float((w * slack).abs().max()) < 1e-4

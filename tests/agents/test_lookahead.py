@@ -168,7 +168,7 @@ def test_tangents_are_the_derivative_of_the_value_by_the_weights(name, form):
 
     k, later_k, later = 1, 2, states() + 0.1
     found = make().tangent(value, k, x, later_k, later)
-    ours = torch.einsum("t,nm->ntm", value.time_table[later_k], found.space)
+    ours = torch.einsum("t,nm->ntm", value.time_table[later_k], value.mixed(found.space))
     weights = value.weights.clone().requires_grad_()
     value.weights = weights
     log_f = make().log_value(value, k, x, later_k, later)
