@@ -411,12 +411,12 @@ class PDE(ProblemAgent):
                 value = policy.make_value(**{**setting, **given}).to(self.device)
                 self._place(value, first)
                 value.bounds.copy_(incumbent.bounds)
-                fit = fitted(value, few, _COMPARING, True)
+                fit = fitted(value, few, 5 if value.linear_in_weights else _COMPARING, True)
                 if best is None or clearly_less(fit.held_out, best.held_out):  # leave the default, the first, for a reason
                     best, chosen = fit, setting
             assert best is not None
             self.policy_kwargs = {**self.policy_kwargs, **chosen}
-            policy.value, passes, cold = best.value, 3, False
+            policy.value, passes, cold = best.value, 8 if best.value.linear_in_weights else 3, False  # proximal steps are short
         fit = fitted(policy.value, Split.of(parts), passes, cold)
         self._n_updates += 1
         self._start_learner()
