@@ -19,7 +19,8 @@ girsanov/Digits-v0; PI-FT is its ``PathwisePolicy``, one step up the gradient of
 
 When has a run of these two converged? Two answers, both laid down before the first run. As a policy: when the running means
 (of 3 evaluations, 30 iterations) of reward and KL are, and stay, within 10% of the total change of the last one. In what it
-is worth: when that of the objective is, and stays, within 5% of its total gain.
+is worth: when that of the objective is, and stays, within 5% of its total gain. A third was added after the runs, as both
+measure each temperature by a yardstick of its own: when the running mean of the KL is, and stays, within one nat of the last.
 
 The baselines have the settings of ``baselines/hyperparameters.py``. All policies are measured on the same fresh noises.
 Seconds are CPU seconds of one thread in training, evaluation left out.
@@ -253,20 +254,21 @@ def run(
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-def settled(values: Sequence[float], share: float, window: int = 3) -> int:
-    """Index of the first value from which running means stay within ``share`` of the total change of the last one."""
+def settled(values: Sequence[float], share: float = 0.0, within: float = 0.0, window: int = 3) -> int:
+    """Index from which running means stay within ``share`` of the total change of the last one, or ``within`` of it."""
     means = np.array([np.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))])
-    off = np.abs(means - means[-1]) > share * abs(means[-1] - values[0])
+    off = np.abs(means - means[-1]) > max(within, share * abs(means[-1] - values[0]))
     return int(np.flatnonzero(off).max(initial=-1)) + 1
 
 
 def convergence(line: dict[str, Any]) -> dict[str, float]:
-    """Iterations until a run of ``betas`` has converged, by both answers."""
+    """Iterations until a run of ``betas`` has converged, by all three answers."""
     curve = line["curve"]
     at = [row["queries"] // PATHS for row in curve]
     column = {name: [row[name] for row in curve] for name in ("objective", "reward", "kl")}
     policy = max(settled(column["reward"], 0.1), settled(column["kl"], 0.1))
-    return {"policy": at[policy], "objective": at[settled(column["objective"], 0.05)]}
+    objective, nat = settled(column["objective"], 0.05), settled(column["kl"], within=1.0)
+    return {"policy": at[policy], "objective": at[objective], "nat": at[nat]}
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:
@@ -298,10 +300,11 @@ def score_table(lines: Sequence[dict[str, Any]], rivals: Sequence[dict[str, Any]
 
 
 def beta_table(lines: Sequence[dict[str, Any]]) -> list[str]:
-    text = ["| beta | converged as a policy | in its worth | KL | reward | objective | seeds |", "|" + " --- |" * 7]
+    text = ["| beta | converged as a policy | in its worth | KL within a nat | KL | reward | objective | seeds |"]
+    text += ["|" + " --- |" * 8]
     for beta, group in sorted(_groups(lines, "beta").items()):
         when = [convergence(line) for line in group]
-        cells = [_spread([w[name] for w in when], 0) for name in ("policy", "objective")]
+        cells = [_spread([w[name] for w in when], 0) for name in ("policy", "objective", "nat")]
         cells += [_spread([line[name] for line in group], 2) for name in ("kl", "reward", "objective")]
         text.append(f"| {beta:g} | {' | '.join(cells)} | {len(group)} |")
     return text

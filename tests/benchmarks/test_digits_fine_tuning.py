@@ -21,6 +21,7 @@ def test_a_curve_is_settled_once_its_running_mean_stays_near_the_last_one() -> N
     assert dft.settled(line, 0.1, window=3) == 5  # (9 + 10 + 10) / 3
     assert dft.settled([0.0, 10.0, 4.0, 10.0], 0.1, window=1) == 3  # being there once is not staying
     assert dft.settled([5.0, 5.0, 5.0], 0.1) == 0
+    assert dft.settled(line, within=1.0, window=1) == 3 and dft.settled(line, within=5.0, window=1) == 2
 
 
 def test_convergence_waits_for_reward_and_kl() -> None:
@@ -30,7 +31,7 @@ def test_convergence_waits_for_reward_and_kl() -> None:
         {"queries": 100 * i, "objective": r - 0.01 * k, "reward": r, "kl": k}
         for i, (r, k) in enumerate(zip(rewards, kls, strict=True))
     ]
-    assert dft.convergence({"curve": curve}) == {"policy": 50, "objective": 30}
+    assert dft.convergence({"curve": curve}) == {"policy": 50, "objective": 30, "nat": 30}  # (1 + 2 + 3) / 3 = 3 - 1
 
 
 def row(run: dft.Run, **more: Any) -> dict[str, Any]:
