@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, which tests import as they stand
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import digits_fine_tuning as dft  # noqa: E402
+import pytest
 from resumable import append  # noqa: E402
 
 

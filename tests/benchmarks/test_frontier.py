@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
+import frontier  # noqa: E402
+import frontier_report as fr  # noqa: E402
 import pytest
 import torch
 
 from girsanov.envs import make_problem
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import frontier  # noqa: E402
-import frontier_report as fr  # noqa: E402
 
 TINY = ["--betas", "0.5", "--dimensions", "2", "--seeds", "1", "--paths", "64", "--reference-paths", "256"]
 TINY += ["--pde-queries", "100", "--ppo-queries", "80", "--sac-queries", "20"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("diffusers")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import image_rewards as ir  # noqa: E402
 from resumable import append, read_lines  # noqa: E402
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rates  # noqa: E402
+import rates_report as rr  # noqa: E402
 import torch
+from resumable import read_lines  # noqa: E402
 from torch import Tensor
 
 from girsanov.envs import make_problem
 from girsanov.envs.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import objective
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import rates  # noqa: E402
-import rates_report as rr  # noqa: E402
-from resumable import read_lines  # noqa: E402
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("diffusers")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import stable_diffusion as sd  # noqa: E402
 import stable_diffusion_report as report  # noqa: E402
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 diffusers = pytest.importorskip("diffusers")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import stable_diffusion_cost as cost  # noqa: E402
 from pipelines import full_size_pipeline  # noqa: E402
 
