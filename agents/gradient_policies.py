@@ -6,13 +6,14 @@ Whatever the parameters theta of a control are (their eq. 77 is the case ``u = K
 
 with grad V from the adjoint of the sampled chain (pathwise: what differentiating the chain gives), or, for rewards that are
 black boxes, with ``W_k V_{k+1}(X_{k+1})`` in place of ``J_z^T grad V_{k+1}`` (Stein's identity: the score function).
+``LoraValuePolicy`` in ``lora.py`` has a third way: grad V of a regression.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class GradientPolicy(IterationPolicy):
-    """A control that takes one AdamW step an iteration up the gradient of J, whatever the network that makes it.
+    """A control that takes AdamW steps up the gradient of J, whatever the network that makes it; one an iteration, mostly.
 
     A form is one of the gradients below and a control, with the parameters that are learnt in ``network``.
     """
@@ -47,8 +48,13 @@ class GradientPolicy(IterationPolicy):
         """Take units from the first paths."""
 
     def improve(self, agent: PIFT) -> None:
-        """Sample ``agent.n_trajectories`` paths and take one step up their gradient."""
-        agent.ascend(self.sampled_gradient(agent, agent.n_trajectories))
+        """Sample ``agent.n_trajectories`` paths and step up their gradient."""
+        for gradient in self.ascent(agent, agent.n_trajectories):
+            agent.ascend(gradient)
+
+    def ascent(self, agent: PIFT, n: int) -> Iterator[list[Tensor]]:
+        """The gradients of one iteration, from ``n`` fresh paths; each is followed before the next is taken."""
+        yield self.sampled_gradient(agent, n)
 
     def sampled_gradient(self, agent: PIFT, n: int) -> list[Tensor]:
         """The gradient from ``n`` fresh paths, at most ``micro_batch`` of them at a time."""

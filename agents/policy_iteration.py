@@ -26,7 +26,7 @@ from .fitted_policies import MlpPolicy, ValuePolicy
 from .functional_iteration import FunctionalPolicy
 from .gradient_policies import LinearPolicy, PathwisePolicy, ScorePolicy
 from .iteration_policy import IterationPolicy
-from .lora import LoraPolicy, LoraScorePolicy
+from .lora import LoraPolicy, LoraScorePolicy, LoraValuePolicy
 from .regularity import check_temperature, iterate_regularity, linear_quadratic_chain, mixture_chain
 
 
@@ -38,7 +38,8 @@ class PIFT(ProblemAgent):
             ``"ScorePolicy"`` take gradient steps of the objective, the latter for black-box rewards; ``"LinearPolicy"`` is
             linear in features, ``"FunctionalPolicy"`` fits value functions backwards in time, ``"ExactPolicy"`` needs no fit;
             ``"LoraPolicy"`` and ``"LoraScorePolicy"`` take the same gradient steps with adapters of a diffusers pipeline's
-            own network; or an ``IterationPolicy`` class.
+            own network, and ``"LoraValuePolicy"`` follows a fitted value function, for black-box rewards; or an
+            ``IterationPolicy`` class.
         env: an environment, a vector environment, a registered id, or a bare Problem whose transition and reward are
             differentiable.
         n_trajectories: paths of the current policy in each iteration; the form's default if absent.
@@ -59,7 +60,7 @@ class PIFT(ProblemAgent):
         form.__name__: form
         for form in (
             *(MlpPolicy, ValuePolicy, PathwisePolicy, ScorePolicy, LinearPolicy, FunctionalPolicy, ExactPolicy),
-            *(LoraPolicy, LoraScorePolicy),
+            *(LoraPolicy, LoraScorePolicy, LoraValuePolicy),
         )
     }
     policy: IterationPolicy

@@ -51,7 +51,7 @@ def _pi_ft(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlg
 
     if policy is None and hasattr(env.problem, "adapted_noise"):  # a diffusers pipeline: adapt its own network
         differentiable = getattr(getattr(env.problem, "reward", None), "differentiable", False)
-        policy = "LoraPolicy" if differentiable else "LoraScorePolicy"
+        policy = "LoraPolicy" if differentiable else "LoraValuePolicy"
     return PIFT(policy or ("MlpPolicy" if all(slopes_of(env.problem)) else "ScorePolicy"), env, **kwargs)
 
 

@@ -120,7 +120,7 @@ def _prepare(spec: RunSpec, folder: RunFolder) -> tuple[ProblemEnv, BaseAlgorith
     if team is not None:
         if not getattr(model.policy, "shares_paths", False):
             name = type(model.policy).__name__
-            raise ValueError(f"agent must learn by LoraPolicy or LoraScorePolicy to share in several processes; got {name}")
+            raise ValueError(f"agent must learn by a LoRA policy of PI-FT to share in several processes; got {name}")
         if spec.budget.unit == "seconds":
             raise ValueError("budget_unit must be env_steps or reward_queries with several processes; got seconds")
         team.wait_for_everyone()  # all have read the checkpoint before the first may replace it

@@ -153,6 +153,56 @@ def test_micro_batches_add_up(problem: StableDiffusion) -> None:
         score.learn(1)
 
 
+@pytest.mark.parametrize("prompts", ["a", ("a", "b")])
+def test_the_fitted_gradient_is_that_of_the_fitted_values(sd_folder: Path, prompts: Any) -> None:
+    reward = Brightness(differentiable=False)
+    problem = stable_diffusion(model=sd_folder, prompts=prompts, reward=reward, steps=STEPS, dtype="float64", temperature=1e-3)
+    model = far_from_zero(agent(problem, "LoraValuePolicy"))
+    policy: Any = model.policy
+    with torch.no_grad():
+        paths = rollout(problem, policy.control, 60, torch.Generator().manual_seed(0))
+    policy.remember(paths)
+    values, weights, total = policy.values(), list(policy.network.parameters()), torch.zeros((), dtype=torch.float64)
+    assert values.explained.max() > 0
+    for k, (x, noise) in enumerate(zip(paths.states[:-1], paths.noises, strict=True)):
+        a = policy.control(k, x)
+        which = problem.prompt_index(x)
+        for z in (a + noise, a - noise):
+            ahead = problem.latents(problem.transition(k, x, z)).flatten(1)
+            total = total + 0.5 * values(k, ahead, which).sum() - 0.25 * problem.temperature * a.square().sum()
+    naive = torch.autograd.grad(total / 60, weights)
+    for ours, theirs in zip(policy.gradient(paths), naive, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9 * float(theirs.abs().max()))
+
+
+def test_the_fitted_gradient_is_near_the_pathwise_one() -> None:
+    problem = stable_diffusion(
+        model="latent-digits", prompts="a yellow three", reward=Brightness(), steps=STEPS, temperature=1e-9
+    )
+    exact, fitted = (far_from_zero(agent(problem, policy), 0.05) for policy in ("LoraPolicy", "LoraValuePolicy"))
+    with torch.no_grad():
+        paths = rollout(problem, exact.policy.control, 200, torch.Generator().manual_seed(0))
+    fitted.policy.remember(paths)
+    ours, theirs = (torch.cat([p.flatten() for p in m.policy.gradient(paths)]) for m in (fitted, exact))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.95
+    assert float(ours.norm() / theirs.norm()) == pytest.approx(1.0, abs=0.25)
+
+
+def test_one_pass_takes_every_transition_once(problem: StableDiffusion) -> None:
+    settings = {"memory": 10, "gradient_steps": 4, "micro_batch": 3}
+    model = agent(problem, "LoraValuePolicy", n_trajectories=5, policy_kwargs=settings)
+    seen: list[tuple[Tensor, Tensor]] = []
+    slopes = model.policy._slopes
+    model.policy._slopes = lambda k, x, *rest: seen.append((k, x)) or slopes(k, x, *rest)
+    model.learn(5 * STEPS)
+    assert max(len(k) for k, _ in seen) <= 3 and model.n_updates == 4
+    rows = {(int(k), float(x[0, 0, 0])) for part in seen for k, x in zip(*part, strict=True)}
+    assert len(rows) == 5 * STEPS and {k for k, _ in rows} == set(range(STEPS))
+    states = model.policy.recent[:, :5]
+    again = agent(problem, "LoraValuePolicy", n_trajectories=5, policy_kwargs={**settings, "memory": 3}).learn(5 * STEPS)
+    torch.testing.assert_close(again.policy.recent, states[:, [3, 4, 2]])  # the last three, each in its place
+
+
 @pytest.mark.parametrize("steps", [(2, 7), pytest.param((20, 100), marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_number_of_steps(sd_folder: Path, steps: tuple[int, int]) -> None:
     peak = []
@@ -185,14 +235,17 @@ class Stop(BaseCallback):
         self.model.save(self.path)
 
 
-@pytest.mark.parametrize("policy", ["LoraPolicy", "LoraScorePolicy"])
+@pytest.mark.parametrize("policy", ["LoraPolicy", "LoraScorePolicy", "LoraValuePolicy"])
 def test_killed_and_resumed_is_uninterrupted_to_the_bit(sd_folder: Path, policy: str, tmp_path: Path) -> None:
     reward = Brightness(policy == "LoraPolicy")
 
     def fresh() -> ProblemEnv:
         return ProblemEnv(stable_diffusion(model=sd_folder, reward=reward, steps=STEPS))
 
-    kwargs = {"n_trajectories": 2, "policy_kwargs": {"rank": 2, "lora_alpha": 5}, "device": "cpu", "seed": 1}
+    adapter = {"rank": 2, "lora_alpha": 5}
+    if policy == "LoraValuePolicy":
+        adapter |= {"memory": 3, "gradient_steps": 1}  # the third round overwrites
+    kwargs = {"n_trajectories": 2, "policy_kwargs": adapter, "device": "cpu", "seed": 1}
     round_ = 2 * STEPS
     whole = PIFT(policy, fresh(), **kwargs).learn(3 * round_)
     with pytest.raises(KeyboardInterrupt):
@@ -286,7 +339,7 @@ def test_what_the_command_line_takes_by_default(problem: StableDiffusion) -> Non
     assert make(env, seed=0, device="cpu").policy_name == "LoraPolicy"
     assert make(env, seed=0, device="cpu", policy="LoraScorePolicy").policy_name == "LoraScorePolicy"
     problem.reward = Brightness(differentiable=False)
-    assert make(env, seed=0, device="cpu").policy_name == "LoraScorePolicy"
+    assert make(env, seed=0, device="cpu").policy_name == "LoraValuePolicy"
     mixture = ProblemEnv(make_problem("girsanov/GaussianMixture-v0"))
     assert make(mixture, seed=0, device="cpu").policy_name == "MlpPolicy"
     assert make(mixture, seed=0, device="cpu", policy="PathwisePolicy").policy_name == "PathwisePolicy"
@@ -302,6 +355,9 @@ def test_bad_arguments_are_named(problem: StableDiffusion) -> None:
         agent(problem, policy_kwargs={"rank": 0})
     with pytest.raises(ValueError, match="micro_batch must be at least 2; got 1"):
         agent(problem, "LoraScorePolicy", policy_kwargs={"micro_batch": 1})
+    for name, least in (("memory", 2), ("gradient_steps", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be at least {least}; got 0"):
+            agent(problem, "LoraValuePolicy", policy_kwargs={name: 0})
     with pytest.raises(ValueError, match="target_modules must name layers of UNet2DConditionModel; got"):
         agent(problem, policy_kwargs={"target_modules": ["nowhere"]})
     problem.reward = Brightness(differentiable=False)
@@ -332,9 +388,9 @@ from girsanov.envs.env import ProblemEnv
 from girsanov.envs.image_rewards import Brightness
 from girsanov.envs.stable_diffusion import stable_diffusion
 
-folder, out = sys.argv[1:]
+folder, out, policy = sys.argv[1:]
 problem = stable_diffusion(model=folder, reward=Brightness(), steps=3, guidance_scale=2.0)
-model = PIFT("LoraPolicy", ProblemEnv(problem), seed=0, device="cpu", n_trajectories=4)
+model = PIFT(policy, ProblemEnv(problem), seed=0, device="cpu", n_trajectories=4)
 record = {"paths": [], "gradients": [], "weights": []}
 gradient, ascend = model.policy.gradient, model.ascend
 
@@ -350,26 +406,32 @@ model.ascend = lambda g: record["gradients"].append(g) or ascend(g)
 model.learn(2 * 4 * 3)
 record["counts"] = (model.num_timesteps, model.reward_queries)
 record["end"] = [p.detach() for p in model.policy.network.parameters()]
+record["seen"] = getattr(model.policy, "recent", torch.zeros(()))
 torch.save(record, f"{out}/{os.environ.get('RANK', 'one')}.pt")
 """
 
 
-@pytest.mark.slow  # two processes that import everything
-def test_two_processes_take_the_step_of_one_on_the_joined_paths(sd_folder: Path, tmp_path: Path) -> None:
+def two_processes(policy: str, folder: Path, out: Path) -> list[dict[str, Any]]:
+    """What each of two processes that train together recorded."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(sd_folder), str(tmp_path)],
+            [sys.executable, "-c", WORKER, str(folder), str(out), policy],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
     errors = [worker.communicate(timeout=500)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], json.dumps(errors)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow  # two processes that import everything
+def test_two_processes_take_the_step_of_one_on_the_joined_paths(sd_folder: Path, tmp_path: Path) -> None:
+    first, second = two_processes("LoraPolicy", sd_folder, tmp_path)
     assert first["counts"] == second["counts"] == (24, 8)  # all paths, of both
     assert same(first["end"], second["end"])
     problem = stable_diffusion(model=sd_folder, reward=Brightness(), steps=3, guidance_scale=2.0)
@@ -385,3 +447,14 @@ def test_two_processes_take_the_step_of_one_on_the_joined_paths(sd_folder: Path,
         for ours, theirs, other in zip(policy.gradient(joined), first["gradients"][i], second["gradients"][i], strict=True):
             assert torch.equal(theirs, other)
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow  # two processes that import everything
+def test_two_processes_fit_one_value_function_and_share_its_pass(sd_folder: Path, tmp_path: Path) -> None:
+    first, second = two_processes("LoraValuePolicy", sd_folder, tmp_path)
+    assert first["counts"] == second["counts"] == (24, 8)
+    assert torch.equal(first["seen"], second["seen"])
+    paths = first["seen"][0, :8].flatten(1)
+    assert torch.cdist(paths, paths).fill_diagonal_(1.0).min() > 0.1  # none twice
+    assert len(first["gradients"]) == 20 and same(first["end"], second["end"])
+    assert max(float(p.abs().max()) for p in first["end"]) > 0

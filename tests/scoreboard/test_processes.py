@@ -33,7 +33,7 @@ def test_whose_gradients_cannot_be_shared_is_told(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(lora, "processes", lambda device: Team())
     spec = RunSpec("girsanov/GaussianMixture-v0", "pi-ft", budget=Budget(10), device="cpu", plan=PLAN)
     for begin in (runner.execute, runner.assist):
-        with pytest.raises(ValueError, match="agent must learn by LoraPolicy or LoraScorePolicy to share in several processes"):
+        with pytest.raises(ValueError, match="agent must learn by a LoRA policy of PI-FT to share in several processes"):
             begin(spec, tmp_path)
     assert not spec.folder(tmp_path).exists()
 
