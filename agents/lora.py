@@ -99,7 +99,7 @@ class LoraValuePolicy(LoraControl):
         action_space: of the environment.
         problem: one that offers ``adapted_noise``.
         memory: paths that values are fitted to; their latents are kept, on the device and in checkpoints.
-        gradient_steps: in an iteration.
+        gradient_steps: in an iteration, at most one a transition.
         micro_batch: the most paths that are sampled, and transitions that are differentiated, at once.
         rest: ``temperatures``, and the adapter's settings; see ``LoraControl``.
     """
