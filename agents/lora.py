@@ -180,8 +180,8 @@ class LoraValuePolicy(LoraControl):
         problem: Any = self.problem
         with torch.enable_grad():
             a = self.control(k, x)
+            mean, scale = problem.gaussian_kernel(k, x)  # here, the prediction that the control has just used is at hand
         with torch.no_grad():
-            mean, scale = problem.gaussian_kernel(k, x)
             slope, contexts = torch.zeros_like(a), self._contexts(x)
             for z in (a + noise, a - noise):
                 slope += 0.5 * values.gradient(k, (mean + scale * z).flatten(1), contexts).view_as(a)

@@ -5,7 +5,8 @@
 Counted: the networks are made on torch's ``meta`` device, which knows shapes but does no arithmetic, and every product and
 convolution of a forward and a backward pass is added up; how often each is run in one gradient of PI-FT is observed on a tiny
 pipeline. Measured: gradients of 10 paths of 50 steps by PI-FT on a pipeline of random weights, whose cost is that of the real
-ones, for brightness (``LoraPolicy``) and JPEG size (``LoraScorePolicy``), one micro-batch at a time.
+ones, for brightness (``LoraPolicy``) and JPEG size (the black-box forms), one micro-batch at a time. A gradient of
+``LoraValuePolicy`` is one pass over the paths, in however many steps.
 
 Writes ``results/stable_diffusion_cost.json``; ``measured`` is null where there was no GPU.
 """
@@ -34,7 +35,7 @@ from girsanov.scoreboard.records import provenance, write_json
 
 RESULTS = Path(__file__).parent / "results" / "stable_diffusion_cost.json"
 #: Form of PI-FT and a reward that suits it.
-FORMS = {"LoraPolicy": "brightness", "LoraScorePolicy": "incompressibility"}
+FORMS = {"LoraPolicy": "brightness", "LoraScorePolicy": "incompressibility", "LoraValuePolicy": "incompressibility"}
 
 
 def teraflops(run: Callable[[], Any]) -> float:

@@ -19,9 +19,10 @@ def test_products_are_counted_twice_their_size() -> None:
 
 
 def test_each_step_is_predicted_by_both_networks_under_guidance_as_often_as_the_form_says() -> None:
-    """Two networks, two texts: 4 to sample; the pathwise form differentiates both, the score function the adapted one."""
+    """Two networks, two texts: 4 to sample; the pathwise form differentiates both, the others the adapted one."""
     assert cost.count_passes("LoraPolicy") == {"unet": 4, "unet_with_graph": 4, "decoder": 1, "decoder_with_graph": 1}
-    assert cost.count_passes("LoraScorePolicy") == {"unet": 6, "unet_with_graph": 2, "decoder": 1, "decoder_with_graph": 0}
+    for form in ("LoraScorePolicy", "LoraValuePolicy"):
+        assert cost.count_passes(form) == {"unet": 6, "unet_with_graph": 2, "decoder": 1, "decoder_with_graph": 0}
 
 
 def test_a_gradient_adds_up() -> None:
