@@ -235,16 +235,15 @@ class PolynomialValue(ExponentialValue):
 
     def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """Products of normalised Hermite polynomials of the standardised coordinates."""
-        x = self.standardise(inputs.double())
+        x = self.standardise(inputs.double()).T  # one row a coordinate: rows are gathered much faster than columns
         rows = [torch.ones_like(x), x]
         for order in range(1, self.degree):
             rows.append((x * rows[-1] - math.sqrt(order) * rows[-2]) / math.sqrt(order + 1))
-        columns = torch.stack(rows[1:], 2).flatten(1)  # (n, p * degree)
-        columns = torch.cat([torch.ones_like(columns[:, :1]), columns], 1)
-        product = columns[:, self.slots[:, 0]]
+        factors = torch.cat([rows[0][:1], torch.stack(rows[1:], 1).flatten(0, 1)])  # (1 + p * degree, n)
+        product = factors.index_select(0, self.slots[:, 0])
         for slot in self.slots.T[1:]:
-            product = product * columns[:, slot]
-        return product
+            product = product * factors.index_select(0, slot)
+        return product.T
 
 
 class TrendValue(ExponentialValue):

@@ -206,11 +206,13 @@ class PDE(ProblemAgent):
         clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
         self.logger.record("train/clipped_share", float(clipped))
         if isinstance(self.policy.value, LinearValue):
+            rounds = self.rounds
             if self.policy.value.stepwise:  # fitted from scratch, hence free to follow the data
-                self._place(self.policy.value, Replay.joined(self.rounds))
+                self._place(self.policy.value, Replay.joined(rounds))
             else:
                 self._weigh_rounds()
-            self._solve(self.rounds, cold=self._n_updates == 0)
+                rounds = rounds[::-1]  # the first lends paths to judge by, and near the optimum these judge sharply
+            self._solve(rounds, cold=self._n_updates == 0)
         else:
             self._regress(Replay.joined(self.rounds), self.gradient_steps)
         self._record_error(fresh)

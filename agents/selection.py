@@ -22,7 +22,9 @@ _MOST_COMPARED = 300
 #: Paths that lead near the solution before all are used: at least so many, or the share below of the first part.
 _FIRST, _FIRST_SHARE = 500, 0.25
 #: Observations for each weight that are plenty.
-_PLENTY, _FEW_INDISTINCT = 20, 1.01
+_PLENTY = 20
+#: Held-out residuals within this factor of the least count as equal: where observations are plenty, and where they are few.
+_INDISTINCT, _FEW_INDISTINCT = 1.002, 1.01
 #: By what factor a step may worsen the residual, which is a noisy judge: where observations are plenty, and where they are few.
 _WORSE, _FEW_WORSE = 1.2, 1.02
 
@@ -150,7 +152,6 @@ def fit_linear(
     span: int = 1,
     passes: int = 4,
     cold: bool = True,
-    indistinct: float = 1.002,
     thin: bool = False,
 ) -> Fit:
     """Solve the variational inequality over ``value``'s set, in place, by Gauss-Newton passes over the data.
@@ -158,19 +159,17 @@ def fit_linear(
     What is held out chooses the ridge of every step, from which it learns all the same once the ridge is chosen; a step that
     worsens the residual of the paths at large is shortened.
 
-
     Args:
         value: placed and standardised; its present weights are the start.
         split: the data.
         lookahead: the form.
         incumbent: gives the weights of the held-out residual.
-        ridges: shares of the matrix's mean diagonal, from which the held-out residual chooses.
+        ridges: shares of the matrix's mean diagonal, from which the held-out residual chooses: the smallest that the best does
+            not clearly beat, or, where observations are few for the weights, the largest within one per cent of it.
         max_weight: largest density ratio of one observation.
         span: visits from an observation to its target.
         passes: over the data, at most; at least two.
         cold: start from the expected reward to go.
-        indistinct: held-out residuals within this factor of the least count as equal, and the smallest of these ridges is
-            taken; where observations are few for the weights, the largest within one per cent.
         thin: take some of the first part for the passes before the last (the last two, if there is more than one part).
     """
     judge = Judge(split.held, incumbent, max_weight) if split.held is not None else None
@@ -190,9 +189,7 @@ def fit_linear(
         if judge is not None and not neutral:  # judged by weights that saw only the rest
             order = sorted(ridges, reverse=few)
             scores = judge.compare(value, _step(value, train, order, before))
-            means = [float(score.mean()) for score in scores]
-            limit = min(means) * (_FEW_INDISTINCT if few else indistinct)
-            best = next(j for j, mean in enumerate(means) if not mean > limit)
+            best = _first_good(scores, few)
             ridge, held_out = order[best], scores[best]
         (step,) = _step(value, every, [ridge], before)
         if neutral:  # a start, which may be worse than none where exponentials count
@@ -201,6 +198,14 @@ def fit_linear(
             length = _longest(value, guard, before, step, _FEW_WORSE if few else _WORSE)
             value.weights.copy_(before + length * (step - before))
     return Fit(value, ridge, held_out, every)
+
+
+def _first_good(scores: Sequence[Tensor], few: bool) -> int:
+    """The first candidate that the best does not beat, be it that their difference is small or that it is uncertain."""
+    means = [float(score.mean()) for score in scores]
+    least = min(range(len(means)), key=means.__getitem__)
+    limit = means[least] * (_FEW_INDISTINCT if few else _INDISTINCT)
+    return next(j for j, score in enumerate(scores) if not means[j] > limit or not (few or clearly_less(scores[least], score)))
 
 
 def _longest(value: LinearValue, guard: Judge, before: Tensor, step: Tensor, worse: float) -> float:

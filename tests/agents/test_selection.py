@@ -9,7 +9,7 @@ from girsanov.agents import PDE
 from girsanov.agents.linear_classes import ExponentialValue, KernelValue, LinearValue, PolynomialValue, RadialValue
 from girsanov.agents.lookahead import Observed
 from girsanov.agents.replay import Replay
-from girsanov.agents.selection import Judge, Split, _longest, clearly_less, fit_linear
+from girsanov.agents.selection import Judge, Split, _first_good, _longest, clearly_less, fit_linear
 from girsanov.agents.variational import assemble
 from girsanov.envs.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout
@@ -198,6 +198,34 @@ def test_the_ridge_of_the_least_held_out_residual_is_taken():
     assert scores[1e2] > min(scores.values())  # a choice there is
     assert fit.ridge == min(scores, key=scores.get)
     assert float(fit.held_out.mean()) == pytest.approx(scores[fit.ridge], rel=0.05)
+
+
+def test_a_ridge_must_win_clearly_or_be_first():
+    """Candidates come in the order of preference, with residuals on 200 paths; where data are few one per cent is enough."""
+    noise = torch.randn(200, generator=generator(), dtype=torch.float64)
+    best = torch.ones(200, dtype=torch.float64)
+    uncertain = best + 0.01 + noise - noise.mean()
+    clear = best + 0.01 + 1e-3 * noise
+    close = best + 1e-3
+    assert _first_good([uncertain, close, best], few=False) == 0
+    assert _first_good([clear, close, best], few=False) == 1
+    assert _first_good([uncertain + 0.02, close, best], few=True) == 1
+    assert _first_good([best * math.inf, best], few=False) == 1
+
+
+def test_later_rounds_are_judged_on_paths_near_the_optimum():
+    """Held-out residuals of one's own paths are far smaller, and so tell ridges apart that uncontrolled paths don't."""
+    held_out = []
+
+    class Watched(PDE):
+        def iterate(self):
+            super().iterate()
+            held_out.append(self.logger.name_to_value["train/held_out_residual"])
+
+    problem = LinearQuadratic.damped_rotation(2, steps=20)
+    model = Watched("PolynomialPolicy", problem, seed=0, device="cpu", n_uncontrolled=200, n_trajectories=200)
+    model.learn(400 * 20)
+    assert 0 < held_out[1] < 0.1 * held_out[0]
 
 
 def test_one_ridge_is_judged_on_paths_not_seen_too():
