@@ -6,7 +6,7 @@ Whatever the parameters theta of a control are (their eq. 77 is the case ``u = K
 
 with grad V from the adjoint of the sampled chain (pathwise: what differentiating the chain gives), or, for rewards that are
 black boxes, with ``W_k V_{k+1}(X_{k+1})`` in place of ``J_z^T grad V_{k+1}`` (Stein's identity: the score function).
-``LoraValuePolicy`` in ``lora.py`` has a third way: grad V of a regression.
+``FittedGradient`` has a third way: grad V of a regression.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..envs.problem import Problem, Trajectories
+from ..envs.problem import Problem, Trajectories, at
+from .base import check_range
 from .iteration_policy import IterationPolicy, NetworkControl, some_states
+from .kernel_values import KernelValues
 from .value_gradients import adjoint_sweep, gains, value_gradients
 
 if TYPE_CHECKING:
@@ -66,6 +68,10 @@ class GradientPolicy(IterationPolicy):
             share = [part * (size / n) for part in self.gradient(paths)]
             total = [sum_ + part for sum_, part in zip(total, share, strict=True)] if total else share
         return total
+
+    def of_all_processes(self, rows: Tensor) -> Tensor:
+        """``rows`` of every process that shares the paths, one after the other; here there is one."""
+        return rows
 
     def parts(self, n: int) -> list[int]:
         """Sizes, as even as can be, of the micro-batches that ``n`` paths make.
@@ -125,6 +131,117 @@ class ScoreGradient(GradientPolicy):
                 yield torch.autograd.grad(a, list(self.network.parameters()), rise)
 
 
+class FittedGradient(GradientPolicy):
+    """The gradient of fitted values, for black-box rewards where the transition's noise can be differentiated: Algorithm 1.
+
+    Evaluation: the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by kernel regression on the states.
+    Improvement: one pass over the transitions of the newest paths, in ``gradient_steps`` batches, each with fresh antithetic
+    noise around the control as it is by then. No noise of a return reaches the gradient, as it does with the score function;
+    the price is the regression's bias.
+
+    Args:
+        observation_space: of the environment.
+        action_space: of the environment.
+        problem: what the control steers.
+        temperatures: see IterationPolicy.
+        memory: paths that values are fitted to; their states are kept, on the device and in checkpoints.
+        gradient_steps: in an iteration, at most one a transition; ``micro_batch`` bounds how many are differentiated at once.
+    """
+
+    recent: Tensor  # X_{k+1}, (T, memory, *state_shape)
+    returns: Tensor  # earned from there on, (T, memory)
+    seen: Tensor  # number of paths ever
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        temperatures: float | Sequence[float] | None = None,
+        memory: int = 200,
+        gradient_steps: int = 10,
+    ) -> None:
+        check_range("memory", memory, 2)
+        check_range("gradient_steps", gradient_steps, 1)
+        super().__init__(observation_space, action_space, problem, temperatures)
+        self.gradient_steps = gradient_steps
+        like = some_states(problem)
+        self.register_buffer("recent", like.new_zeros(problem.horizon, memory, *problem.state_shape))
+        self.register_buffer("returns", like.new_zeros(problem.horizon, memory, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forget(self) -> None:
+        """See IterationPolicy."""
+        self.seen.zero_()
+
+    @torch.no_grad()
+    def remember(self, paths: Trajectories) -> None:
+        """Put paths, those of all processes, in the place of the oldest."""
+        earned = torch.cat([gains(paths, self.betas)[1:], paths.terminal_reward[None]])
+        new = paths.states[1:].transpose(0, 1), earned.flip(0).cumsum(0).flip(0).T
+        size = self.returns.shape[1]
+        for table, column in zip((self.recent, self.returns), map(self.of_all_processes, new), strict=True):
+            rows = torch.arange(len(column), device=column.device)[-size:]
+            table[:, (self.seen + rows) % size] = column[rows].transpose(0, 1).to(table.dtype)
+        self.seen += len(column)
+
+    def values(self) -> KernelValues:
+        """``V_{k+1}`` fitted to the paths that are remembered."""
+        n = min(int(self.seen), self.returns.shape[1])
+        states = self.recent[:, :n]
+        flat = torch.stack([self._moved(x).flatten(1) for x in states])
+        return KernelValues(flat, self.returns[:, :n], self._contexts(states[0]))
+
+    def ascent(self, agent: PIFT, n: int) -> Iterator[list[Tensor]]:
+        """See GradientPolicy."""
+        parts: list[Tensor] = []
+        for size in self.parts(n):
+            paths = agent.collect(self.control, size)
+            if agent.n_updates == 0 and not parts:
+                self.start(paths)
+            self.remember(paths)
+            parts.append(paths.states[:-1])
+        states, values = torch.cat(parts, 1), self.values()
+        agent.logger.record("train/value_explained", float(values.explained.mean()))
+        horizon, device = len(states), states.device
+        for rows in torch.randperm(horizon * n, generator=agent.generator, device=device).chunk(self.gradient_steps):
+            total = [torch.zeros_like(p) for p in self.network.parameters()]
+            for some in rows.split(self.micro_batch or len(rows)):
+                x = states.flatten(0, 1)[some]
+                shape = (len(x), *self.problem.noise_shape)
+                noise = torch.randn(shape, generator=agent.generator, device=device, dtype=x.dtype)
+                for sum_, part in zip(total, self._slopes(some // n, x, noise, values), strict=True):
+                    sum_ += part * (horizon / len(rows))
+            yield total
+
+    def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
+        """See GradientPolicy; by the values of the paths that are remembered."""
+        values = self.values()
+        for k, (x, noise) in enumerate(zip(paths.states[:-1], paths.noises, strict=True)):
+            yield self._slopes(torch.full((len(x),), k, device=x.device), x, noise, values)
+
+    def _slopes(self, k: Tensor, x: Tensor, noise: Tensor, values: KernelValues) -> tuple[Tensor, ...]:
+        """``(da / dtheta)^T (J_z^T grad V - beta a)`` at one step and state a row, summed; over both signs of the noise."""
+        contexts = self._contexts(x)
+        with torch.enable_grad():
+            a = self.control(k, x)
+            rise = -at(a.new_tensor(self.betas), k, a) * a.detach()
+            for one in (noise, -noise):
+                z = (a.detach() + one).requires_grad_()
+                ahead = self._moved(self.problem.transition(k, x, z))
+                slope = values.gradient(k, ahead.detach().flatten(1), contexts).view_as(ahead)
+                rise += 0.5 * torch.autograd.grad(ahead, z, slope)[0]
+            return torch.autograd.grad(a, list(self.network.parameters()), rise)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """What of states the noise moves: latents without the number of their prompt."""
+        return self.problem.latents(x) if hasattr(self.problem, "latents") else x
+
+    def _contexts(self, x: Tensor) -> Tensor:
+        index = getattr(self.problem, "prompt_index", None)
+        return index(x) if index else torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+
 class _NetworkGradient(NetworkControl, GradientPolicy):
     def start(self, paths: Trajectories) -> None:
         """Standardise the network's inputs."""
@@ -140,6 +257,12 @@ class ScorePolicy(_NetworkGradient, ScoreGradient):
     """A network that follows the score-function gradient; arguments: ``NetworkControl``'s."""
 
     access = "black-box reward; interaction with the noise seen"  #: less than the other forms', for the scoreboard
+
+
+class FittedPolicy(_NetworkGradient, FittedGradient):
+    """A network that follows the gradient of fitted values; arguments: ``NetworkControl``'s and ``FittedGradient``'s."""
+
+    access = "black-box reward; reference dynamics"
 
 
 class LinearPolicy(IterationPolicy):

@@ -89,6 +89,7 @@ class NetworkControl(IterationPolicy):
         problem: what the control steers.
         hidden: widths of the hidden layers.
         temperatures: see IterationPolicy.
+        rest: of the class that this one is mixed into.
     """
 
     def __init__(
@@ -98,8 +99,9 @@ class NetworkControl(IterationPolicy):
         problem: Problem,
         hidden: Sequence[int] = (256, 256),
         temperatures: float | Sequence[float] | None = None,
+        **rest: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, problem, temperatures)
+        super().__init__(observation_space, action_space, problem, temperatures, **rest)
         with torch.no_grad():
             n_inputs = self.inputs(0, some_states(problem)).shape[1]
         n_time = time_features(torch.zeros(1), 1).shape[1]

@@ -24,7 +24,7 @@ from .base import ControlPolicy, ProblemAgent, check_range, descend
 from .exact_iteration import ExactPolicy
 from .fitted_policies import MlpPolicy, ValuePolicy
 from .functional_iteration import FunctionalPolicy
-from .gradient_policies import LinearPolicy, PathwisePolicy, ScorePolicy
+from .gradient_policies import FittedPolicy, LinearPolicy, PathwisePolicy, ScorePolicy
 from .iteration_policy import IterationPolicy
 from .lora import LoraPolicy, LoraScorePolicy, LoraValuePolicy
 from .regularity import check_temperature, iterate_regularity, linear_quadratic_chain, mixture_chain
@@ -34,12 +34,11 @@ class PIFT(ProblemAgent):
     """Policy iteration by value gradients along the policy's own paths.
 
     Args:
-        policy: ``"MlpPolicy"`` fits the control to the update, ``"ValuePolicy"`` the value function; ``"PathwisePolicy"`` and
-            ``"ScorePolicy"`` take gradient steps of the objective, the latter for black-box rewards; ``"LinearPolicy"`` is
-            linear in features, ``"FunctionalPolicy"`` fits value functions backwards in time, ``"ExactPolicy"`` needs no fit;
-            ``"LoraPolicy"`` and ``"LoraScorePolicy"`` take the same gradient steps with adapters of a diffusers pipeline's
-            own network, and ``"LoraValuePolicy"`` follows a fitted value function, for black-box rewards; or an
-            ``IterationPolicy`` class.
+        policy: ``"MlpPolicy"`` fits the control to the update, ``"ValuePolicy"`` the value function; ``"PathwisePolicy"``,
+            ``"FittedPolicy"`` and ``"ScorePolicy"`` take gradient steps of the objective, the last two for black-box rewards;
+            ``"LinearPolicy"`` is linear in features, ``"FunctionalPolicy"`` fits value functions backwards in time,
+            ``"ExactPolicy"`` needs no fit; ``"LoraPolicy"``, ``"LoraValuePolicy"`` and ``"LoraScorePolicy"`` take the same
+            gradient steps with adapters of a diffusers pipeline's own network; or an ``IterationPolicy`` class.
         env: an environment, a vector environment, a registered id, or a bare Problem whose transition and reward are
             differentiable.
         n_trajectories: paths of the current policy in each iteration; the form's default if absent.
@@ -59,7 +58,7 @@ class PIFT(ProblemAgent):
     policy_aliases: ClassVar[dict[str, Any]] = {
         form.__name__: form
         for form in (
-            *(MlpPolicy, ValuePolicy, PathwisePolicy, ScorePolicy, LinearPolicy, FunctionalPolicy, ExactPolicy),
+            *(MlpPolicy, ValuePolicy, PathwisePolicy, ScorePolicy, FittedPolicy, LinearPolicy, FunctionalPolicy, ExactPolicy),
             *(LoraPolicy, LoraScorePolicy, LoraValuePolicy),
         )
     }

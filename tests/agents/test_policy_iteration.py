@@ -200,7 +200,7 @@ def test_linear_policy_wants_more_paths_than_regressors():
         agent("LinearPolicy", linear_chain(), n_trajectories=7).learn(1)
 
 
-FORMS = pytest.mark.parametrize("policy", ["MlpPolicy", "PathwisePolicy", "ScorePolicy", "LinearPolicy"])
+FORMS = pytest.mark.parametrize("policy", ["MlpPolicy", "PathwisePolicy", "ScorePolicy", "FittedPolicy", "LinearPolicy"])
 
 
 @FORMS
@@ -240,17 +240,20 @@ def reached(model, n=4000) -> float:
     return (objective(problem, model.policy.control, n, g).objective.mean - base) / (problem.optimal_objective() - base)
 
 
-@pytest.mark.parametrize(("policy", "least"), [("PathwisePolicy", 0.9), ("ScorePolicy", 0.8)])
-def test_gradient_forms_learn_a_linear_quadratic_chain(policy, least):
+@pytest.mark.parametrize(
+    ("policy", "iterations", "least"), [("PathwisePolicy", 150, 0.9), ("ScorePolicy", 150, 0.8), ("FittedPolicy", 40, 0.9)]
+)
+def test_gradient_forms_learn_a_linear_quadratic_chain(policy, iterations, least):
     problem = LinearQuadratic.damped_rotation(dimension=3, steps=10)
     model = agent(policy, problem, n_trajectories=20, learning_rate=5e-3, policy_kwargs={"hidden": [64]})
-    assert reached(model.learn(150 * 200)) > least
+    assert reached(model.learn(iterations * 200)) > least
 
 
-def test_the_score_function_needs_no_derivative_and_the_pathwise_gradient_does():
+def test_black_box_forms_need_no_derivative_of_the_reward_and_the_pathwise_gradient_does():
     problem = Curved()
     problem.differentiable = False
-    agent("ScorePolicy", problem, policy_kwargs=SMALL).learn(1)
+    for policy in ("ScorePolicy", "FittedPolicy"):
+        agent(policy, problem, policy_kwargs=SMALL).learn(1)
     with pytest.raises(ValueError, match="gradient of the reward; Curved.terminal_reward"):
         agent("PathwisePolicy", problem, policy_kwargs=SMALL).learn(1)
 
