@@ -12,6 +12,7 @@ alike, those of exploring paths too, and the ridge draws the weights to those of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -21,9 +22,13 @@ from .function_classes import Value
 from .linear_classes import ExponentialValue
 from .lookahead import Lookahead
 from .replay import Replay, spans
-from .selection import Fit, Judge, Split
+from .selection import MOST_HELD, Fit, Judge, Split
 from .variational import System, capped_exp, divergence, log_targets
 
+#: Ridges to choose from, at every step.
+STEPWISE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+#: One-step residuals that need no rescue, and by what factor a rescue must lower larger ones.
+_GOOD, _FAR_BETTER = 1e-2, 0.1
 #: Newton's steps at every step of time; the first is least squares of log f.
 _NEWTON = 3
 #: Least curvature of an observation, as a share of its curvature at the solution: targets far below f would have none.
@@ -81,6 +86,59 @@ def fit_backward(
     observations = torch.tensor(float(every.steps.numel()), dtype=torch.float64)
     empty = value.weights.new_zeros(0)
     return Fit(value, max(chosen), held_out, System(empty, empty, empty, total, observations))
+
+
+def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weight: float) -> bool:
+    """Replace weights that serve all steps where a fit step by step, smoothed over time, does far better.
+
+    Where f varies by many orders of magnitude Newton's step for all times at once has no good start, and the path weights of
+    uncontrolled data leave next to nothing to learn from, or to judge by. The fit step by step needs no path weights; but it
+    extrapolates worse, so it must be better by far. Both are judged by ``one_step_residuals`` of paths that the latter did not
+    see.
+
+    Args:
+        value: fitted, standardised.
+        data: paths; at most the first 5,000 are used.
+        lookahead: the form, best one of little noise: that of its targets is in the residuals.
+        max_weight: largest density ratio of one observation; it matters to nothing but the log.
+
+    Returns:
+        Whether the weights were replaced; never where paths were not seen at every step, or are too few.
+    """
+    if data.steps.shape[1] != value.horizon + 1 or not bool((data.steps.diff(dim=1) == 1).all()):
+        return False
+    split = Split.of([data.at(torch.arange(min(data.n, _SHARE * MOST_HELD), device=data.steps.device))])
+    if split.held is None:
+        return False
+    residual = float(one_step_residuals(value, split.held, lookahead).mean())
+    if residual < _GOOD:
+        return False
+    free, size = copy.deepcopy(value), value.horizon + 1
+    free.stepwise = True
+    free.weights = value.weights.new_zeros(size, value.weights.shape[1])
+    free.time_table = torch.eye(size, dtype=free.weights.dtype, device=free.weights.device)
+    fit_backward(free, Split.of([next(split.train())]), lookahead, value, STEPWISE_RIDGES, max_weight)
+    before = value.weights.clone()
+    value.weights.copy_(value.project(torch.linalg.lstsq(value.time_table, free.weights).solution))
+    better = float(one_step_residuals(value, split.held, lookahead).mean()) < _FAR_BETTER * residual
+    if not better:
+        value.weights.copy_(before)
+    return better
+
+
+@torch.no_grad()
+def one_step_residuals(value: Value, data: Replay, lookahead: Lookahead, rows: int = 1024) -> Tensor:
+    """Mean divergence of f from its own one-step targets over the visits of each path, ``(paths,)`` in float64.
+
+    Every visit counts alike. ``rows`` are evaluated at once.
+    """
+    visits = data.steps.shape[1]
+    row, visit = torch.cartesian_prod(*(torch.arange(n, device=data.steps.device) for n in data.steps.shape)).unbind(1)
+    found = []
+    for r, i in zip(row.split(rows), visit.split(rows), strict=True):
+        batch = spans(data, r, i, (i + 1).clamp(max=visits - 1), value.horizon)
+        found.append(divergence((log_targets(value, batch, data, lookahead) - value.bounded(batch.k, batch.x)).double()))
+    return torch.cat(found).view(data.n, visits).mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 class _Step:

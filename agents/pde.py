@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ..envs.problem import Policy, Trajectories
 from ..envs.recording import RecordedPaths, Recording
-from .backward import fit_backward
+from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .base import ControlPolicy, ProblemAgent, check_range, descend
 from .function_classes import NetworkValue, Value, encode
 from .image_policies import CnnPolicy, StateCnnPolicy
-from .linear_classes import LinearValue
+from .linear_classes import ExponentialValue, LinearValue
 from .lookahead import FreshNoise, Generator, Lookahead, Observed
 from .replay import Replay, Spans, sample_spans, spans
 from .selection import Fit, Split, clearly_less, fit_linear
@@ -395,7 +395,7 @@ class PDE(ProblemAgent):
         policy, first = self.policy, next(iter(parts))
         incumbent = copy.deepcopy(policy.value)
         lookahead = self._lookahead(parts)
-        grid = _STEPWISE_RIDGES if policy.value.stepwise else _RIDGES
+        grid = STEPWISE_RIDGES if policy.value.stepwise else _RIDGES
         ridges = [self.ridge] if self.ridge is not None else grid if self.select else [1e-4]
 
         def fitted(value: Any, split: Split, passes: int, cold: bool) -> Fit:
@@ -420,6 +420,9 @@ class PDE(ProblemAgent):
             self.policy_kwargs = {**self.policy_kwargs, **chosen}
             policy.value, passes, cold = best.value, 8 if best.value.linear_in_weights else 3, False  # proximal steps are short
         fit = fitted(policy.value, Split.of(parts), passes, cold)
+        alike = isinstance(policy.value, ExponentialValue) and not policy.value.stepwise
+        if alike and self.ridge is None and isinstance(lookahead, FreshNoise):
+            rescue(policy.value, first, lookahead, self.max_weight)
         self._n_updates += 1
         self._start_learner()
         self.logger.record("train/ridge", fit.ridge)
@@ -431,7 +434,6 @@ class PDE(ProblemAgent):
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).
 _RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
-_STEPWISE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 class _Parts:

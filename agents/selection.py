@@ -16,7 +16,7 @@ from .replay import Replay, spans
 from .variational import System, assemble, densities, divergence
 
 #: Every fifth path is held out, up to this many.
-_MOST_HELD = 1000
+MOST_HELD = 1000
 #: Paths that settings are fitted to in order to be compared, at most.
 _MOST_COMPARED = 300
 #: Paths that lead near the solution before all are used: at least so many, or the share below of the first part.
@@ -40,7 +40,7 @@ class Split(NamedTuple):
     def of(cls, parts: Iterable[Replay], share: int = 5) -> Split:
         """Hold out every ``share``-th path of the first part, if that leaves enough to judge by."""
         first = next(iter(parts))
-        held = torch.arange(first.n, device=first.steps.device)[share - 1 :: share][:_MOST_HELD]
+        held = torch.arange(first.n, device=first.steps.device)[share - 1 :: share][:MOST_HELD]
         return cls(parts, first.at(held) if len(held) >= 4 and bool(first.seen[held].any()) else None)
 
     @classmethod

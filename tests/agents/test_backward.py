@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from girsanov.agents import PDE
+from girsanov.agents import PDE, pde
+from girsanov.agents.backward import one_step_residuals, rescue
 from girsanov.agents.linear_classes import FourierValue, PolynomialValue
+from girsanov.agents.lookahead import FreshNoise
+from girsanov.agents.replay import Replay
 from girsanov.agents.variational import control_error
 from girsanov.envs.double_well import DoubleWell
 from girsanov.envs.env import ProblemEnv
@@ -133,3 +136,32 @@ def test_bounds_hold_the_rewards_of_every_part(chain):
     high = high._replace(terminal_reward=high.terminal_reward + 50)
     model = PDE("PolynomialPolicy", chain, seed=0, device="cpu", ridge=1e-3).fit([low, high])
     assert float(model.policy.value.bounds[1]) >= float(high.terminal_reward.max()) / chain.temperature - 10
+
+
+# --- weights that serve all steps, where Newton's step fails --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hard() -> LinearQuadratic:
+    """The hard quadratic problem of Domingo-Enrich et al. (2023): no free path is like those of the optimum."""
+    return LinearQuadratic.ornstein_uhlenbeck(6, drift_matrix=1.0, running_matrix=2.0, terminal_matrix=1.0)
+
+
+def test_a_fit_step_by_step_replaces_a_failed_one(hard, monkeypatch):
+    paths = free(hard, 200, seed=2)
+    assert error(PDE("PolynomialPolicy", hard, seed=0, device="cpu").fit(paths), hard) < 1e-3
+    monkeypatch.setattr(pde, "rescue", lambda *_: False)
+    assert error(PDE("PolynomialPolicy", hard, seed=0, device="cpu").fit(paths), hard) > 0.1
+
+
+def test_good_weights_stay_and_wild_ones_go(chain):
+    data = Replay.of(chain, Recording.of(free(chain, 300)))
+    value = PDE("PolynomialPolicy", chain, seed=0, device="cpu").fit(free(chain, 300)).policy.value
+    lookahead, good = FreshNoise(chain, 4, generator()), value.weights.clone()
+    assert float(one_step_residuals(value, data, lookahead).mean()) < 1e-3
+    assert not rescue(value, data, lookahead, 5.0) and torch.equal(value.weights, good)
+    value.weights += torch.randn(good.shape, generator=generator(), dtype=good.dtype)
+    wild = value.weights.clone()
+    assert not rescue(value, data.at(torch.arange(10)), lookahead, 5.0) and torch.equal(value.weights, wild)  # too few paths
+    assert rescue(value, data, lookahead, 5.0)
+    assert float(one_step_residuals(value, data, lookahead).mean()) < 1e-3
