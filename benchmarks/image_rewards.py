@@ -256,8 +256,9 @@ def report(out: Path = RESULTS) -> None:
         "How: `benchmarks/image_rewards.py`.",
     ]
     for model, words in MODELS.items():
-        for price in sorted({line["cell"]["price"] for line in chosen(lines, model=model)}):
-            text += ["", f"## {words}; a nat costs {price:g}", "", *table(chosen(lines, model=model, price=price))]
+        for price, rounds in sorted({(line["cell"]["price"], line["cell"]["rounds"]) for line in chosen(lines, model=model)}):
+            text += ["", f"## {words}; a nat costs {price:g}; {rounds} rounds", ""]
+            text += table(chosen(lines, model=model, price=price, rounds=rounds))
     made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
     write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
     print(out / "report.md")
