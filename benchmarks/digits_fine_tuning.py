@@ -4,7 +4,7 @@
     python benchmarks/digits_fine_tuning.py --parts betas --seeds 0 1
     python benchmarks/digits_fine_tuning.py report
 
-girsanov/Digits-v0; PI-FT is its ``PathwisePolicy``, one step up the gradient of 10 fresh paths an iteration. Five parts:
+girsanov/Digits-v0; PI-FT is its ``PathwisePolicy``, one step up the gradient of 10 fresh paths an iteration. Parts:
 
 * ``queries``: every method for 2,000 reward queries, hence 100,000 environment steps, at beta 0.3, where the bound is
   certified.
@@ -12,15 +12,16 @@ girsanov/Digits-v0; PI-FT is its ``PathwisePolicy``, one step up the gradient of
   their seeds 0.
 * ``betas``: Figure 3 of Han, Razaviyayn and Xu (2025): gradient norm, reward and KL against iterations for five temperatures,
   at a constant learning rate.
-* ``betas-slow``: the same at a quarter of that rate. It was added after the first runs of ``betas``, in which the noise of 10
-  paths drowned the differences that were looked for.
+* ``betas-slow``, ``betas-many``: the same at a quarter of that rate, and with 50 paths an iteration. They were added after runs
+  of the parts before them, in which the noise of 10 paths drowned the differences that were looked for.
 * ``paper``: their Figure 1 at their costs: 1,000 rounds of sampling and 10,000 gradient steps for DPOK, 1,000 gradient steps
   for PI-FT, 10 paths each: 10,000 reward queries both.
 
-When has a run of these two converged? Two answers, both laid down before the first run. As a policy: when the running means
-(of 3 evaluations, 30 iterations) of reward and KL are, and stay, within 10% of the total change of the last one. In what it
-is worth: when that of the objective is, and stays, within 5% of its total gain. A third was added after the runs, as both
-measure each temperature by a yardstick of its own: when the running mean of the KL is, and stays, within one nat of the last.
+When has a run of these converged? Two answers, both laid down before the first run. As a policy: when the running means (of 3
+evaluations: 30 iterations, or 12) of reward and KL are, and stay, within 10% of the total change of the last one. In what it
+is worth: when that of the objective is, and stays, within 5% of its total gain. A third was added after the runs of ``betas``,
+as both measure each temperature by a yardstick of its own: when the running mean of the KL is, and stays, within one nat of the
+last.
 
 The baselines have the settings of ``baselines/hyperparameters.py``. All policies are measured on the same fresh noises.
 Seconds are CPU seconds of one thread in training, evaluation left out.
@@ -69,9 +70,26 @@ RESULTS = Path(__file__).parent / "results" / "digits_fine_tuning"
 ENV = "girsanov/Digits-v0"
 SLOW = 5e-4  # PathwisePolicy has 2e-3
 BETA, QUERIES = 0.3, 2000
-BETAS, ITERATIONS, PATHS = (0.01, 0.03, 0.1, 0.3, 1.0), 150, 10
-SWEEPS = {"betas": "figure3", "betas-slow": "figure3_slow"}  # of beta, and their figures
-PartName = Literal["queries", "seconds", "betas", "betas-slow", "paper"]
+BETAS = (0.01, 0.03, 0.1, 0.3, 1.0)
+PartName = Literal["queries", "seconds", "betas", "betas-slow", "betas-many", "paper"]
+
+
+class Sweep(NamedTuple):
+    """Runs at every temperature."""
+
+    figure: str
+    words: str
+    iterations: int = 150
+    paths: int = 10
+    apart: int = 10  # iterations between evaluations
+    settings: dict[str, Any] = {}
+
+
+SWEEPS = {
+    "betas": Sweep("figure3", "the default learning rate"),
+    "betas-slow": Sweep("figure3_slow", "a quarter of the default learning rate", settings={"learning_rate": SLOW}),
+    "betas-many": Sweep("figure3_many", "the default learning rate", 100, 50, 4, {"n_trajectories": 50}),
+}
 
 
 def pi_ft(problem: Problem, **kwargs: Any) -> BaseAlgorithm:
@@ -116,13 +134,14 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What this part changes."""
         if self.part in SWEEPS:
-            return {"anneal": False, **({"learning_rate": SLOW} if self.part == "betas-slow" else {})}
+            return {"anneal": False, **SWEEPS[self.part].settings}
         return {"n_trajectories": 10, "gradient_steps": 10} if (self.part, self.agent) == ("paper", "dpok") else {}
 
     @property
     def points(self) -> list[int]:
         """Reward queries after which the policy is measured."""
-        apart = 100 if self.part in SWEEPS else 250 if self.queries <= 4 * QUERIES else 1000
+        sweep = SWEEPS.get(self.part)
+        apart = sweep.apart * sweep.paths if sweep else 250 if self.queries <= 4 * QUERIES else 1000
         return [*range(0, self.queries, apart), self.queries]
 
 
@@ -134,8 +153,8 @@ def runs(part: str, seeds: Sequence[int], done: dict[str, dict[str, Any]]) -> li
             made += [Run(part, agent, BETA, QUERIES, seed) for agent in AGENTS]
         if part == "seconds":
             made += [Run(part, agent, BETA, queries, seed) for agent, queries in longer(done).items()]
-        if part in SWEEPS:
-            made += [Run(part, "pi-ft", beta, ITERATIONS * PATHS, seed) for beta in reversed(BETAS)]
+        if sweep := SWEEPS.get(part):
+            made += [Run(part, "pi-ft", beta, sweep.iterations * sweep.paths, seed) for beta in reversed(BETAS)]
         if part == "paper":
             made += [Run(part, agent, BETA, 10_000, seed) for agent in ("pi-ft", "dpok")]
     return made
@@ -222,7 +241,7 @@ def finished(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(
-    parts: tuple[PartName, ...] = ("queries", "betas", "betas-slow", "seconds", "paper"),
+    parts: tuple[PartName, ...] = ("queries", "betas", "betas-slow", "betas-many", "seconds", "paper"),
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     agents: tuple[str, ...] = tuple(AGENTS),
     reference_paths: int = 1 << 14,
@@ -264,7 +283,7 @@ def settled(values: Sequence[float], share: float = 0.0, within: float = 0.0, wi
 def convergence(line: dict[str, Any]) -> dict[str, float]:
     """Iterations until a run of ``betas`` has converged, by all three answers."""
     curve = line["curve"]
-    at = [row["queries"] // PATHS for row in curve]
+    at = [row["queries"] // SWEEPS[line["part"]].paths for row in curve]
     column = {name: [row[name] for row in curve] for name in ("objective", "reward", "kl")}
     policy = max(settled(column["reward"], 0.1), settled(column["kl"], 0.1))
     objective, nat = settled(column["objective"], 0.05), settled(column["kl"], within=1.0)
@@ -321,12 +340,12 @@ def draw_betas(lines: Sequence[dict[str, Any]], path: Path) -> None:
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(norms, 20), 1)
         curves = [(np.arange(len(smooth)) + 20, smooth)]
         for name in ("reward", "kl"):
-            at = [row["queries"] // PATHS for row in group[0]["curve"]]
+            at = [row["queries"] // SWEEPS[group[0]["part"]].paths for row in group[0]["curve"]]
             curves.append((np.array(at), np.median([[row[name] for row in line["curve"]] for line in group], 0)))
         for axes, (x, y) in zip(panels, curves, strict=True):
             axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
     for axes, name in zip(panels, ("gradient norm (running median of 20)", "reward", "KL (nats)"), strict=True):
-        axes.set(xlabel="iterations of 10 paths", title=name)
+        axes.set(xlabel="iterations", title=name)
     panels[0].set_yscale("log")
     panels[2].set_yscale("symlog", linthresh=1)
     panels[2].legend(fontsize=8)
@@ -388,12 +407,14 @@ def report(out: Path = RESULTS) -> None:
     if "seconds" in parts:
         text += ["", "## Equal CPU seconds", "", *score_table(parts["seconds"], queries), ""]
         text.append("Cheaper methods that are missing here were not run; those that are not cheaper need no second run.")
-    for part, name in SWEEPS.items():
+    for part, sweep in SWEEPS.items():
         if part in parts:
-            draw_betas(parts[part], out / f"{name}.png")
-            rate = "a quarter of the default learning rate" if part == "betas-slow" else "the default learning rate"
-            text += ["", f"## Figure 3: {ITERATIONS} iterations of {PATHS} paths at five temperatures, {rate}"]
-            text += ["", *beta_table(parts[part]), "", f"![Figure 3]({name}.png)"]
+            draw_betas(parts[part], out / f"{sweep.figure}.png")
+            text += [
+                "",
+                f"## Figure 3: {sweep.iterations} iterations of {sweep.paths} paths at five temperatures, {sweep.words}",
+            ]
+            text += ["", *beta_table(parts[part]), "", f"![Figure 3]({sweep.figure}.png)"]
     if "paper" in parts:
         text += ["", "## Figure 1: the paper's costs", "", *score_table(parts["paper"], queries), ""]
         text += [line] if (line := draw_samples("paper", ["dpok", "pi-ft"], "the same noises", out)) else []

@@ -28,7 +28,10 @@ def test_convergence_waits_for_reward_and_kl() -> None:
         {"queries": 100 * i, "objective": r - 0.01 * k, "reward": r, "kl": k}
         for i, (r, k) in enumerate(zip(rewards, kls, strict=True))
     ]
-    assert dft.convergence({"curve": curve}) == {"policy": 50, "objective": 30, "nat": 30}  # (1 + 2 + 3) / 3 = 3 - 1
+    for part, paths in (("betas", 10), ("betas-many", 50)):
+        found = dft.convergence({"part": part, "curve": curve})
+        wanted = {"policy": 500 // paths, "objective": 300 // paths, "nat": 300 // paths}  # (1 + 2 + 3) / 3 = 3 - 1
+        assert found == wanted
 
 
 def row(run: dft.Run, **more: Any) -> dict[str, Any]:
