@@ -103,6 +103,7 @@ EXPLORING = {
     "exploration": 1.0,
     "policy_kwargs": SEPARABLE,
 }
+FINER = {"policy_kwargs": {**SEPARABLE, "draws": 4, "iterations": 6}}
 CASES: dict[str, Case] = {
     "chain, observed": Case(
         "LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy", "lookahead": "observed"}, recorded=True
@@ -118,9 +119,8 @@ CASES: dict[str, Case] = {
     },
     "linear": Case("LinearOrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
     "double well": Case("DoubleWell", 0.1, 2400, EXPLORING),
-    "double well, ridge given, 4 pairs": Case(
-        "DoubleWell", 0.1, 2400, {**EXPLORING, "ridge": 1e-6, "policy_kwargs": {**SEPARABLE, "draws": 4, "iterations": 6}}
-    ),
+    "double well, 4 pairs": Case("DoubleWell", 0.1, 2400, {**EXPLORING, **FINER}),
+    "double well, ridge given, 4 pairs": Case("DoubleWell", 0.1, 2400, {**EXPLORING, **FINER, "ridge": 1e-6}),
     "quadratic, easy, network": Case("OrnsteinUhlenbeck", 2e-2, 20_000, NETWORK),
 }
 CLASSES = ("PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy")
