@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..envs.env import problem_of
 from ..envs.problem import Policy, Trajectories
 from ..envs.recording import RecordedPaths, Recording
 from .backward import STEPWISE_RIDGES, fit_backward, rescue
@@ -81,7 +82,8 @@ class PDE(ProblemAgent):
         gradient_penalty: of networks, on the mean square of the control (the energy norm of log f).
         ridge: of linear classes, a share of the matrix's mean diagonal; absent: chosen by held-out variational residual.
         select: choose the linear classes' length scale or width, and the ridge, on paths held out.
-        learning_rate: of AdamW; a number or an SB3 schedule.
+        learning_rate: of AdamW; a number or an SB3 schedule. Absent: the policy's own (``MlpPolicy``: 6e-3, but
+            2e-3 on denoisers; others: 2e-3).
 
     The other arguments are stable-baselines3's.
     """
@@ -118,7 +120,7 @@ class PDE(ProblemAgent):
         self,
         policy: str | type[ControlPolicy] = "MlpPolicy",
         env: Any = None,
-        learning_rate: Any = 2e-3,
+        learning_rate: Any = None,
         n_uncontrolled: int = 100,
         n_trajectories: int = 50,
         adaptive: bool = True,
@@ -171,6 +173,9 @@ class PDE(ProblemAgent):
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
     def _setup_model(self) -> None:
+        if self.learning_rate is None:
+            policy: Any = self.policy_class
+            self.learning_rate = policy.usual_learning_rate(problem_of(self.env))
         super()._setup_model()
         self._start_learner()
 

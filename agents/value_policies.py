@@ -35,6 +35,11 @@ class ValuePolicy(ControlPolicy):
         super().__init__(observation_space, action_space, problem)
         self.value = self.make_value(**{**self.candidates[0], **value_kwargs})
 
+    @classmethod
+    def usual_learning_rate(cls, problem: Problem) -> float:
+        """Of PDE, unless another is given."""
+        return 2e-3
+
     @property
     def n_inputs(self) -> int:
         """Size of an encoded state."""
@@ -62,6 +67,8 @@ class ValueGradientPolicy(ValuePolicy):
     """
 
     lookahead = "fresh"  # the transition is known: the gradient goes through it
+    #: Share of the way that every iteration goes, but for the first, which goes all of it.
+    damping: ClassVar[float] = 1.0
     noise: Tensor
 
     def __init__(
@@ -82,8 +89,9 @@ class ValueGradientPolicy(ValuePolicy):
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See the class."""
         a = x.new_zeros(len(x), *self.problem.noise_shape)
-        for _ in range(self.iterations):
-            a = self._gradient(k, x, a).clamp(-self.action_bound, self.action_bound)
+        for i in range(self.iterations):
+            found = self._gradient(k, x, a).clamp(-self.action_bound, self.action_bound)
+            a = torch.lerp(a, found, self.damping if i else 1.0)
         return a
 
     def _gradient(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
@@ -112,9 +120,43 @@ class ValueGradientPolicy(ValuePolicy):
 
 
 class MlpPolicy(ValueGradientPolicy):
-    """``log f`` is an ensemble of networks."""
+    """``log f`` is an ensemble of networks.
+
+    Where log f curves within one step's noise, its gradient at the uncontrolled mean is far from the best control: it
+    overshoots where log f is concave. So the gradient is averaged over noise around the control; denoisers, whose steps are
+    dear, do without. They learn at a smaller rate, too: a function of the clean estimate changes little along a path, while
+    one of the state must follow it from step to step, which takes more fitting.
+
+    Args:
+        draws: see ValueGradientPolicy; absent: 2, or 0 where the problem offers ``terminal_estimate``.
+        iterations: see ValueGradientPolicy; absent: 3, or 1 where the problem offers ``terminal_estimate``.
+        value_kwargs: arguments of ``NeuralValue``.
+    """
 
     value_class = NeuralValue
+    damping = 0.5  # plain iterations diverge where log f curves by more than one within the noise
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        draws: int | None = None,
+        iterations: int | None = None,
+        **value_kwargs: Any,
+    ) -> None:
+        usual = (0, 1) if _denoises(problem) else (2, 3)
+        draws, iterations = (u if given is None else given for given, u in zip((draws, iterations), usual, strict=True))
+        super().__init__(observation_space, action_space, problem, draws, iterations, **value_kwargs)
+
+    @classmethod
+    def usual_learning_rate(cls, problem: Problem) -> float:
+        """See the class."""
+        return 2e-3 if _denoises(problem) else 6e-3
+
+
+def _denoises(problem: Problem) -> bool:
+    return getattr(problem, "terminal_estimate", None) is not None
 
 
 class LinearPolicy(ValueGradientPolicy):
