@@ -29,6 +29,8 @@ from .variational import System, capped_exp, divergence, log_targets
 STEPWISE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 #: One-step residuals that need no rescue, and by what factor a rescue must lower larger ones.
 _GOOD, _FAR_BETTER = 1e-2, 0.1
+#: Paths that judge a rescue, at most.
+_WITNESSES = 200
 #: Newton's steps at every step of time; the first is least squares of log f.
 _NEWTON = 3
 #: Least curvature of an observation, as a share of its curvature at the solution: targets far below f would have none.
@@ -110,7 +112,8 @@ def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weig
     split = Split.of([data.at(torch.arange(min(data.n, _SHARE * MOST_HELD), device=data.steps.device))])
     if split.held is None:
         return False
-    residual = float(one_step_residuals(value, split.held, lookahead).mean())
+    witnesses = split.held.at(torch.arange(min(split.held.n, _WITNESSES), device=data.steps.device))
+    residual = float(one_step_residuals(value, witnesses, lookahead).mean())
     if residual < _GOOD:
         return False
     free, size = copy.deepcopy(value), value.horizon + 1
@@ -120,7 +123,7 @@ def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weig
     fit_backward(free, Split.of([next(split.train())]), lookahead, value, STEPWISE_RIDGES, max_weight)
     before = value.weights.clone()
     value.weights.copy_(value.project(torch.linalg.lstsq(value.time_table, free.weights).solution))
-    better = float(one_step_residuals(value, split.held, lookahead).mean()) < _FAR_BETTER * residual
+    better = float(one_step_residuals(value, witnesses, lookahead).mean()) < _FAR_BETTER * residual
     if not better:
         value.weights.copy_(before)
     return better

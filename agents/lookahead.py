@@ -30,6 +30,10 @@ class Lookahead(ABC):
     fresh: bool
     generator: torch.Generator | None = None
 
+    def rough(self) -> Lookahead:
+        """A cheaper one for what need only come near the solution; itself if there is none."""
+        return self
+
     @abstractmethod
     def log_value(self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tensor:
         """``log E f_{k'}``, ``(n,)``, from states ``x`` at ``k``; ``later`` are encoded states ``(n, p)`` at ``later_k``."""
@@ -70,6 +74,10 @@ class FreshNoise(Lookahead):
 
     def __init__(self, problem: Problem, pairs: int, generator: torch.Generator) -> None:
         self.problem, self.pairs, self.generator = problem, pairs, generator
+
+    def rough(self) -> FreshNoise:
+        """One pair of draws."""
+        return FreshNoise(self.problem, 1, self.generator)
 
     def branches(self, k: int | Tensor, x: Tensor) -> Tensor:
         """Encoded next states ``(2 pairs, n, p)`` around no control, of float32."""

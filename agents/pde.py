@@ -403,11 +403,11 @@ class PDE(ProblemAgent):
         grid = STEPWISE_RIDGES if policy.value.stepwise else _RIDGES
         ridges = [self.ridge] if self.ridge is not None else grid if self.select else [1e-4]
 
-        def fitted(value: Any, split: Split, passes: int, cold: bool) -> Fit:
+        def fitted(value: Any, split: Split, form: Lookahead, passes: int, cold: bool) -> Fit:
             if value.stepwise:
-                return fit_backward(value, split, lookahead, incumbent, ridges, self.max_weight)
+                return fit_backward(value, split, form, incumbent, ridges, self.max_weight)
             span = round(self.mean_span or 1)
-            return fit_linear(value, split, lookahead, incumbent, ridges, self.max_weight, span, passes, cold, thin=thin)
+            return fit_linear(value, split, form, incumbent, ridges, self.max_weight, span, passes, cold, thin=thin)
 
         given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
         settings = [c for c in policy.candidates if not set(c) & set(given)]
@@ -418,13 +418,13 @@ class PDE(ProblemAgent):
                 value = policy.make_value(**{**setting, **given}).to(self.device)
                 self._place(value, first)
                 value.bounds.copy_(incumbent.bounds)
-                fit = fitted(value, few, 5 if value.linear_in_weights else _COMPARING, True)
+                fit = fitted(value, few, lookahead.rough(), 5 if value.linear_in_weights else _COMPARING, True)
                 if best is None or clearly_less(fit.held_out, best.held_out):  # leave the default, the first, for a reason
                     best, chosen = fit, setting
             assert best is not None
             self.policy_kwargs = {**self.policy_kwargs, **chosen}
-            policy.value, passes, cold = best.value, 8 if best.value.linear_in_weights else 3, False  # proximal steps are short
-        fit = fitted(policy.value, Split.of(parts), passes, cold)
+            policy.value, passes, cold = best.value, 5 if best.value.linear_in_weights else 3, False  # proximal steps are short
+        fit = fitted(policy.value, Split.of(parts), lookahead, passes, cold)
         alike = isinstance(policy.value, ExponentialValue) and not policy.value.stepwise
         if alike and self.ridge is None and isinstance(lookahead, FreshNoise):
             rescue(policy.value, first, lookahead, self.max_weight)

@@ -45,7 +45,7 @@ class Replay(NamedTuple):
         beta, steps = problem.temperature, recording.steps
         visits = zip(steps.unbind(1), recording.states.unbind(1), strict=True)
         with torch.no_grad():
-            inputs = torch.stack([encode(problem, _common(k), x).float() for k, x in visits], 1)
+            inputs = torch.stack([encode(problem, common(k), x).float() for k, x in visits], 1)
         reward = _summed(recording.rewards / beta)
         weight = reward if recording.log_ratios is None else reward + _summed(recording.log_ratios)
         seen = steps[:, -1] == problem.horizon
@@ -64,7 +64,7 @@ class Replay(NamedTuple):
         if not bool((self.steps.diff(dim=1) == 1).all()):
             return self
         visits = zip(self.steps[:, :-1].unbind(1), self.states[:, :-1].unbind(1), strict=True)
-        return self._replace(branches=torch.stack([draw(_common(k), x).transpose(0, 1) for k, x in visits], 1))
+        return self._replace(branches=torch.stack([draw(common(k), x).transpose(0, 1) for k, x in visits], 1))
 
     @staticmethod
     def joined(parts: list[Replay]) -> Replay:
@@ -101,7 +101,7 @@ class Replay(NamedTuple):
         return float(to_go.min()), float(to_go.max())
 
 
-def _common(k: Tensor) -> int | Tensor:
+def common(k: Tensor) -> int | Tensor:
     """The step as one int where all rows share it: problems are faster then."""
     first = int(k[0])
     return first if bool((k == first).all()) else k

@@ -12,7 +12,7 @@ from torch import Tensor
 from .function_classes import Value
 from .linear_classes import LinearValue
 from .lookahead import Lookahead
-from .replay import Replay, spans
+from .replay import Replay, common, spans
 from .variational import System, assemble, densities, divergence
 
 #: Every fifth path is held out, up to this many.
@@ -89,17 +89,18 @@ class Judge:
         data: paths that no judged class was fitted to.
         incumbent: gives the weights, the same for all that are compared.
         max_weight: largest density ratio of one observation.
-        rows: observations judged at once.
+        rows: paths judged at once.
     """
 
-    def __init__(self, data: Replay, incumbent: Value, max_weight: float, rows: int = 8192) -> None:
-        self.paths, self.visits = int(data.seen.sum()), data.steps.shape[1]
-        visit = torch.arange(self.visits, device=data.steps.device)
-        pairs = torch.cartesian_prod(data.seen.nonzero()[:, 0], visit)
+    def __init__(self, data: Replay, incumbent: Value, max_weight: float, rows: int = 1024) -> None:
+        visits = data.steps.shape[1]
+        last = torch.full((rows,), visits - 1, device=data.steps.device)
+        self.paths = data.seen.nonzero()[:, 0].split(rows)
         self.parts = []
-        for row, visit in (part.unbind(1) for part in pairs.split(rows)):
-            part = spans(data, row, visit, torch.full_like(visit, self.visits - 1), incumbent.horizon)
-            self.parts.append((part.k, part.x, part.log_gain, densities(incumbent, part, max_weight)))
+        for row in self.paths:
+            for i, steps in enumerate(data.steps[row].unbind(1)):  # by visit: features of time are then often one row
+                part = spans(data, row, torch.full_like(row, i), last[: len(row)], incumbent.horizon)
+                self.parts.append((common(steps), part.x, part.log_gain, densities(incumbent, part, max_weight)))
 
     @torch.no_grad()
     def residuals(self, value: Value) -> Tensor:
@@ -118,7 +119,10 @@ class Judge:
         return [self._means(column) for column in found]
 
     def _means(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts).view(self.paths, self.visits).mean(1).nan_to_num(nan=math.inf, posinf=math.inf)
+        visits = len(parts) // max(1, len(self.paths))
+        means = [torch.stack(parts[i : i + visits]).mean(0) for i in range(0, len(parts), max(1, visits))]
+        every = torch.cat(means) if means else torch.zeros(0, dtype=torch.float64)
+        return every.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _missed(log_gain: Tensor, log_f: Tensor) -> Tensor:
@@ -156,8 +160,8 @@ def fit_linear(
 ) -> Fit:
     """Solve the variational inequality over ``value``'s set, in place, by Gauss-Newton passes over the data.
 
-    What is held out chooses the ridge of every step, from which it learns all the same once the ridge is chosen; a step that
-    worsens the residual of the paths at large is shortened.
+    What is held out chooses the ridge of the first steps and that of the last, from which it learns all the same once the
+    ridge is chosen; a step that worsens the residual of the paths at large is shortened.
 
     Args:
         value: placed and standardised; its present weights are the start.
@@ -181,12 +185,15 @@ def fit_linear(
         neutral, left = cold and i == 0, passes - 1 - i
         if left and not length:
             continue  # no step helps; whether one does on all data is still to be seen
-        data = some if some is not None and left > split.several else split.train()
-        train = assemble(value, data, lookahead, max_weight, span, neutral)
-        every = train.plus(assemble(value, held, lookahead, max_weight, span, neutral)) if held else train
+        near = some is not None and left > split.several  # a pass that leads near the solution only
+        data: Iterable[Replay] = some if near and some is not None else split.train()
+        form = lookahead.rough() if near or neutral else lookahead
+        train = assemble(value, data, form, max_weight, span, neutral)
+        whole = not held or near
+        every = train if whole else train.plus(assemble(value, held, form, max_weight, span, neutral))
         before = value.weights.clone()
         few = float(train.total) < _PLENTY * value.weights.numel()
-        if judge is not None and not neutral:  # judged by weights that saw only the rest
+        if judge is not None and not neutral and (not len(held_out) or not left):  # judged by weights that saw only the rest
             order = sorted(ridges, reverse=few)
             scores = judge.compare(value, _step(value, train, order, before))
             best = _first_good(scores, few)
