@@ -71,6 +71,7 @@ class FreshNoise(Lookahead):
     """
 
     fresh = True
+    generator: torch.Generator
 
     def __init__(self, problem: Problem, pairs: int, generator: torch.Generator) -> None:
         self.problem, self.pairs, self.generator = problem, pairs, generator
