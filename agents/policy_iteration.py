@@ -26,8 +26,9 @@ from .fitted_policies import MlpPolicy, ValuePolicy
 from .functional_iteration import FunctionalPolicy
 from .gradient_policies import FittedPolicy, LinearPolicy, PathwisePolicy, ScorePolicy
 from .iteration_policy import IterationPolicy
+from .lipschitz import linear_quadratic_chain, mixture_chain
 from .lora import LoraPolicy, LoraScorePolicy, LoraValuePolicy
-from .regularity import check_temperature, iterate_regularity, linear_quadratic_chain, mixture_chain
+from .regularity import check_temperature, iterate_regularity
 
 
 class PIFT(ProblemAgent):

@@ -20,8 +20,9 @@ paper has ``c = E|W| = sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2)``; in operator 
 ``c = E|W_1| = sqrt(2 / pi)`` in every dimension.
 
 For a denoising chain with a score of constants L0_s and L1_s, ``L <= (1 + (1 - alpha) L0_s) / sqrt(alpha)`` and
-``L' <= (1 - alpha) L1_s / sqrt(alpha)``. With these and the paper's c, (14)-(17) come out term by term (``denoising_chain``,
-``score_units``); from the Jacobian of the mean itself, whose two parts largely cancel, much smaller ones (``mixture_chain``).
+``L' <= (1 - alpha) L1_s / sqrt(alpha)``. With these and the paper's c, (14)-(17) come out term by term (``denoising_chain`` of
+``lipschitz``, ``score_units``); from the Jacobian of the mean itself, whose two parts largely cancel, much smaller ones
+(``mixture_chain``).
 
 For the iterates let ``d_m = a^(m+1) - a^(m)``: ``|d_m| <= lambda^m s U_{k+1} / beta``, and by (36)
 
@@ -38,58 +39,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..envs.denoising import Schedule
-from ..envs.gaussian_mixture import GaussianMixture, QuadraticReward
 from ..envs.linear_quadratic import LinearQuadratic
-from ..envs.problem import Problem, device_of, rollout
+from ..envs.problem import Problem
 from .exact_iteration import per_step
+from .lipschitz import Chain, Smoothness, chain_of, product
 
 
 class RegularityWarning(UserWarning):
     """The temperature is below what guarantees that policy iteration converges."""
-
-
-class Smoothness(NamedTuple):
-    """Lipschitz constants of a function and of its gradient (or Jacobian)."""
-
-    function: float
-    gradient: float
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Lipschitz constants of a chain and its rewards, in float64.
-
-    Args:
-        mean: L_k, ``(T,)``.
-        mean_jacobian: L'_k, ``(T,)``.
-        noise: s_k, ``(T,)``.
-        terminal: of y.
-        running: l_k, ``(T,)``; zero if absent.
-        running_gradient: l'_k, ``(T,)``; zero if absent.
-        smoothing: c of the module's docstring.
-        certified: False if the numbers are the largest of a sample, hence too small.
-    """
-
-    mean: Tensor
-    mean_jacobian: Tensor
-    noise: Tensor
-    terminal: Smoothness
-    running: Tensor | None = None
-    running_gradient: Tensor | None = None
-    smoothing: float = math.sqrt(2 / math.pi)
-    certified: bool = True
-
-    @property
-    def horizon(self) -> int:
-        """Number of steps T."""
-        return len(self.mean)
 
 
 class Regularity(NamedTuple):
@@ -136,7 +99,7 @@ def _backwards(chain: Chain, temperatures: float | Sequence[float] | Tensor, rul
     value, values, controls, factors = chain.terminal, [chain.terminal], [], []
     for k in reversed(range(chain.horizon)):
         step = _step(chain, k)
-        factor = _times(step.noise**2 / betas[k], value.gradient)
+        factor = product(step.noise**2 / betas[k], value.gradient)
         if factor < 1:
             value, control = rule(step, betas[k], factor, value)
         else:
@@ -154,24 +117,19 @@ def _step(chain: Chain, k: int) -> _Step:
     return _Step(*constants, chain.smoothing)  # type: ignore[call-arg]
 
 
-def _times(a: float, b: float) -> float:
-    """The product, where nothing times anything is nothing."""
-    return 0.0 if a == 0 or b == 0 else a * b
-
-
 def _optimum(step: _Step, beta: float, factor: float, ahead: Smoothness) -> tuple[Smoothness, Smoothness]:
     lipschitz_y = step.mean / (1 - factor)
-    pull = _times(step.noise, ahead.gradient) / beta  # lambda / s
+    pull = product(step.noise, ahead.gradient) / beta  # lambda / s
     control = pull * lipschitz_y
-    jacobian = _times(ahead.gradient, step.noise * step.mean_jacobian + step.smoothing * lipschitz_y**2)
+    jacobian = product(ahead.gradient, step.noise * step.mean_jacobian + step.smoothing * lipschitz_y**2)
     return (
         Smoothness(
-            step.running + _times(step.mean, ahead.function),
+            step.running + product(step.mean, ahead.function),
             step.running_gradient
-            + _times(step.mean_jacobian, ahead.function)
-            + _times(step.mean * lipschitz_y, ahead.gradient),
+            + product(step.mean_jacobian, ahead.function)
+            + product(step.mean * lipschitz_y, ahead.gradient),
         ),
-        Smoothness(control, _times(1 / beta, jacobian) / (1 - factor) if step.noise else 0.0),
+        Smoothness(control, product(1 / beta, jacobian) / (1 - factor) if step.noise else 0.0),
     )
 
 
@@ -200,9 +158,9 @@ def _iterates(step: _Step, beta: float, factor: float, ahead: Smoothness) -> tup
     excess = beta * (curve * unit + lipschitz_a * move_bend)
     if float(excess.max()) > 0:  # else U_{k+1} may be infinite
         gradient = gradient + excess * ahead.function
-    gradient = gradient + step.running_gradient + _times(step.mean_jacobian, ahead.function)
+    gradient = gradient + step.running_gradient + product(step.mean_jacobian, ahead.function)
     best = max(float(gradient.max()), plain.gradient)
-    return Smoothness(plain.function + _times(beta * value, ahead.function), best), control
+    return Smoothness(plain.function + product(beta * value, ahead.function), best), control
 
 
 def _counts(rest: float) -> Tensor:
@@ -238,10 +196,10 @@ def predicted_errors(chain: Chain, temperatures: float | Sequence[float] | Tenso
             control = error = math.inf
         else:
             ahead, bend = float(bounds.value[k + 1]), float(bounds.value_gradient[k + 1])
-            start = factor**iterations * _times(step.noise, ahead) / beta
-            control = start + _times(step.noise, error) / (beta * (1 - factor))
-            error = _times(step.mean, error + _times(step.noise * bend, control))
-            error += beta * _times(float(bounds.control[k]) * (1 - factor**iterations), start)
+            start = factor**iterations * product(step.noise, ahead) / beta
+            control = start + product(step.noise, error) / (beta * (1 - factor))
+            error = product(step.mean, error + product(step.noise * bend, control))
+            error += beta * product(float(bounds.control[k]) * (1 - factor**iterations), start)
         controls.append(control)
         gradients.append(error)
     return Errors(*(torch.tensor(column[::-1], dtype=torch.float64) for column in (controls, gradients)))
@@ -276,32 +234,11 @@ def temperatures_for(chain: Chain, contraction: float) -> Tensor:
     value, betas = chain.terminal, []
     for k in reversed(range(chain.horizon)):
         step = _step(chain, k)
-        beta = _times(step.noise**2, value.gradient) / contraction
+        beta = product(step.noise**2, value.gradient) / contraction
         betas.append(beta)
         value, _ = _iterates(step, beta, contraction if beta else 0.0, value) if beta else _optimum(step, 1.0, 0.0, value)
     table = torch.tensor(betas[::-1], dtype=torch.float64)
     return torch.where(table > 0, table, table.max())
-
-
-# --- constants of known chains ----------------------------------------------------------------------------------------
-
-
-def linear_quadratic_chain(problem: LinearQuadratic) -> Chain:
-    """Exact: the norms of the matrices. Quadratic rewards have no Lipschitz constant, and need none where means are affine."""
-    norm = lambda table: torch.linalg.matrix_norm(table.double().cpu(), 2)  # noqa: E731
-    bent = norm(problem.running_matrix)
-    slope = problem.running_slope.double().cpu().norm(dim=-1)
-    curvature = float(norm(problem.terminal_matrix))
-    height = math.inf if curvature else float(problem.terminal_slope.double().norm())
-    return Chain(
-        norm(problem.drift_matrix),
-        torch.zeros(problem.horizon, dtype=torch.float64),
-        norm(problem.noise_matrix),
-        Smoothness(height, curvature),
-        torch.where(bent > 0, math.inf, slope),
-        bent,
-        smoothing=0.0,  # gradients of quadratics have constant Jacobians
-    )
 
 
 def quadratic_contraction(problem: LinearQuadratic) -> Tensor:
@@ -310,221 +247,12 @@ def quadratic_contraction(problem: LinearQuadratic) -> Tensor:
     return torch.linalg.matrix_norm(noise.mT @ matrix @ noise, 2) / problem.temperature
 
 
-def denoising_chain(schedule: Schedule, score: Sequence[Smoothness], reward: Smoothness, dimension: int) -> Chain:
-    """The paper's constants: those of a denoising chain from those of its score, eq. (14)-(17).
-
-    Args:
-        schedule: noise tables.
-        score: L0_s and L1_s of each step.
-        reward: L0 and L1 of the terminal reward.
-        dimension: d, for the paper's ``c = E|W|``.
-    """
-    alpha = schedule.alpha.double().cpu()
-    function, gradient = (torch.tensor(column, dtype=torch.float64) for column in zip(*score, strict=True))
-    smoothing = math.sqrt(2) * math.exp(math.lgamma((dimension + 1) / 2) - math.lgamma(dimension / 2))
-    return Chain(
-        (1 + (1 - alpha) * function) / alpha.sqrt(),
-        (1 - alpha) * gradient / alpha.sqrt(),
-        schedule.sigma.double().cpu(),
-        reward,
-        smoothing=smoothing,
-    )
-
-
 def score_units(regularity: Regularity, schedule: Schedule, score: Sequence[Smoothness]) -> tuple[Tensor, Tensor]:
     """L0_u and L1_u, the paper's constants of its control ``u = s + sqrt(alpha) sigma a / (1 - alpha)``, ``(T,)`` each."""
     alpha, sigma = schedule.alpha.double().cpu(), schedule.sigma.double().cpu()
     function, gradient = (torch.tensor(column, dtype=torch.float64) for column in zip(*score, strict=True))
     unit = alpha.sqrt() * sigma / (1 - alpha)
     return function + unit * regularity.control, gradient + unit * regularity.control_jacobian
-
-
-def mixture_score(problem: GaussianMixture) -> list[Smoothness]:
-    """L0_s and L1_s of each step for modes of one width; attained by two modes (L0_s where it is ``1 / v``, too).
-
-    With ``v = alpha_bar std^2 + 1 - alpha_bar`` and responsibilities r, ``D s = -I / v + Cov_r(m) / v^2`` and
-    ``D^2 s = kappa_3(m) / v^3`` for the scaled means m. In any direction these lie in an interval no longer than their
-    diameter D, where variances are at most ``D^2 / 4`` and third central moments at most ``D^3 / (6 sqrt(3))``; a symmetric
-    trilinear form is largest on the diagonal (Banach).
-    """
-    variance, diameter = _mixture_tables(problem)
-    low, high = 1 / variance, diameter.square() / (4 * variance.square()) - 1 / variance
-    bend = diameter**3 / (6 * math.sqrt(3) * variance**3)
-    return [Smoothness(*pair) for pair in zip(torch.maximum(low, high).tolist(), bend.tolist(), strict=True)]
-
-
-def mixture_chain(problem: GaussianMixture) -> Chain:
-    """Certified constants of a mixture of modes of one width, from the spectrum of the mean's Jacobian (see ``mixture_score``).
-
-    ``D mean = (I + (1 - alpha) D s) / sqrt(alpha)`` has eigenvalues between those at ``Cov = 0`` and ``Cov = D^2 / 4``.
-
-    Raises:
-        ValueError: modes of different widths, or a reward whose constants are not known.
-    """
-    variance, diameter = _mixture_tables(problem)
-    alpha = problem.schedule.alpha.double().cpu()
-    low = 1 - (1 - alpha) / variance
-    high = low + (1 - alpha) * diameter.square() / (4 * variance.square())
-    bend = (1 - alpha) * diameter**3 / (6 * math.sqrt(3) * variance**3)
-    return Chain(
-        torch.maximum(low.abs(), high.abs()) / alpha.sqrt(),
-        bend / alpha.sqrt(),
-        problem.schedule.sigma.double().cpu(),
-        reward_smoothness(problem.reward),
-    )
-
-
-def _mixture_tables(problem: GaussianMixture) -> tuple[Tensor, Tensor]:
-    """Variance of the noised modes and diameter of their noised means, ``(T,)`` each."""
-    std = problem.std.double().cpu()
-    if float(std.max()) > float(std.min()):
-        raise ValueError(f"std must be the same for all modes; got {std.tolist()}")
-    bar = problem.schedule.alpha_bar.double().cpu()
-    means = problem.means.double().cpu()
-    return bar * std[0] ** 2 + 1 - bar, bar.sqrt() * torch.cdist(means, means).max()
-
-
-def reward_smoothness(reward: Any) -> Smoothness:
-    """Constants of a ``QuadraticReward``, or of anything that has an attribute ``smoothness`` with its own."""
-    if isinstance(reward, QuadraticReward):
-        curvature = float(torch.linalg.matrix_norm(reward.matrix, 2))
-        return Smoothness(math.inf if curvature else float(reward.slope.norm()), curvature)
-    found = getattr(reward, "smoothness", None)
-    if not isinstance(found, Smoothness):
-        allowed = "a QuadraticReward or have an attribute smoothness of type Smoothness"
-        raise ValueError(f"reward must be {allowed}; got {type(reward).__name__}")
-    return found
-
-
-#: Lipschitz constants of activations and of their derivatives.
-_ACTIVATIONS: dict[type[nn.Module], Smoothness] = {
-    nn.Identity: Smoothness(1.0, 0.0),
-    nn.Flatten: Smoothness(1.0, 0.0),
-    nn.ReLU: Smoothness(1.0, math.inf),
-    nn.Tanh: Smoothness(1.0, 4 / (3 * math.sqrt(3))),
-    nn.Sigmoid: Smoothness(0.25, 1 / (6 * math.sqrt(3))),
-    nn.Softplus: Smoothness(1.0, 0.25),
-    nn.SiLU: Smoothness(1.0998393194985, 0.5),
-}
-
-
-def network_smoothness(network: nn.Sequential) -> Smoothness:
-    """Certified constants of a feed-forward network: products of layer norms (usually far above the truth).
-
-    ``Lip(D(g f)) <= Lip(Dg) Lip(f)^2 + Lip(g) Lip(Df)``. A convolution's norm is at most the sum of those of its taps, and at
-    most that of its reshaped kernel times the root of how many patches a pixel is in.
-
-    Raises:
-        ValueError: a layer of another kind.
-    """
-    total = Smoothness(1.0, 0.0)
-    for layer in network:
-        here = _layer(layer)
-        gradient = _times(here.gradient, total.function**2) + _times(here.function, total.gradient)
-        total = Smoothness(here.function * total.function, gradient)
-    return total
-
-
-def _layer(layer: nn.Module) -> Smoothness:
-    if isinstance(layer, nn.Linear):
-        return Smoothness(float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2)), 0.0)
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and layer.groups == 1:
-        kernel = layer.weight.detach().double()
-        taps = float(torch.linalg.matrix_norm(kernel.flatten(2).permute(2, 0, 1), 2).sum())
-        pairs = zip(layer.kernel_size, layer.stride, strict=True)
-        patches = math.prod(math.ceil(size / stride) for size, stride in pairs)
-        return Smoothness(min(taps, math.sqrt(patches) * float(torch.linalg.matrix_norm(kernel.flatten(1), 2))), 0.0)
-    if type(layer) in _ACTIVATIONS and getattr(layer, "beta", 1) == 1:
-        return _ACTIVATIONS[type(layer)]
-    raise ValueError(f"network must consist of Linear, Conv2d and {[t.__name__ for t in _ACTIVATIONS]}; got {layer}")
-
-
-# --- constants from samples -------------------------------------------------------------------------------------------
-
-
-def estimate_chain(problem: Problem, generator: torch.Generator, n: int = 64, iterations: int = 10) -> Chain:
-    """Constants as the largest seen at states of uncontrolled paths: not certified, the truth is at least as large.
-
-    Norms of Jacobians come from power iteration with automatic differentiation, changes of Jacobians from their difference
-    along pairs of nearby states.
-
-    Args:
-        problem: with a transition and rewards that autograd can follow, whose noise enters additively.
-        generator: of paths and directions.
-        n: paths.
-        iterations: of the power method.
-    """
-    with torch.no_grad():
-        states = rollout(problem, None, n, generator).states
-    zero = states.new_zeros(n, *problem.noise_shape)
-    rows = []
-    for k in range(problem.horizon):
-        x = states[k]
-
-        def moved(x: Tensor, k: int = k) -> Tensor:
-            return problem.transition(k, x, zero)
-
-        def pushed(z: Tensor, k: int = k, x: Tensor = x) -> Tensor:
-            return problem.transition(k, x, z)
-
-        def paid(x: Tensor, k: int = k) -> Tensor:
-            return problem.running_reward(k, x)[:, None]
-
-        mean = _smoothness(moved, x, generator, iterations)
-        noise = _smoothness(pushed, zero, generator, iterations).function
-        running = _smoothness(paid, x, generator, iterations)
-        rows.append((*mean, noise, *running))
-    mean_, jacobian, noise_, running_, bend = torch.tensor(rows, dtype=torch.float64).unbind(1)
-    terminal = _smoothness(lambda x: problem.terminal_reward(x)[:, None], states[-1], generator, iterations)
-    return Chain(mean_, jacobian, noise_, terminal, running_, bend, certified=False)
-
-
-def _smoothness(
-    function: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator, iterations: int, step: float = 1e-2
-) -> Smoothness:
-    """Largest norm of the Jacobian at rows ``x``, and of its change per distance along random directions of length ``step``."""
-
-    def unit(like: Tensor) -> Tensor:
-        draw = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-        return _normalised(draw)
-
-    def push(x: Tensor, v: Tensor) -> Tensor:
-        return torch.func.jvp(function, (x,), (v,))[1]
-
-    def pull(x: Tensor, w: Tensor) -> Tensor:
-        return torch.func.vjp(function, x)[1](w)[0]
-
-    near = x + step * unit(x)
-    norms = []
-    for operator, transpose in (
-        (lambda v: push(x, v), lambda w: pull(x, w)),
-        (lambda v: push(near, v) - push(x, v), lambda w: pull(near, w) - pull(x, w)),
-    ):
-        v = unit(x)
-        for _ in range(iterations):
-            v = _normalised(transpose(operator(v)))
-        norms.append(float(operator(v).flatten(1).norm(dim=1).max()))
-    return Smoothness(norms[0], norms[1] / step)
-
-
-def _normalised(v: Tensor) -> Tensor:
-    length = v.flatten(1).norm(dim=1).clamp(min=1e-30)
-    return v / length.view(-1, *[1] * (v.dim() - 1))
-
-
-# --- what an agent says -----------------------------------------------------------------------------------------------
-
-
-def chain_of(problem: Problem, generator: torch.Generator | None = None) -> Chain:
-    """Certified constants where the problem's kind has them, else estimates on uncontrolled paths."""
-    if isinstance(problem, LinearQuadratic):
-        return linear_quadratic_chain(problem)
-    if isinstance(problem, GaussianMixture):
-        try:
-            return mixture_chain(problem)
-        except ValueError:
-            pass  # modes of several widths, or a reward without constants
-    return estimate_chain(problem, generator or torch.Generator(device_of(problem)).manual_seed(0))
 
 
 def check_temperature(

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..envs.problem import Problem, device_of
 from .base import ControlPolicy
 from .function_classes import EnsembleMLP, NeuralValue, Value, encode, time_features
-from .linear_classes import FourierValue, KernelValue, PolynomialValue, RadialValue
+from .length_scale_classes import FourierValue, KernelValue, RadialValue
+from .linear_classes import PolynomialValue
 
 
 class ValuePolicy(ControlPolicy):

@@ -28,7 +28,8 @@ from resumable import append, command_line, read_lines
 from torch import Tensor
 
 from girsanov.agents.exact_iteration import grid_of, iterate_quadratics, riccati_limit
-from girsanov.agents.regularity import iterate_regularity, mixture_chain, quadratic_contraction, smallest_temperature
+from girsanov.agents.lipschitz import mixture_chain
+from girsanov.agents.regularity import iterate_regularity, quadratic_contraction, smallest_temperature
 from girsanov.envs.denoising import Schedule
 from girsanov.envs.gaussian_mixture import GaussianMixture, QuadraticReward
 from girsanov.envs.linear_quadratic import LinearQuadratic

@@ -5,7 +5,8 @@ import torch
 
 from girsanov.agents import PDE, pde
 from girsanov.agents.backward import one_step_residuals, rescue
-from girsanov.agents.linear_classes import FourierValue, PolynomialValue
+from girsanov.agents.length_scale_classes import FourierValue
+from girsanov.agents.linear_classes import PolynomialValue
 from girsanov.agents.lookahead import FreshNoise
 from girsanov.agents.replay import Replay
 from girsanov.agents.variational import control_error

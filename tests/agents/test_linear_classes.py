@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from girsanov.agents.linear_classes import (
-    ExponentialValue,
-    FourierValue,
-    KernelValue,
-    LinearValue,
-    PolynomialValue,
-    RadialValue,
-    median_distance,
-)
+from girsanov.agents.length_scale_classes import FourierValue, KernelValue, RadialValue, median_distance
+from girsanov.agents.linear_classes import ExponentialValue, LinearValue, PolynomialValue
 
 HORIZON = 6
 

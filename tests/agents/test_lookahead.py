@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from girsanov.agents.function_classes import NeuralValue
-from girsanov.agents.linear_classes import FourierValue, KernelValue, LinearValue, PolynomialValue, RadialValue
+from girsanov.agents.length_scale_classes import FourierValue, KernelValue, RadialValue
+from girsanov.agents.linear_classes import LinearValue, PolynomialValue
 from girsanov.agents.lookahead import FreshNoise, Generator, Lookahead, Observed
 from girsanov.envs.linear_quadratic import LinearQuadratic
 

@@ -13,23 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.agents.exact_iteration import grid_of
-from girsanov.agents.regularity import (
+from girsanov.agents.lipschitz import (
     Chain,
-    RegularityWarning,
     Smoothness,
     chain_of,
-    check_temperature,
     denoising_chain,
     estimate_chain,
-    iterate_regularity,
     linear_quadratic_chain,
     mixture_chain,
     mixture_score,
     network_smoothness,
+    reward_smoothness,
+)
+from girsanov.agents.regularity import (
+    RegularityWarning,
+    check_temperature,
+    iterate_regularity,
     optimum_regularity,
     predicted_errors,
     quadratic_contraction,
-    reward_smoothness,
     score_units,
     smallest_temperature,
     temperatures_for,

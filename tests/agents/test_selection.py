@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from girsanov.agents import PDE
-from girsanov.agents.linear_classes import ExponentialValue, KernelValue, LinearValue, PolynomialValue, RadialValue
+from girsanov.agents.length_scale_classes import KernelValue, RadialValue
+from girsanov.agents.linear_classes import ExponentialValue, LinearValue, PolynomialValue
 from girsanov.agents.lookahead import Observed
 from girsanov.agents.replay import Replay
 from girsanov.agents.selection import Judge, Split, _first_good, _longest, clearly_less, fit_linear

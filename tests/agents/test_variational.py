@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from girsanov.agents.function_classes import NeuralValue
-from girsanov.agents.linear_classes import KernelValue, LinearValue, PolynomialValue, RadialValue
+from girsanov.agents.length_scale_classes import KernelValue, RadialValue
+from girsanov.agents.linear_classes import LinearValue, PolynomialValue
 from girsanov.agents.lookahead import FreshNoise, Generator, Lookahead, Observed
 from girsanov.agents.replay import Replay, sample_spans, spans
 from girsanov.agents.variational import (
