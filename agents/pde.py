@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..envs.env import problem_of
-from ..envs.problem import Policy, Trajectories
-from ..envs.recording import RecordedPaths, Recording
+from ..envs.problem import Policy
+from ..envs.recording import Recording
 from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .base import ControlPolicy, ProblemAgent, check_range, descend
 from .function_classes import NetworkValue, Value, encode
 from .image_policies import CnnPolicy, StateCnnPolicy
 from .linear_classes import ExponentialValue, LinearValue
 from .lookahead import FreshNoise, Generator, Lookahead, Observed
-from .replay import Replay, Spans, sample_spans, spans
+from .replay import Data, Parts, Replay, Spans, sample_spans, spans
 from .selection import Fit, Split, clearly_less, fit_linear
 from .value_policies import (
     FourierPolicy,
@@ -40,9 +39,6 @@ from .value_policies import (
 from .variational import capped_exp, densities, energy_error, log_targets, relative_residual_loss
 
 SelfPDE = TypeVar("SelfPDE", bound="PDE")
-
-#: Anything that ``fit`` learns from.
-Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories | Recording]
 
 _LOOKAHEADS: dict[str, Callable[[PDE], Lookahead]] = {
     "observed": lambda agent: Observed(),
@@ -251,7 +247,7 @@ class PDE(ProblemAgent):
         Raises:
             ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was seen at its end.
         """
-        parts = _Parts(self, data)
+        parts = Parts(data, self.policy.problem, self.device, lambda: self.policy.value.bounds)
         first = next(iter(parts), None)
         if first is None or not bool(first.seen.any()):
             raise ValueError(
@@ -439,42 +435,6 @@ class PDE(ProblemAgent):
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).
 _RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
-
-
-class _Parts:
-    """Anything that ``fit`` takes, as regression data in parts; iterate over it as often as you like."""
-
-    def __init__(self, agent: PDE, data: Any) -> None:
-        self.agent = agent
-        if isinstance(data, (str, os.PathLike)):
-            data = RecordedPaths(data)
-        self.data = [data] if isinstance(data, (Trajectories, Recording)) else data
-        if not hasattr(self.data, "__iter__") or iter(self.data) is self.data:
-            kinds = "Trajectories, a Recording, a file name, or something that can be iterated over again and again"
-            raise ValueError(f"data must be {kinds}; got {type(data).__name__}")
-        self.terminal_rewards = 0
-
-    def __iter__(self) -> Iterator[Replay]:
-        count = 0
-        for part in self.data:
-            recording = Recording.of(part) if isinstance(part, Trajectories) else part
-            if not isinstance(recording, Recording):
-                raise ValueError(f"data must yield Trajectories or Recordings; got {type(recording).__name__}")
-            device = self.agent.device
-            moved: list[Any] = [None if t is None else t.to(device) for t in recording]
-            recording = Recording(*moved)
-            replay = Replay.of(self.agent.policy.problem, recording)
-            count += int(replay.seen.sum())
-            self._widen(replay)
-            yield replay
-        self.terminal_rewards = count
-
-    def _widen(self, replay: Replay) -> None:
-        """Let the bounds of f hold this part's rewards: the agent took them from the first part."""
-        bounds = self.agent.policy.value.bounds
-        if bool(bounds.isfinite().all()) and bool(replay.seen.any()):
-            low, high = replay.bounds
-            bounds.copy_(torch.tensor([min(low, float(bounds[0])), max(high, float(bounds[1]))]))
 
 
 def _bar(total: int, shown: bool) -> Any:

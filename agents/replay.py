@@ -8,15 +8,19 @@ Under any known control everything stays unbiased for the same linear equation, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..envs.problem import Problem
-from ..envs.recording import Recording
+from ..envs.problem import Problem, Trajectories
+from ..envs.recording import RecordedPaths, Recording
 from .function_classes import encode
+
+#: Anything that an agent learns from without an environment.
+Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories | Recording]
 
 
 class Replay(NamedTuple):
@@ -111,6 +115,49 @@ def _summed(parts: Tensor) -> Tensor:
     """Sums of ``parts`` (N, S - 1) before each visit, ``(N, S)``, float32."""
     total = parts.cumsum(1).float()
     return torch.cat([torch.zeros_like(total[:, :1]), total], 1)
+
+
+class Parts:
+    """Recorded data, checked, as regression data in parts; iterate over it as often as you like.
+
+    Args:
+        data: see ``PDE.fit``.
+        problem: where they come from.
+        device: where to put them.
+        bounds: gives the present bounds of log f, which, where they are known already, the rewards of every part widen.
+
+    Raises:
+        ValueError: something else, or something that can be iterated over only once.
+    """
+
+    def __init__(self, data: Any, problem: Problem, device: torch.device, bounds: Callable[[], Tensor]) -> None:
+        self.problem, self.device, self.bounds = problem, device, bounds
+        if isinstance(data, (str, os.PathLike)):
+            data = RecordedPaths(data)
+        self.data = [data] if isinstance(data, (Trajectories, Recording)) else data
+        if not hasattr(self.data, "__iter__") or iter(self.data) is self.data:
+            kinds = "Trajectories, a Recording, a file name, or something that can be iterated over again and again"
+            raise ValueError(f"data must be {kinds}; got {type(data).__name__}")
+        self.terminal_rewards = 0  #: seen in the last iteration
+
+    def __iter__(self) -> Iterator[Replay]:
+        count = 0
+        for part in self.data:
+            recording = Recording.of(part) if isinstance(part, Trajectories) else part
+            if not isinstance(recording, Recording):
+                raise ValueError(f"data must yield Trajectories or Recordings; got {type(recording).__name__}")
+            moved: list[Any] = [None if t is None else t.to(self.device) for t in recording]
+            replay = Replay.of(self.problem, Recording(*moved))
+            count += int(replay.seen.sum())
+            self._widen(replay)
+            yield replay
+        self.terminal_rewards = count
+
+    def _widen(self, replay: Replay) -> None:
+        bounds = self.bounds()
+        if bool(bounds.isfinite().all()) and bool(replay.seen.any()):
+            low, high = replay.bounds
+            bounds.copy_(torch.tensor([min(low, float(bounds[0])), max(high, float(bounds[1]))]))
 
 
 class Spans(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..envs.env import device_of, observe
+from ..baselines.sb3 import deterministic_policy
+from ..envs.env import device_of
 from ..envs.problem import Certificate, Estimate, Objective, Policy, Problem, certificate_of, rollout
 from .records import read_json, write_json
 
@@ -29,26 +30,8 @@ def generator_on(problem: Problem, seed: int) -> torch.Generator:
 
 
 def policy_of(model: Any, problem: Problem) -> Policy:
-    """What an SB3 model does without exploration, as a batched torch policy.
-
-    The same path for every agent: observation, ``policy._predict``, the action space's scale and bounds. A policy that offers
-    its ``control`` (k, x) is asked for that: the same numbers, without the way through an observation.
-    """
-    if model.get_vec_normalize_env() is not None:
-        raise ValueError("model must see observations as they are; got one behind VecNormalize")
-    policy = model.policy
-    if hasattr(policy, "control"):
-        return policy.control
-    low, high = (torch.as_tensor(bound, device=model.device) for bound in (model.action_space.low, model.action_space.high))
-
-    @torch.no_grad()
-    def act(k: int, x: Tensor) -> Tensor:
-        action = policy._predict(observe(problem, k, x).to(model.device), deterministic=True)
-        if policy.squash_output:  # SB3 squashes to [-1, 1]
-            action = low + 0.5 * (action + 1) * (high - low)
-        return action.clamp(low, high).to(x).reshape(x.shape[0], *problem.noise_shape)
-
-    return act
+    """What a model does without exploration, as a batched torch policy: our agents' ``control``, or that of an SB3 model."""
+    return model.policy.control if hasattr(model.policy, "control") else deterministic_policy(model, problem)
 
 
 class Evaluation(NamedTuple):
