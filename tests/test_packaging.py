@@ -99,6 +99,24 @@ def test_every_import_is_a_declared_dependency(requirements: list[Requirement]) 
             assert found & declared, f"{path.relative_to(ROOT)} imports {module}, which no declared dependency provides"
 
 
+def test_imports_point_one_way() -> None:
+    """A folder knows those before it, and none after it."""
+    layers = (*PACKAGES, "train")
+    for path in sources(ROOT):
+        here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if here not in layers:
+            continue
+        later = set(layers[layers.index(here) + 1 :])
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                module = (node.module or "").split(".")
+                if node.level == 0:  # from girsanov.x import y
+                    known = set(module[1:2]) if module[0] == "girsanov" else set()
+                else:  # from ..x import y, from .. import x; one dot stays in the folder
+                    known = set() if node.level == 1 else {module[0]} if module[0] else {alias.name for alias in node.names}
+                assert not known & later, f"{path.relative_to(ROOT)}:{node.lineno} imports {known & later}"
+
+
 def test_the_base_install_is_enough_for_all_but_the_extras(requirements: list[Requirement]) -> None:
     extras = {canonicalize_name(r.name) for r in requirements if r.marker is not None} - {"girsanov"}
     absent = [module for module, names in packages_distributions().items() if {canonicalize_name(n) for n in names} & extras]
