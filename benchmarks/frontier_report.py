@@ -18,6 +18,8 @@ from girsanov.scoreboard.records import check_writable, read_json, write_json, w
 RESULTS = Path(__file__).parent / "results" / "frontier"
 CURVES = "curves.jsonl"
 THRESHOLD = 0.9
+#: Scores that the report also gives the cost of.
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98)
 #: Agents in their order everywhere, as they are called in the report.
 NAMES = {"pde": "PDE (adaptive)", "pde-off": "PDE (off-policy)", "ppo": "PPO", "sac": "SAC"}
 REGRESSION, RL = ("pde", "pde-off"), ("ppo", "sac")
@@ -92,6 +94,7 @@ def summarise(out: Path, runs: Sequence[Finished], threshold: float) -> dict[str
         "threshold": threshold,
         "cells": cells,
         "wins": {unit: [cell[unit]["winner"] for cell in cells] for unit in UNITS},
+        "levels": [row for level in LEVELS for row in _levels(runs, grid, level)],
         "commands": _distinct(end["command"] for end, _ in runs),
         "hardware": _distinct(end["hardware"] for end, _ in runs),
         "versions": _distinct(end["versions"] for end, _ in runs),
@@ -144,6 +147,26 @@ def _agent(group: Sequence[Finished], threshold: float) -> dict[str, Any]:
             "spent": [float(end[unit]) for end, _ in group],  # what a run that never got there has used
         }
     return out
+
+
+def _levels(runs: Sequence[Finished], grid: Sequence[tuple[int, float]], level: float) -> list[dict[str, Any]]:
+    """The cheaper of each side's agents to ``level`` in every cell that either side reaches, and their ratio."""
+    rows = []
+    for d, beta in grid:
+        here = [r for r in runs if (r[0]["settings"]["beta"], r[0]["settings"]["dimension"]) == (beta, d)]
+        groups = {name: [run for run in here if run[0]["settings"]["agent"] == name] for name in NAMES}
+        agents = {name: _agent(group, level) for name, group in groups.items() if group}
+        row: dict[str, Any] = {"beta": beta, "dimension": d, "level": level}
+        for unit in UNITS:
+            for side, names in (("PDE", REGRESSION), ("RL", RL)):
+                figures = [agents[name][unit] for name in names if name in agents]
+                # who was stopped first might have been there next
+                best = min(figures, key=lambda f: min(f["spent"]) if f["median"] is None else f["median"], default=None)
+                row[f"{side} {unit}"] = best
+        sides = [row[f"{side} {unit}"] for unit in UNITS for side in ("PDE", "RL")]
+        if all(sides) and any(figure["median"] is not None for figure in sides):
+            rows.append({**row, **{f"ratio {u}": _ratio(row[f"RL {u}"], row[f"PDE {u}"]) for u in UNITS}})
+    return rows
 
 
 def _finite(value: float) -> float | None:
@@ -246,6 +269,10 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "PPO and SAC have one table of settings for all cells, found at beta 0.5 and d 2 (`baselines/TUNING.md`); PDE has its "
         "defaults. What an agent was told to spend belongs to its curve: PDE anneals its learning rate over its budget. Below "
         "100 reward queries PDE is not evaluated: it begins with that many uncontrolled paths.",
+        "## Other scores",
+        "The cheaper of the two PDE agents, and of PPO and SAC (or whoever of them was stopped before the other got there, "
+        "which bounds the ratio), medians over seeds. Cells that neither side reaches are left out.",
+        _level_table(summary),
         "## References",
         _references(summary),
         _made_with(summary),
@@ -289,6 +316,20 @@ def _table(summary: Mapping[str, Any]) -> str:
             scores = [_score(agent["last_score"]), _score(agent["best_score"])]
             outcomes = ", ".join(dict.fromkeys(agent["outcomes"]))
             lines.append([f"{cell['beta']:g}", str(cell["dimension"]), NAMES[name], reached, *figures, *scores, outcomes])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _level_table(summary: Mapping[str, Any]) -> str:
+    heads = ["d", "beta", "score", *(f"{side}: {word}" for word in UNITS.values() for side in ("PDE", "RL", "RL / PDE"))]
+    lines = [heads, ["---"] * len(heads)]
+    signs = {"equals": "", "at least": "over ", "at most": "under "}
+    for row in sorted(summary["levels"], key=lambda r: (r["dimension"], -r["beta"], r["level"])):
+        line = [str(row["dimension"]), f"{row['beta']:g}", f"{row['level']:g}"]
+        for unit in UNITS:
+            ratio = row[f"ratio {unit}"]
+            line += [_figure(row[f"{side} {unit}"], unit) for side in ("PDE", "RL")]
+            line.append(f"{signs[ratio['bound']]}{_times(ratio['ratio'])}" if ratio else "")
+        lines.append(line)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -260,6 +260,24 @@ def test_ratios_winners_and_words_of_known_curves(tmp_path: Path) -> None:
     assert "never in 1,600 [400, never]" in text
 
 
+def test_the_cost_of_other_scores(tmp_path: Path) -> None:
+    """SAC, stopped after 1,600 queries, may have been there before PPO, which took 3,200: the ratio is a bound."""
+    grid = [0, 100, 200, 400, 800, 1600]
+    summary = summary_of(
+        tmp_path,
+        finished("pde", 0, grid, RISE),
+        finished("ppo", 0, [8 * q for q in grid], RISE),
+        finished("sac", 0, grid, [0.0, 0.6, 0.6, 0.6, 0.6, 0.6]),
+    )
+    low, high = (next(row for row in summary["levels"] if row["level"] == level) for level in (0.5, 0.8))
+    assert low["PDE queries"]["median"] == 200 and low["RL queries"]["median"] == 200  # SAC's
+    assert low["ratio queries"] == {"bound": "equals", "ratio": 1.0}
+    assert high["PDE queries"]["median"] == 400 and high["RL queries"]["median"] is None
+    assert high["ratio queries"] == {"bound": "at least", "ratio": 4.0}
+    assert {row["level"] for row in summary["levels"]} == {0.5, 0.8, 0.9}  # nobody is at 0.95
+    assert "| 2 | 0.5 | 0.8 | 400 | never in 1,600 | over 4.0 times |" in fr.markdown(summary)
+
+
 def test_who_was_stopped_early_is_not_called_beaten(tmp_path: Path) -> None:
     grid = [0, 100, 200, 400, 800, 1600]
     late = [4 * q for q in grid]  # there at 1,600, when regression had been stopped at 800
