@@ -5,8 +5,8 @@
     python benchmarks/pde.py report
 
 Four tables. ``mixture``: girsanov/GaussianMixture-v0 in the plane at three temperatures. ``dimensions``: the same problem in
-2 to 64 dimensions. ``digits``: girsanov/Digits-v0 at two temperatures. ``ablation``: Digits-v0 with one ingredient changed
-at a time.
+2 to 64 dimensions. ``digits``: girsanov/Digits-v0 at two temperatures, and PPO and SAC there with four times the reward
+queries. ``ablation``: Digits-v0 with one ingredient changed at a time.
 
 Scores on the mixture are measured as in frontier.py: against the Donsker-Varadhan bound, estimated by importance sampling;
 the closed form's score on the same scale is the ceiling. Scores on Digits are measured as in ``train.py compare``, against
@@ -30,10 +30,11 @@ from frontier import Reference as MixtureReference
 from resumable import append, command_line, read_lines
 
 from girsanov.agents import PDE
+from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Policy, Problem, rollout
-from girsanov.scoreboard.evaluation import FINAL_SEED, cached_reference, evaluate, generator_on
+from girsanov.scoreboard.evaluation import FINAL_SEED, cached_reference, evaluate, generator_on, policy_of
 from girsanov.scoreboard.records import check_writable, provenance, write_whole
 
 RESULTS = Path(__file__).parent / "results" / "pde"
@@ -61,6 +62,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 _RAW, _SCALED = "states in place of clean estimates", "control scaled by a factor chosen on 200 of the paths"
 _FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1)
+#: Variants that are other agents, with the settings of ``baselines/hyperparameters.py``.
+_RL: dict[str, Callable[..., Any]] = {"PPO": make_ppo, "SAC": make_sac}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Run:
         queries: reward queries.
         seed: of the agent.
         dimension: of the mixture.
-        variant: a name of ``VARIANTS``.
+        variant: a name of ``VARIANTS``, or another agent's.
         action_bound: of the environment.
     """
 
@@ -121,6 +124,7 @@ def runs(tables: Sequence[str], seeds: int) -> list[Run]:
             made += [Run("dimensions", "mixture", 0.5, 1000, seed, d) for d in (2, 8, 32, 64)]
         if "digits" in tables:
             made += [Run("digits", "digits", beta, q, seed, 64) for beta, q in ((0.3, 1000), (0.3, 2000), (1.0, 1000))]
+            made += [Run("digits", "digits", beta, 4000, seed, 64, name) for name in _RL for beta in (0.3, 1.0)]
         if "ablation" in tables:
             made += [Run("ablation", "digits", 0.3, 1000, seed, 64, v) for v in VARIANTS]
     return made
@@ -152,12 +156,16 @@ def execute(run: Run, out: Path, reference_paths: int) -> dict[str, Any]:
     """Learn, then measure on fresh paths."""
     torch.set_num_threads(1)
     problem = problem_of(run)
-    settings = {"policy": "MlpPolicy", **{**VARIANTS, **SETTINGS}[run.variant]}
-    agent = PDE(env=ProblemEnv(problem, action_bound=run.action_bound), seed=run.seed, device="cpu", **settings)
+    env = ProblemEnv(problem, action_bound=run.action_bound)
+    if run.variant in _RL:
+        agent: Any = _RL[run.variant](env, seed=run.seed, device="cpu")
+    else:
+        settings = {"policy": "MlpPolicy", **{**VARIANTS, **SETTINGS}[run.variant]}
+        agent = PDE(env=env, seed=run.seed, device="cpu", **settings)
     began = time.process_time()
     chosen = 200 if run.variant == _SCALED else 0
     agent.learn((run.queries - chosen) * problem.horizon)
-    policy: Policy = agent.policy.control
+    policy: Policy = policy_of(agent, problem)
     if chosen:
         policy = scaled(problem, policy, chosen // len(_FACTORS), seed=10_000 + run.seed)
     seconds = time.process_time() - began
@@ -184,6 +192,7 @@ def run(
     tables: tuple[Table, ...] = ("mixture", "dimensions", "digits", "ablation"),
     seeds: int = 5,
     reference_paths: int = 1 << 16,
+    only: str = "",
     out: Path = RESULTS,
 ) -> None:
     """Make every run that is not finished.
@@ -192,12 +201,13 @@ def run(
         tables: which.
         seeds: 0, 1, ... of each row.
         reference_paths: behind the bound of each problem; a quarter of them on Digits.
+        only: runs whose name holds this, such as ``beta0.3-1000`` or ``SAC``.
         out: folder of everything.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1; got {seeds}")
     check_writable(out)
-    todo = [run for run in runs(tables, seeds) if run.name not in done(out)]
+    todo = [run for run in runs(tables, seeds) if only in run.name and run.name not in done(out)]
     command = shlex.join(["python", "benchmarks/pde.py", *sys.argv[1:]])
     for number, one in enumerate(todo, 1):
         found = execute(one, out, reference_paths)
@@ -222,7 +232,9 @@ def report(out: Path = RESULTS) -> None:
             + (f", {x['variant']}" if x["variant"] != "default" else "")
         ),
         "dimensions": lambda x: f"d = {x['dimension']}, beta {x['beta']:g}, {x['queries']:,} queries",
-        "digits": lambda x: f"beta {x['beta']:g}, {x['queries']:,} queries",
+        "digits": lambda x: (
+            (f"{x['variant']}, " if x["variant"] in _RL else "") + f"beta {x['beta']:g}, {x['queries']:,} queries"
+        ),
         "ablation": lambda x: x["variant"],
     }
     for table, head in heads.items():
