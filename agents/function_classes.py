@@ -146,8 +146,10 @@ class NeuralValue(NetworkValue):
     def __init__(self, n_inputs: int, horizon: int, hidden: Sequence[int] = (128, 128), members: int = 2) -> None:
         super().__init__(n_inputs, horizon)
         self.network = EnsembleMLP(n_inputs + 1 + 2 * _FREQUENCIES, 1, hidden, members)
+        self.register_buffer("unit", torch.ones(()))  # nats
+        self.unit: Tensor
 
     def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """See NetworkValue."""
         time = time_features(self.clock[k], len(inputs))
-        return self.network(torch.cat([self.standardise(inputs), time], 1))[..., 0] + self.offset
+        return self.unit * self.network(torch.cat([self.standardise(inputs), time], 1))[..., 0] + self.offset

@@ -21,8 +21,9 @@ from ..envs.problem import Policy
 from ..envs.recording import Recording
 from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .base import ControlPolicy, ProblemAgent, check_range, descend
-from .function_classes import NetworkValue, Value, encode
+from .function_classes import NetworkValue, NeuralValue, Value, encode
 from .image_policies import CnnPolicy, StateCnnPolicy
+from .learned_transition import ModelPolicy
 from .linear_classes import ExponentialValue, LinearValue
 from .lookahead import FreshNoise, Generator, Lookahead, Observed
 from .replay import Data, Parts, Replay, Spans, sample_spans, spans
@@ -54,7 +55,8 @@ class PDE(ProblemAgent):
         policy: the function class of ``log f``: ``"MlpPolicy"`` (networks), ``"CnnPolicy"`` and ``"StateCnnPolicy"``
             (convolutional, for images and latents; see ``image_policies``), ``"PolynomialPolicy"``, ``"FourierPolicy"``,
             ``"KernelPolicy"`` (Nystrom) or ``"RadialPolicy"`` (positive radial bases), whose gradient through the transition
-            is the control; ``"NoisePolicy"`` (networks) where it can't be differentiated; or a ``ValuePolicy`` class.
+            is the control; where it can't be differentiated ``"ModelPolicy"`` (networks, one of them a learned transition) or
+            ``"NoisePolicy"`` (a regression of the noise); or a ``ValuePolicy`` class.
         env: an environment, a vector environment, a registered id, or a bare Problem. The reward is a black box.
         n_uncontrolled: paths gathered without control in the first round.
         n_trajectories: paths gathered in each later round.
@@ -93,6 +95,7 @@ class PDE(ProblemAgent):
         "KernelPolicy": KernelPolicy,
         "RadialPolicy": RadialPolicy,
         "NoisePolicy": NoisePolicy,
+        "ModelPolicy": ModelPolicy,
     }
     policy: ValuePolicy
     draws: int
@@ -215,7 +218,9 @@ class PDE(ProblemAgent):
                 rounds = rounds[::-1]  # the first lends paths to judge by, and near the optimum these judge sharply
             self._solve(rounds, cold=self._n_updates == 0)
         else:
-            self._regress(Replay.joined(self.rounds), self.gradient_steps)
+            every = Replay.joined(self.rounds)
+            self._prepare(every, anew=self._n_updates == 0)
+            self._regress(every, self.gradient_steps)
         self._record_error(fresh)
 
     def _explored(self, control: Policy | None, n: int) -> Policy | None:
@@ -262,6 +267,7 @@ class PDE(ProblemAgent):
             every = self._branched(Replay.joined(list(parts)))
             self.policy.value.bounds.copy_(torch.tensor(every.bounds))
             self.learner.load_state_dict(self._trained().state_dict())
+            self._prepare(every, anew=self._n_updates == 0)
             chunk = max(1, gradient_steps // 100)
             bar = _bar(gradient_steps, progress_bar)
             for done in range(0, gradient_steps, chunk):
@@ -323,16 +329,46 @@ class PDE(ProblemAgent):
         value.standardise.fit(data.inputs.flatten(0, 1))
         value.wind(data.steps, data.inputs)
         value.offset.copy_(log_returns.logsumexp(0) - math.log(len(log_returns)))
+        if isinstance(value, NeuralValue) and self.policy.warm and len(log_returns) > 1:
+            value.unit.copy_(log_returns.std().clamp(min=1.0))
         if isinstance(value, LinearValue):
             value.weights.zero_()
             value.place(data.steps.flatten(), data.inputs.flatten(0, 1), self.generator)
+
+    def _prepare(self, data: Replay, anew: bool) -> None:
+        """What networks learn before log f follows its equation."""
+        if self.policy.needs_noise and (data.noises is None or data.controls is None):
+            name = type(self.policy).__name__
+            raise ValueError(f"data must hold noises and controls of every step for {name}; got a recording without")
+        for name, number in self.policy.prepare(data, anew, self.generator).items():
+            self.logger.record(name, number)
+        if anew and self.policy.warm:
+            self._warm_up(data)
+
+    def _warm_up(self, data: Replay, steps: int = 150) -> None:
+        """Start log f from the expected reward to go, as linear classes do.
+
+        Single steps take very many gradient steps to carry a reward from the horizon to the start, where it is paid on the way.
+        """
+        learner = self.learner["value"]
+        assert self.optimizer is not None and isinstance(learner, NetworkValue)
+        self.set_learning_rate(self.optimizer)
+        to_go = (data.log_reward[:, -1] + data.log_terminal)[:, None] - data.log_reward
+        seen = data.seen.nonzero()[:, 0]
+        for _ in range(steps):
+            size, device = (self.batch_size,), seen.device
+            row = seen[torch.randint(len(seen), size, generator=self.generator, device=device)]
+            visit = torch.randint(data.steps.shape[1], size, generator=self.generator, device=device)
+            guess = learner.members(data.steps[row, visit], data.inputs[row, visit])
+            loss = 0.5 * (to_go[row, visit] - guess).square().mean()
+            descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
 
     def _regress(self, data: Replay, gradient_steps: int) -> None:
         average, learner = self.policy.value, self.learner["value"]
         assert self.optimizer is not None and isinstance(learner, NetworkValue)
         self.set_learning_rate(self.optimizer)
         lookahead = self._lookahead([data])
-        mean_span = 1.0 if lookahead.fresh else self.mean_span or 5.0
+        mean_span = 1.0 if lookahead.fresh else self.mean_span or self.policy.mean_span
         held = average.bounds
         total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for _ in range(gradient_steps):
@@ -376,8 +412,7 @@ class PDE(ProblemAgent):
 
     def _noise_loss(self, data: Replay) -> Tensor:
         """Weighted square distance of the control to its sampled optimum (see NoisePolicy)."""
-        if data.noises is None or data.controls is None:
-            raise ValueError("data must hold noises and controls of every step for NoisePolicy; got a recording without")
+        assert data.noises is not None and data.controls is not None
         n, visits = data.steps.shape
         row = torch.randint(n, (self.batch_size,), generator=self.generator, device=self.device)
         visit = torch.randint(visits - 1, (self.batch_size,), generator=self.generator, device=self.device)

@@ -14,6 +14,7 @@ from .base import ControlPolicy
 from .function_classes import EnsembleMLP, NeuralValue, Value, encode, time_features
 from .length_scale_classes import FourierValue, KernelValue, RadialValue
 from .linear_classes import PolynomialValue
+from .replay import Replay
 
 
 class ValuePolicy(ControlPolicy):
@@ -28,6 +29,13 @@ class ValuePolicy(ControlPolicy):
     candidates: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     #: The lookahead that suits the class where the data hold every step (see PDE).
     lookahead: ClassVar[str] = "observed"
+    #: Mean distance to an observed target, in visits, that suits the class (see PDE).
+    mean_span: ClassVar[float] = 5.0
+    #: Whether it learns from the noises and controls of every step.
+    needs_noise: ClassVar[bool] = False
+    #: Whether networks start from the expected reward to go, in units of the returns' standard deviation: for rewards that are
+    #: paid on the way and may span hundreds of temperatures.
+    warm: ClassVar[bool] = False
     value: Any
 
     def __init__(
@@ -47,6 +55,10 @@ class ValuePolicy(ControlPolicy):
         with torch.no_grad():
             x = self.problem.initial(2, torch.Generator(device_of(self.problem)).manual_seed(0))
             return encode(self.problem, 0, x).shape[1]
+
+    def prepare(self, data: Replay, anew: bool, generator: torch.Generator) -> dict[str, float]:
+        """What is to be learnt of all paths before log f in each round (``anew``: in the first), with what is to be logged."""
+        return {}
 
     def make_value(self, **kwargs: Any) -> Value:
         """A new value of the policy's class."""
@@ -70,6 +82,8 @@ class ValueGradientPolicy(ValuePolicy):
     lookahead = "fresh"  # the transition is known: the gradient goes through it
     #: Share of the way that every iteration goes, but for the first, which goes all of it.
     damping: ClassVar[float] = 1.0
+    #: Shorten iterations by the curvature that the draws show instead.
+    newton: ClassVar[bool] = False
     noise: Tensor
 
     def __init__(
@@ -90,10 +104,38 @@ class ValueGradientPolicy(ValuePolicy):
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See the class."""
         a = x.new_zeros(len(x), *self.problem.noise_shape)
+        if self.newton and self.draws:
+            return self._by_newton(k, x, a)
         for i in range(self.iterations):
             found = self._gradient(k, x, a).clamp(-self.action_bound, self.action_bound)
             a = torch.lerp(a, found, self.damping if i else 1.0)
         return a
+
+    def _by_newton(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
+        """Newton's steps on ``a = E_W grad_z log f(F(x, a + W))``, with one curvature for all directions.
+
+        Minus that is the mean of ``(g(a + W) - g(a - W)).W / 2|W|^2`` over the draws, g the gradient: one step is exact for a
+        parabola in one dimension. Where log f is convex the plain iteration is kept, which goes uphill.
+        """
+        half = self.noise[: self.draws].to(x)[:, None]
+        dimensions = tuple(range(2, half.dim()))
+        for _ in range(self.iterations):
+            slopes = self._slopes(k, x, a)
+            turned = ((slopes[: self.draws] - slopes[self.draws :]) * half).sum(dimensions).mean(0)
+            curvature = -turned / (2 * half.square().sum(dimensions).mean(0))
+            length = 1 / (1 + curvature.clamp(min=0)).view(-1, *[1] * (a.dim() - 1))
+            a = (a + length * (slopes.mean(0) - a)).clamp(-self.action_bound, self.action_bound)
+        return a
+
+    def _slopes(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
+        """The gradient of log f by the noise at ``a`` plus every draw, ``(2 draws, n, *noise_shape)``."""
+        copies = 2 * self.draws
+        with torch.enable_grad():
+            z = (a + self.noise.to(x)[:, None]).flatten(0, 1).requires_grad_()
+            steps = k if isinstance(k, int) else k.repeat(copies)
+            total = self._log_f(steps, x.repeat(copies, *[1] * (x.dim() - 1)), z).sum()
+            (slopes,) = torch.autograd.grad(total, z)
+        return slopes.view(copies, *a.shape)
 
     def _gradient(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
         n, copies = len(x), 2 * self.draws
@@ -102,22 +144,26 @@ class ValueGradientPolicy(ValuePolicy):
             if copies:
                 noisy = (z + self.noise.to(x)[:, None]).flatten(0, 1)
                 steps = k if isinstance(k, int) else k.repeat(copies)
-                later = self.problem.transition(steps, x.repeat(copies, *[1] * (x.dim() - 1)), noisy)
-                log_f = self._log_f(steps + 1, later).view(-1, n)
+                log_f = self._log_f(steps, x.repeat(copies, *[1] * (x.dim() - 1)), noisy).view(-1, n)
                 total = (log_f.logsumexp(0) if self.iterations == 1 else log_f.mean(0)).sum()
             else:
-                total = self._log_f(k + 1, self.problem.transition(k, x, z)).sum()
+                total = self._log_f(k, x, z).sum()
             (gradient,) = torch.autograd.grad(total, z)
         return gradient
 
-    def _log_f(self, k: int | Tensor, x: Tensor) -> Tensor:
-        if not x.requires_grad:
+    def later(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """The encoded next states that the gradient goes through, ``(n, p)``."""
+        return encode(self.problem, k + 1, self.problem.transition(k, x, z)).float()
+
+    def _log_f(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
+        later = self.later(k, x, z)
+        if not later.requires_grad:
             name = type(self.problem).__name__
             raise ValueError(
                 f"{type(self).__name__} needs a transition that autograd can follow; {name}'s is not "
-                "(policy='NoisePolicy' regresses the noise instead)"
+                "(policy='ModelPolicy' learns one, 'NoisePolicy' regresses the noise instead)"
             )
-        return self.value(k, encode(self.problem, k, x).float())
+        return self.value(k + 1, later)
 
 
 class MlpPolicy(ValueGradientPolicy):
@@ -218,6 +264,7 @@ class NoisePolicy(ValuePolicy):
     """
 
     value_class = NeuralValue
+    needs_noise = True
     access = "black-box reward; interaction with the noise seen"  #: less than the other policies', for the scoreboard
 
     def __init__(

@@ -43,7 +43,7 @@ def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgor
 
     if policy is None and hasattr(env.problem, "adapted_noise"):  # latents or images of a diffusers pipeline
         policy = "CnnPolicy"
-    return PDE(policy or ("MlpPolicy" if slopes_of(env.problem).transition else "NoisePolicy"), env, **kwargs)
+    return PDE(policy or ("MlpPolicy" if slopes_of(env.problem).transition else "ModelPolicy"), env, **kwargs)
 
 
 def _pi_ft(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:

@@ -18,6 +18,7 @@ POLICIES = {
     "KernelPolicy": {"centres": 10, "times": 3},
     "RadialPolicy": {"centres": 15},
     "NoisePolicy": {"hidden": [16], "control_hidden": [16]},
+    "ModelPolicy": {"hidden": [16], "model_hidden": [16], "model_steps": 5},
 }
 SMALL = {"hidden": [32, 32], "control_hidden": [32, 32]}
 EVERY = pytest.mark.parametrize("policy", list(POLICIES))
@@ -251,7 +252,7 @@ def test_noise_policy_fits_recorded_paths_of_a_black_box():
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "PolynomialPolicy", "RadialPolicy"])
 def test_gradient_policies_refuse_a_black_box(policy):
-    with pytest.raises(ValueError, match="needs a transition that autograd can follow; BlackBox's is not .*NoisePolicy"):
+    with pytest.raises(ValueError, match="needs a transition that autograd can follow; BlackBox's is not .*ModelPolicy"):
         agent(policy, black_box(), n_uncontrolled=20, n_trajectories=10).learn(10 * 40)
 
 
@@ -327,7 +328,7 @@ def test_few_steps(policy, horizon):
     """Fewer times than features of time."""
     problem = Toy("plain", horizon)
     holds(agent(policy, problem, select=False).fit(whole(problem, 25), gradient_steps=5))
-    if policy != "NoisePolicy":
+    if policy not in ("NoisePolicy", "ModelPolicy"):
         sparse = Recording.of(whole(problem, 25)).at_random_times(1, generator())
         holds(agent(policy, problem).fit(sparse, gradient_steps=5))
 

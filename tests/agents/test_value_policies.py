@@ -1,10 +1,13 @@
 """Controls that networks make: the gradient of log f where it curves within one step's noise."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from girsanov.agents import PDE
+from girsanov.agents.value_policies import MlpPolicy
 from girsanov.envs import make_problem
 from girsanov.envs.control_affine import ControlAffine
 
@@ -20,7 +23,11 @@ class Parabola(nn.Module):
         return (self.slope * x - 0.5 * self.curvature * x.square()).sum(1)
 
 
-def control(curvature: float, **policy_kwargs: int) -> float:
+class NewtonPolicy(MlpPolicy):
+    newton = True
+
+
+def control(curvature: float, policy_class: Any = "MlpPolicy", **policy_kwargs: int) -> float:
     """Of ``x' = x + a + W`` at x = 0, with a slope of 0.6."""
     walk = ControlAffine(
         drift=lambda t, q: 0 * q,
@@ -31,7 +38,7 @@ def control(curvature: float, **policy_kwargs: int) -> float:
         horizon=2,
         temperature=1.0,
     )
-    policy = PDE("MlpPolicy", walk, seed=0, device="cpu", policy_kwargs=policy_kwargs).policy
+    policy = PDE(policy_class, walk, seed=0, device="cpu", policy_kwargs=policy_kwargs).policy
     policy.value = Parabola(0.6, curvature)
     return float(policy.control(0, torch.zeros(1, 1)))
 
@@ -44,6 +51,14 @@ def test_networks_curved_within_the_noise_do_not_overshoot(curvature: float) -> 
     assert once > 0.15 or not curvature
     assert abs(control(curvature) - best) <= 0.5 * once + 1e-4
     assert control(curvature, iterations=30) == pytest.approx(best, abs=1e-3)
+
+
+@pytest.mark.parametrize("curvature", [0.0, 0.5, 1.5, 4.0])
+def test_one_newton_step_is_exact_for_a_parabola(curvature: float) -> None:
+    """However it curves: the damped iteration is off by more than 0.1 after three steps at a curvature of 4."""
+    best = 0.6 / (1 + curvature)
+    assert control(curvature, NewtonPolicy, iterations=1) == pytest.approx(best, abs=1e-4)
+    assert curvature < 4 or abs(control(curvature, iterations=3) - best) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_what_autograd_can_follow_is_found_by_trying() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "pde", "pi_ft"), [("Pendulum", "MlpPolicy", "MlpPolicy"), ("Reacher", "NoisePolicy", "ScorePolicy")]
+    ("env_id", "pde", "pi_ft"), [("Pendulum", "MlpPolicy", "MlpPolicy"), ("Reacher", "ModelPolicy", "ScorePolicy")]
 )
 def test_the_policy_that_suits_the_problem(env_id: str, pde: str, pi_ft: str) -> None:
     pytest.importorskip("mujoco")
