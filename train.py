@@ -244,7 +244,7 @@ def pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
 def _configured(arguments: Sequence[str]) -> Any:
     """``run``, with the settings of the file that ``--config`` names as its defaults."""
     given = [
-        a.partition("=")[2] or b for a, b in zip(arguments, [*arguments[1:], ""], strict=True) if a.split("=")[0] == "--config"
+        a.partition("=")[2] or b for a, b in zip(arguments, [*arguments, ""][1:], strict=True) if a.split("=")[0] == "--config"
     ]
     if not (given and given[-1]):
         return run

@@ -166,7 +166,10 @@ class RunFolder:
         if not self.progress.is_file():
             return []
         lines = self.progress.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise ValueError(f"{self.progress} is corrupt: {error}") from error
 
 
 @contextlib.contextmanager

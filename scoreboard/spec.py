@@ -123,6 +123,11 @@ class RunSpec:
             raise ValueError(f"config must be a readable JSON file; got {str(path)!r} ({error})") from error
         try:
             values.pop("about", None)
+            for name in ("env_kwargs", "agent_kwargs"):
+                if not isinstance(values.get(name, {}), dict):
+                    raise TypeError(f"{name} must be an object; got {values[name]!r}")
+            if not isinstance(values.get("seed", 0), int):
+                raise TypeError(f"seed must be an integer; got {values['seed']!r}")
             return cls(**{key: _nested(key, value) for key, value in values.items()})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"config must hold the settings of a run; {str(path)!r} does not: {error}") from error

@@ -166,6 +166,12 @@ def test_compare_checks_agents_and_their_arguments_first(tmp_path: Path, capsys:
     assert not (tmp_path / "out").exists()
 
 
+def test_without_arguments_it_points_to_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "girsanov --help" in capsys.readouterr().err
+
+
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: out must hold finished runs")

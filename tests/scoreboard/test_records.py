@@ -98,6 +98,9 @@ def test_a_line_cut_off_is_left_out(tmp_path: Path) -> None:
     folder.path.mkdir(parents=True)
     folder.progress.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert folder.rows() == [{"a": 1}, {"a": 2}]
+    folder.progress.write_text('{"a": 1}\nnoise\n')
+    with pytest.raises(ValueError, match="progress.jsonl is corrupt"):
+        folder.rows()
 
 
 def test_provenance_is_plain_json() -> None:

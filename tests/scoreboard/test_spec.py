@@ -84,6 +84,8 @@ def test_a_configuration_file_is_a_spec(tmp_path: Path) -> None:
         ("[1]", "config must hold the settings of a run"),
         ('{"agent": "ppo"}', "config must hold the settings of a run.*'env'"),
         ('{"env": "a", "agent": "b", "colour": 1}', "config must hold the settings of a run.*colour"),
+        ('{"env": "a", "agent": "b", "env_kwargs": "steps=4"}', "config must hold the .*env_kwargs must be an object"),
+        ('{"env": "a", "agent": "b", "seed": "x"}', "config must hold the .*seed must be an integer; got 'x'"),
         ('{"env": "a", "agent": "b", "budget": {"hours": 1}}', "config must hold the settings of a run.*hours"),
         ('{"env": "a", "agent": "b", "budget": {"amount": -1}}', "budget must be a positive number"),
     ],
