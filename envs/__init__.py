@@ -31,8 +31,8 @@ def gaussian_mixture(temperature: float = 0.5, steps: int = 50, dimension: int =
     In an even ``dimension`` above 2 the two directions that tell the modes apart are spread over all coordinates: each is
     the diagonal of one half of them, so that distances between modes stay what they are in the plane.
     """
-    if dimension < 2 or dimension % 2:
-        raise ValueError(f"dimension must be even and at least 2; got {dimension!r}")
+    if not isinstance(dimension, int) or dimension < 2 or dimension % 2:
+        raise ValueError(f"dimension must be an even integer of at least 2; got {dimension!r}")
     plane = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
     means = (plane / (dimension / 2) ** 0.5).repeat_interleave(dimension // 2, 1)
     reward = QuadraticReward(2.0 * torch.eye(dimension), means[0])

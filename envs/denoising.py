@@ -51,6 +51,7 @@ class Schedule(NamedTuple):
         ``beta_schedule``: ``linear`` or ``squaredcos_cap_v2``; ``variance_type``: ``fixed_small`` or ``fixed_large``;
         ``timestep_spacing``: ``leading``, ``trailing`` or ``linspace``.
         """
+        _check_integer("steps", steps)
         if not 1 <= steps <= train_steps:
             raise ValueError(f"steps must be between 1 and train_steps = {train_steps}; got {steps}")
         betas = _choose("beta_schedule", beta_schedule, linear=_linear, squaredcos_cap_v2=_squared_cosine)(
@@ -86,6 +87,7 @@ class Schedule(NamedTuple):
         config = scheduler.config
         get = config.get
         n = get("num_train_timesteps", 1000)
+        _check_integer("steps", steps)
         if not 1 <= steps <= n:
             raise ValueError(f"steps must be between 1 and the scheduler's num_train_timesteps = {n}; got {steps}")
         if not 0 < eta <= 1:
@@ -131,6 +133,11 @@ class Schedule(NamedTuple):
     def log_snr(self) -> Tensor:
         """``log(alpha_bar / (1 - alpha_bar))`` before each step, ``(T,)``."""
         return torch.log(self.alpha_bar) - torch.log1p(-self.alpha_bar)
+
+
+def _check_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer; got {value!r}")
 
 
 def _choose(name, value, **options):  # type: ignore[no-untyped-def]

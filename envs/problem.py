@@ -89,25 +89,51 @@ class Problem(ABC):
         check_positive(f"{name}.temperature", self.temperature)
         if not (isinstance(self.horizon, int) and self.horizon >= 1):
             raise ValueError(f"{name}.horizon must be an integer of at least 1; got {self.horizon!r}")
+        for attribute in ("state_shape", "noise_shape"):
+            given = getattr(self, attribute)
+            if not (isinstance(given, (tuple, list)) and given and all(isinstance(d, int) and d >= 1 for d in given)):
+                raise ValueError(f"{name}.{attribute} must be a tuple of at least one positive integer; got {given!r}")
         device = device_of(self)
         generator = torch.Generator(device).manual_seed(0)
         x = self.initial(2, generator)
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name}.initial(2, generator) must return a tensor of floating-point numbers; got {kind}")
+        start = x.detach().clone()
         z = torch.randn(2, *self.noise_shape, generator=generator, device=device, dtype=x.dtype)
         per_row = torch.zeros(2, dtype=torch.long, device=device)
         shape, scalar = (2, *self.state_shape), (2,)
-        for method, value, wanted in (
-            ("initial(2, generator)", x, shape),
-            ("transition(0, x, z)", self.transition(0, x, z), shape),
-            ("transition(LongTensor, x, z)", self.transition(per_row, x, z), shape),
-            ("running_reward(0, x)", self.running_reward(0, x), scalar),
-            ("running_reward(LongTensor, x)", self.running_reward(per_row, x), scalar),
-            ("terminal_reward(x)", self.terminal_reward(x), scalar),
-        ):
+        transition, running = self.transition, self.running_reward
+        calls: tuple[tuple[str, Callable[[], Any], tuple[int, ...]], ...] = (
+            ("initial(2, generator)", lambda: x, shape),
+            ("transition(0, x, z)", lambda: transition(0, x, z), shape),
+            ("transition(LongTensor, x, z)", lambda: _per_row(f"{name}.transition", transition, per_row, x, z), shape),
+            ("running_reward(0, x)", lambda: running(0, x), scalar),
+            (
+                "running_reward(LongTensor, x)",
+                lambda: _per_row(f"{name}.running_reward", self.running_reward, per_row, x),
+                scalar,
+            ),
+            ("terminal_reward(x)", lambda: self.terminal_reward(x), scalar),
+        )
+        for method, call, wanted in calls:
+            value = call()
             if not isinstance(value, Tensor) or tuple(value.shape) != wanted:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"{name}.{method} must return a tensor of shape {wanted}; got {got}")
             if not torch.isfinite(value).all():
                 raise ValueError(f"{name}.{method} must return finite numbers; got {value.tolist()}"[:500])
+            if not torch.equal(x, start):  # paths keep the states that they were given
+                raise ValueError(f"{name}.{method} must leave x as it is; it was changed in place")
+
+
+def _per_row(name: str, method: Callable[..., Any], k: Tensor, *arguments: Tensor) -> Any:
+    """``method`` at one step per row, which those who only thought of ``k`` as an int hear of in one line."""
+    try:
+        return method(k, *arguments)
+    except (TypeError, RuntimeError, IndexError) as error:
+        taking = f"{name} must also take k as a LongTensor of one step per row (`problem.at` reads tables by it)"
+        raise ValueError(f"{taking}; got {type(error).__name__}: {error}"[:500]) from error
 
 
 def _moved(value: Any, device: Any, dtype: Any) -> Any:

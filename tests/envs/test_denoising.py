@@ -121,6 +121,7 @@ def test_timesteps_equal_diffusers(spacing: str, steps: int) -> None:
     [
         ({"steps": 0}, "steps must be between 1 and"),
         ({"steps": 1001}, "steps must be between 1 and"),
+        ({"steps": 2.5}, "steps must be an integer; got 2.5"),
         ({"beta_schedule": "cosine"}, "beta_schedule must be one of"),
         ({"variance_type": "learned"}, "variance_type must be one of"),
         ({"timestep_spacing": "even"}, "timestep_spacing must be one of"),

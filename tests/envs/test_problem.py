@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -192,6 +193,13 @@ def test_certified_needs_fifty_effective_paths() -> None:
         ({"state_shape": (2,)}, r"Walk.initial\(2, generator\) must return a tensor of shape \(2, 2\); got \(2, 1\)"),
         ({"terminal_reward": lambda x: x}, r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got \(2, 1\)"),
         ({"terminal_reward": lambda x: 0.0}, r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got float"),
+        ({"state_shape": 1}, "Walk.state_shape must be a tuple of at least one positive integer; got 1"),
+        ({"noise_shape": ()}, r"Walk.noise_shape must be a tuple of at least one positive integer; got \(\)"),
+        ({"initial": lambda n, g: torch.zeros(n, 1, dtype=torch.long)}, "floating-point numbers; got torch.int64"),
+        ({"initial": lambda n, g: np.zeros((n, 1))}, "floating-point numbers; got ndarray"),
+        ({"transition": lambda k, x, z: x.add_(z)}, r"Walk.transition\(0, x, z\) must leave x as it is"),
+        ({"transition": lambda k, x, z: x + [0.1, 0.2][k] * z}, "Walk.* must also take k as a LongTensor.*; got TypeError"),
+        ({"transition": lambda k, x, z: x + (z if k == 0 else 2 * z)}, "must also take k as a LongTensor.*; got RuntimeError"),
         ({"scale": float("nan")}, r"Walk.transition\(0, x, z\) must return finite numbers"),
     ],
 )
