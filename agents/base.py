@@ -10,20 +10,23 @@ import io
 import math
 import os
 import time
+import warnings
 from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.utils import safe_mean, update_learning_rate
+from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 from torch import Tensor, nn
 
 from ..envs.env import as_env, problem_of, unobserve
-from ..envs.problem import Policy, Problem, Trajectories, rollout
+from ..envs.problem import Policy, Problem, Trajectories, check_positive, rollout
 from . import checkpoint
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
@@ -45,6 +48,23 @@ def descend(loss: Tensor, learner: nn.Module, optimizer: torch.optim.Optimizer, 
     with torch.no_grad():
         for slow, fast in zip(average.parameters(), learner.parameters(), strict=True):
             slow.lerp_(fast, 1 - decay)
+
+
+def _warn_of_wrappers(env: Any) -> None:
+    """Say which wrappers change what ``predict`` is given or what it gives, while the agent learns the bare problem."""
+    found = []
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            found.append("VecNormalize")
+        env = env.venv
+    lane = env.envs[0] if isinstance(env, DummyVecEnv) else None
+    while isinstance(lane, gym.Wrapper):
+        if isinstance(lane, (gym.ObservationWrapper, gym.ActionWrapper, gym.RewardWrapper, gym.wrappers.NormalizeReward)):
+            found.append(type(lane).__name__)
+        lane = lane.env
+    if found:
+        unseen = "the agent learns the problem behind the environment and does not see what these wrappers change"
+        warnings.warn(f"{unseen}: {', '.join(found)}", stacklevel=3)
 
 
 class ControlPolicy(BasePolicy):
@@ -80,7 +100,7 @@ class ControlPolicy(BasePolicy):
         """Controls ``(n, *noise_shape)`` in noise units, within the action bound; ``k`` an int or one step per row."""
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        k, x = unobserve(self.problem, observation)
+        k, x = unobserve(self.problem, observation.float())  # float64 is taken too, as SB3's own policies take it
         # At the horizon there is nothing left to steer; the last step's control is as good as any.
         return self.control(k.clamp(max=self.problem.horizon - 1), x).flatten(1).float()
 
@@ -109,7 +129,8 @@ class ProblemAgent(BaseAlgorithm):
 
     Args:
         policy: name of the function class, or a ``ControlPolicy`` class.
-        env: an environment, a vector environment, a registered id, or a bare Problem.
+        env: an environment, a vector environment (stable-baselines3's or Gymnasium's), a registered id, or a bare Problem.
+            Wrappers that change observations, actions or rewards are not seen, and warned of.
         n_trajectories: paths collected in each iteration.
         learning_rate: of Adam; a number or an SB3 schedule of the remaining progress.
         anneal: let the learning rate fall linearly to zero over the budget of ``learn``.
@@ -138,6 +159,10 @@ class ProblemAgent(BaseAlgorithm):
         check_range("n_trajectories", n_trajectories, 2)
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}")
+        if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, ControlPolicy)):
+            raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a ControlPolicy class; got {policy!r}")
+        if learning_rate is not None and not callable(learning_rate):
+            check_positive("learning_rate", learning_rate)
         self.policy_name = policy if isinstance(policy, str) else policy.__name__
         super().__init__(
             policy,
@@ -161,6 +186,7 @@ class ProblemAgent(BaseAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.problem = problem_of(self.env).to(self.device)
+        _warn_of_wrappers(self.env)
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(int(np.random.randint(2**31)) if self.seed is None else self.seed)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.problem, **self.policy_kwargs).to(
@@ -183,7 +209,10 @@ class ProblemAgent(BaseAlgorithm):
         def on_step(k: int) -> bool:
             self.num_timesteps += n * self.processes
             self.reward_queries += n * self.processes * (k == self.problem.horizon - 1)
-            return self._callback is None or self._callback.on_step()
+            if self._callback is None:
+                return True
+            self._callback.update_locals({"dones": np.full(n, k == self.problem.horizon - 1)})  # SB3's callbacks count episodes
+            return self._callback.on_step()
 
         with torch.no_grad():
             paths = rollout(self.problem, policy, n, self.generator, on_step=on_step)
@@ -267,8 +296,14 @@ class ProblemAgent(BaseAlgorithm):
         """Drop past paths: they belong to another problem."""
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Point the agent at another environment with the same spaces (say, another temperature)."""
+        """Point the agent at another environment with the same spaces, shapes and horizon (say, another temperature)."""
         env = self._wrap_env(as_env(env), self.verbose)
+        check_for_correct_spaces(env, self.observation_space, self.action_space)
+        ours, theirs = (_signature(problem, env.action_space) for problem in (self.problem, problem_of(env)))
+        for name in ("state_shape", "noise_shape", "horizon"):  # what networks and tables are made for
+            if ours[name] != theirs[name]:
+                raise ValueError(f"env must have the {name} that the agent was made for, {ours[name]}; got {theirs[name]}")
+        _warn_of_wrappers(env)
         self.n_envs = env.num_envs  # the agent batches by itself: any number of lanes will do
         super().set_env(env, force_reset)
         self.problem = problem_of(env).to(self.device)
@@ -326,12 +361,18 @@ class ProblemAgent(BaseAlgorithm):
             kwargs: constructor arguments that override the saved ones.
 
         Raises:
-            ValueError: a corrupt, truncated or foreign file, or a checkpoint from an environment of another shape.
+            ValueError: a corrupt, truncated or foreign file, one of a version that this one can't read, or a checkpoint from
+                an environment of another shape.
         """
         tensors, settings = checkpoint.read(path, cls.__name__)
         if env is None:
             raise ValueError(f"env must be given to {cls.__name__}.load: the control of a problem needs the problem")
         env = cls._wrap_env(as_env(env))
+        misfit = f"path must name a checkpoint of this version of {cls.__name__}; {str(path)!r} does not fit it"
+        missing = {*_SETTINGS, "generator"} - {*settings, *tensors}
+        unknown = settings.get("hyperparameters", {}).keys() - set(cls.hyperparameters)
+        if missing or unknown:
+            raise ValueError(f"{misfit} (missing: {sorted(missing)}, unknown: {sorted(unknown)})")
         ours, theirs = _signature(problem_of(env), env.action_space), settings["problem"]
         if ours != theirs:
             raise ValueError(f"env must be the kind that the checkpoint was trained on, {theirs}; got {ours}")
@@ -340,10 +381,17 @@ class ProblemAgent(BaseAlgorithm):
         agent.generator.set_state(tensors.pop("generator"))
         for name, part in agent.networks().items():
             state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            part.load_state_dict(_unflatten(state, part))
+            try:
+                part.load_state_dict(_unflatten(state, part))
+            except (RuntimeError, ValueError, KeyError) as error:  # torch's words for other names and shapes
+                raise ValueError(f"{misfit} ({error})") from error
         agent.num_timesteps, agent.reward_queries = settings["num_timesteps"], settings["reward_queries"]
         agent._n_updates = settings["n_updates"]
         return agent
+
+
+#: What ``load`` reads of a checkpoint's settings.
+_SETTINGS = ("policy", "policy_kwargs", "hyperparameters", "seed", "num_timesteps", "reward_queries", "n_updates", "problem")
 
 
 def _signature(problem: Problem, action_space: spaces.Space) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def read(path: str | os.PathLike[str] | io.BufferedIOBase, agent: str) -> Checkp
             tensors = safetensors.torch.load(archive.read(_TENSORS))
     except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, EOFError) as error:
         raise ValueError(f"path must name a checkpoint of {agent}; {str(path)!r} is corrupt or truncated ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"path must name a checkpoint of {agent}; {str(path)!r} was written by another program")
     if settings.get("agent") != agent:
         raise ValueError(f"path must name a checkpoint of {agent}; {str(path)!r} holds a {settings.get('agent')!r}")
     return Checkpoint(tensors, settings)

@@ -168,7 +168,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         num_envs: number of lanes.
         action_bound: as in ``ProblemEnv``.
         autoreset_mode: ``"next_step"`` (Gymnasium's wrappers), ``"same_step"`` (SB3; the last observation is
-            ``infos["final_obs"]``, dense) or ``"disabled"`` (the caller resets).
+            ``infos["final_obs"]``, dense) or ``"disabled"`` (the caller resets); or Gymnasium's ``AutoresetMode``.
         tensors: return torch tensors on the problem's device instead of numpy arrays, and take them as actions.
         render_mode: ``None`` or ``"rgb_array"`` (one picture a lane).
     """
@@ -178,12 +178,14 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         problem: Problem,
         num_envs: int = 1,
         action_bound: float = 1.0,
-        autoreset_mode: str = "next_step",
+        autoreset_mode: str | AutoresetMode = "next_step",
         tensors: bool = False,
         render_mode: str | None = None,
     ) -> None:
         _check_render_mode(render_mode)
         modes = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
+        if isinstance(autoreset_mode, AutoresetMode):
+            autoreset_mode = autoreset_mode.name.lower()
         if autoreset_mode not in modes:
             raise ValueError(f"autoreset_mode must be one of {sorted(modes)}; got {autoreset_mode!r}")
         if not (isinstance(num_envs, int) and num_envs >= 1):
@@ -298,10 +300,19 @@ def _check_render_mode(render_mode: str | None) -> None:
 
 
 def as_env(env: Any, **kwargs: Any) -> Any:
-    """What agents accept as ``env``, made an environment: an id, a bare Problem, or an environment as it is."""
+    """What agents accept as ``env``, made an environment: an id, a bare Problem, or an environment as it is.
+
+    Of Gymnasium's vector environments, which stable-baselines3 does not take, one copy is made: problem and action bound.
+    """
+    if isinstance(env, gym.vector.VectorEnv):
+        return ProblemEnv(problem_of(env), **{"action_bound": float(np.max(env.single_action_space.high)), **kwargs})  # type: ignore[attr-defined]
     if isinstance(env, Problem):
         return ProblemEnv(env, **kwargs)
-    return gym.make(env, **kwargs) if isinstance(env, str) else env
+    if isinstance(env, str):
+        return gym.make(env, **kwargs)
+    if isinstance(env, type) or not (env is None or hasattr(env, "reset")):
+        raise ValueError(f"env must be an environment, a registered id or a Problem (not its class); got {env!r}")
+    return env
 
 
 __all__ = ["Policy", "ProblemEnv", "ProblemVectorEnv", "as_env", "device_of", "observe", "problem_of", "spaces_of", "unobserve"]

@@ -13,8 +13,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
 
-from girsanov.agents import PDE, PIFT
+from girsanov.agents import PDE, PIFT, checkpoint
 from girsanov.agents.value_gradients import value_gradients
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv, observe
@@ -42,13 +43,14 @@ def a_control(model) -> np.ndarray:
 
 
 @AGENTS
-@pytest.mark.parametrize("env", ["id", "problem", "env", "vector of SB3", "wrapped"])
+@pytest.mark.parametrize("env", ["id", "problem", "env", "vector of SB3", "vector of Gymnasium", "wrapped"])
 def test_takes_what_sb3_takes(agent, env):
     given = {
         "id": MIXTURE,
         "problem": make_problem(MIXTURE),
         "env": gym.make(MIXTURE),
         "vector of SB3": make_vec_env(MIXTURE, n_envs=2),
+        "vector of Gymnasium": gym.make_vec(MIXTURE, num_envs=2),
         "wrapped": gym.wrappers.TimeLimit(gym.make(MIXTURE), 50),
     }[env]
     model = small(agent, given).learn(1)
@@ -99,6 +101,32 @@ def test_a_callback_can_stop_it(agent):
 
 
 @AGENTS
+def test_episodes_are_counted_for_sb3s_callbacks(agent):
+    model = small(agent).learn(10**9, callback=StopTrainingOnMaxEpisodes(9))
+    assert model.num_timesteps == 50 * 12  # PDE: 8 and 4 paths; PI-FT: three rounds of 4
+
+
+@AGENTS
+def test_predicts_from_float64_as_sb3s_own_policies_do(agent):
+    model = small(agent)
+    observation = observe(model.problem, 30, torch.linspace(-1, 1, 10).reshape(5, 2)).numpy()
+    assert np.array_equal(model.predict(observation.astype(np.float64))[0], model.predict(observation)[0])
+
+
+@AGENTS
+def test_wrappers_that_it_does_not_see_are_warned_of(agent):
+    for env in (
+        VecNormalize(make_vec_env(MIXTURE)),
+        gym.wrappers.NormalizeObservation(gym.make(MIXTURE)),
+        gym.wrappers.RescaleAction(gym.make(MIXTURE), np.float32(-0.5), np.float32(0.5)),
+        gym.wrappers.TransformReward(gym.make(MIXTURE), lambda r: 2 * r),
+    ):
+        with pytest.warns(UserWarning, match="does not see what these wrappers change"):
+            small(agent, env)
+    small(agent, gym.wrappers.RecordEpisodeStatistics(gym.make(MIXTURE)))  # a warning would fail the test
+
+
+@AGENTS
 def test_save_load_resume(agent, tmp_path):
     model = small(agent).learn(1000)
     model.save(tmp_path / "model")
@@ -139,6 +167,9 @@ def test_set_env_changes_the_problem(agent):
     assert model.problem.temperature == 1.0
     with pytest.raises(ValueError, match="spaces do not match"):
         model.set_env("girsanov/Pendulum-v0")
+    with pytest.raises(ValueError, match="horizon that the agent was made for, 50; got 20"):
+        model.set_env(gym.make(MIXTURE, steps=20))
+    assert model.problem.horizon == 50 and model.env.get_attr("problem")[0].horizon == 50
 
 
 @AGENTS
@@ -188,6 +219,29 @@ def test_bad_checkpoints_give_one_clear_error(agent, tmp_path):
         agent.load(path)
 
 
+def _without_a_tensor(tensors, settings):
+    del tensors[max(name for name in tensors if name.startswith("policy/"))]
+
+
+@AGENTS
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without_a_tensor,
+        lambda tensors, settings: tensors.pop("generator"),
+        lambda tensors, settings: settings.pop("hyperparameters"),
+        lambda tensors, settings: settings["hyperparameters"].update(of_tomorrow=1),
+    ],
+)
+def test_checkpoints_of_other_versions_give_one_clear_error(agent, change, tmp_path):
+    small(agent).save(tmp_path / "m")
+    tensors, settings = checkpoint.read(tmp_path / "m", agent.__name__)
+    change(tensors, settings)
+    checkpoint.write(tmp_path / "m", tensors, settings)
+    with pytest.raises(ValueError, match="checkpoint of this version of"):
+        agent.load(tmp_path / "m", env=MIXTURE)
+
+
 @AGENTS
 def test_a_checkpoint_holds_no_code(agent, tmp_path):
     small(agent).learn(1).save(tmp_path / "m.zip")
@@ -199,12 +253,19 @@ def test_a_checkpoint_holds_no_code(agent, tmp_path):
 def test_bad_arguments(agent):
     with pytest.raises(ValueError, match="policy must be one of"):
         agent("LstmPolicy", MIXTURE)
+    with pytest.raises(ValueError, match="or a ControlPolicy class; got <class"):
+        agent(PPO, MIXTURE)
+    for rate in (-1e-3, 0, float("nan")):
+        with pytest.raises(ValueError, match="learning_rate must be a positive number; got"):
+            agent("MlpPolicy", MIXTURE, learning_rate=rate)
     with pytest.raises(ValueError, match="n_trajectories must be at least 2; got 1"):
         agent("MlpPolicy", MIXTURE, n_trajectories=1)
     with pytest.raises(ValueError, match="averaging must be between 0 and 1; got 2"):
         agent("MlpPolicy", MIXTURE, averaging=2)
     with pytest.raises(ValueError, match="must be a girsanov environment"):
         agent("MlpPolicy", gym.make("Pendulum-v1"))
+    with pytest.raises(ValueError, match="a registered id or a Problem .not its class.; got <class"):
+        agent("MlpPolicy", Walk)
 
 
 class Walk(Problem):
@@ -322,5 +383,6 @@ def test_learns_the_exact_optimum_of_a_linear_quadratic_chain(agent):
 
 
 def test_vector_env_shell_is_accepted_too():
-    env = ProblemVectorEnv(make_problem(MIXTURE), 2)
-    assert small(PDE, env.problem).problem.temperature == 0.5
+    env = ProblemVectorEnv(make_problem(MIXTURE, temperature=0.7), 2, action_bound=2.0)
+    model = small(PDE, env)
+    assert model.problem.temperature == 0.7 and model.policy.action_bound == 2.0

@@ -138,7 +138,7 @@ def test_next_step_autoreset(env_id: str) -> None:
 
 @every_id
 def test_same_step_autoreset(env_id: str) -> None:
-    env = make_vec(env_id, 3, autoreset_mode="same_step")
+    env = make_vec(env_id, 3, autoreset_mode=AutoresetMode.SAME_STEP)  # or "same_step"
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     first, *_, before, last = episode(env, seed=0)
     observation, reward, terminated, truncated, infos = last
