@@ -127,6 +127,9 @@ def _load_adjoint_matching(path: str, env: ProblemEnv, device: str) -> BaseAlgor
     return AdjointMatching.load(path, env=env, device=device)
 
 
+_SAID_OF_BAD_FILES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+
+
 def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     """SB3's own ``load``, whose many ways to fail on a bad file become one ValueError."""
     from stable_baselines3.common.save_util import load_from_zip_file
@@ -135,11 +138,12 @@ def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device
 
     try:
         data, _, _ = load_from_zip_file(path, device="cpu")
-        lanes = data["n_envs"]  # type: ignore[index]
-        return algorithm.load(path, env=ProblemVecEnv(env, lanes), device=device)
+        lanes, bound = data["n_envs"], float(data["action_space"].high.max())  # type: ignore[index]
+        # the model's own box of actions, which may be tighter than the environment's (see baselines/hyperparameters.py)
+        return algorithm.load(path, env=ProblemVecEnv(env, lanes, bound), device=device)
     except OSError:
         raise
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_SAID_OF_BAD_FILES) as error:
         wanted = f"a checkpoint of {algorithm.__name__} for this environment"
         raise ValueError(f"load must name {wanted}; got {path} ({type(error).__name__}: {error})") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from girsanov.envs import make_problem
@@ -30,6 +31,17 @@ def test_the_policy_that_suits_the_problem(env_id: str, pde: str, pi_ft: str) ->
         agent = find_agent(name).make(env, seed=0, device="cpu")
         assert agent.policy_name == type(agent.policy).__name__ == wanted
     assert find_agent("pde").make(env, seed=0, device="cpu", policy="NoisePolicy").policy_name == "NoisePolicy"
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_models_with_a_box_of_actions_of_their_own_can_be_loaded(name: str, tmp_path: Path) -> None:
+    """As SAC's on Digits are: its table has ``action_bound`` 0.1."""
+    env = ProblemEnv(make_problem("girsanov/GaussianMixture-v0", steps=4))
+    agent = find_agent(name)
+    assert agent.load is not None
+    agent.make(env, seed=0, device="cpu", action_bound=0.1).save(tmp_path / "model")
+    again = agent.load(str(tmp_path / "model.zip"), env, "cpu")
+    assert again.action_space.high.max() == again.get_env().action_space.high.max() == np.float32(0.1)
 
 
 @pytest.mark.parametrize("agent", ["pde", "pi-ft", "ppo"])
