@@ -174,6 +174,8 @@ def find_agent(name: str) -> Agent:
     if ":" not in name:
         raise ValueError(f"agent must be one of {sorted(AGENTS)} or module:attribute; got {name!r}")
     found = _imported("agent", name)
+    if not (isinstance(found, Agent) or callable(found)):
+        raise ValueError(f"agent {name!r} must be an Agent or what makes one; got {found!r}")
     return found if isinstance(found, Agent) else Agent(found)
 
 

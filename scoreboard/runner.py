@@ -140,9 +140,12 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
         model.set_random_seed(spec.seed)
         return model
     try:
-        return agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
+        model = agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
     except (TypeError, AssertionError) as error:  # SB3 asserts
         raise ValueError(f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error})") from error
+    if not hasattr(model, "learn"):
+        raise ValueError(f"agent {spec.agent!r} must return a stable-baselines3 algorithm; got {model!r}")
+    return model
 
 
 def _learn(model: BaseAlgorithm, spec: RunSpec, env: ProblemEnv, callback: Any, resumed: dict[str, Any] | None = None) -> None:

@@ -106,6 +106,7 @@ BAD = {
     "no module": ({"--env": ["nowhere:make"]}, "env must name module:attribute that can be imported"),
     "no attribute": ({"--env": ["girsanov.envs:nothing"]}, "env must name module:attribute that can be imported"),
     "no problem": ({"--env": ["builtins:dict"]}, "'builtins:dict' must be or return a girsanov Problem; got dict"),
+    "an agent that is none": ({"--agent": ["math:pi"]}, "agent 'math:pi' must be an Agent or what makes one; got 3.14"),
     "one path": ({"--paths": ["1"]}, "paths must be at least 2; got 1"),
 }
 
@@ -155,6 +156,17 @@ def test_nan_rewards_of_your_own_are_one_line(
     assert main([*_replaced(RUN, "--env", "sometimes_nan:make"), "--out", "out"]) == 2
     assert "error: GaussianMixture.terminal_reward must be finite; got " in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_an_agent_of_your_own_that_returns_nothing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "returns_nothing.py").write_text("def make(env, **kwargs):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = [*_replaced(_replaced(RUN, "--agent", "returns_nothing:make"), "--agent-kwargs"), "--out", "out"]
+    assert main(arguments) == 2
+    assert "'returns_nothing:make' must return a stable-baselines3 algorithm; got None" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_compare_checks_agents_and_their_arguments_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
