@@ -66,12 +66,14 @@ def _agents(env: dict[str, Any]) -> str:
     heads = ["agent", "score", "objective", "reward", "KL (nats)", *(["success"] if success else [])]
     heads += ["J <= bound + 3 s.e.", "env steps", "reward queries", "seconds", "access"]
     rows = [_reference_row("pre-trained", env, success)]
+    known = env["reference"]["certificate"]["certified"] or env["reference"]["optimum"] is not None
+    no_score = "nothing to gain" if known else "not certified"  # see Reference.score
     if env["reference"]["closed_form"] is not None:
         rows.append(_reference_row("closed form", env, success))
     for agent in env["agents"]:
         seeds, holds = len(agent["seeds"]), agent["certificate_holds"]
         cells = [f"**{agent['agent']}** ({seeds} seed{'s' if seeds > 1 else ''})"]
-        cells.append(_cell(agent["score"]) or "not certified")
+        cells.append(_cell(agent["score"]) or no_score)
         cells += [_cell(agent[name]) for name in ("objective", "reward", "kl", *(["success"] if success else []))]
         cells.append("not certified" if holds is None else f"{holds} of {seeds}")
         cells += [f"{agent[unit]['mean']:,.0f}" for unit in ("env_steps", "reward_queries")]

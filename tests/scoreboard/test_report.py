@@ -102,6 +102,11 @@ def test_nothing_uncertified_looks_certified(tmp_path: Path) -> None:
     assert not (tmp_path / "Fake-v0" / "samples.png").exists()  # three numbers are no picture
 
 
+def test_a_certified_bound_that_leaves_nothing_to_gain_is_not_called_uncertified(tmp_path: Path) -> None:
+    _run(tmp_path, "sac", 0, [None, None], 10.0, 200.0, (1, 2, 2))
+    assert _cells(report(tmp_path).read_text(), "**sac**")[1] == "nothing to gain"
+
+
 def test_what_is_missing_is_named(finished: Path) -> None:
     with RunFolder(finished, RunSpec("girsanov/Fake-v0", "pde", 9, Budget(100), {"steps": 50})).begin():
         pass
