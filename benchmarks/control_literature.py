@@ -88,7 +88,7 @@ def arbitrary(seed: int, dimension: int = 20) -> dict[str, Any]:
         "target": target,
         "initial_mean": mean,
         "initial_covariance": 0.2 * float(torch.rand(1, generator=generator)),
-        "horizon": int(torch.randint(25, 80, (1,), generator=generator)),
+        "steps": int(torch.randint(25, 80, (1,), generator=generator)),
     }
 
 

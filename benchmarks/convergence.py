@@ -167,7 +167,7 @@ def refinement_row(steps: int) -> Row:
     matrices = {"drift_matrix": A, "control_matrix": G, "running_matrix": R, "terminal_matrix": Q}
     limit = riccati_limit(**matrices, **rest, duration=1.0)
     size = 1 / steps
-    chain = LinearQuadratic.ornstein_uhlenbeck(2, **matrices, **rest, horizon=steps, step_size=size, **DOUBLE)
+    chain = LinearQuadratic.ornstein_uhlenbeck(2, **matrices, **rest, steps=steps, step_size=size, **DOUBLE)
     found = iterate_quadratics(chain, 25)
 
     def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

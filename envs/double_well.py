@@ -36,7 +36,7 @@ class DoubleWell(Problem):
         start: mean of X_0, a number or ``(d,)``.
         spread: standard deviation of X_0 in every coordinate; 0 starts at a point, as in the literature.
         noise: s.
-        horizon: number of steps T.
+        steps: horizon T.
         step_size: D, in units of time.
         temperature: price of one nat of KL.
         dtype: of the states.
@@ -53,20 +53,20 @@ class DoubleWell(Problem):
         start: Any = -1.0,
         spread: float = 0.1,
         noise: float = 1.0,
-        horizon: int = 50,
+        steps: int = 50,
         step_size: float = 0.02,
         temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         for name, number in (("temperature", temperature), ("step_size", step_size), ("noise", noise)):
             check_positive(name, number)
-        for name, whole in (("dimension", dimension), ("horizon", horizon)):
+        for name, whole in (("dimension", dimension), ("steps", steps)):
             if not (isinstance(whole, int) and whole >= 1):
                 raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
         if not (math.isfinite(spread) and spread >= 0):
             raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
         self.state_shape = self.noise_shape = (dimension,)
-        self.horizon, self.temperature, self.step_size, self.noise, self.spread = horizon, temperature, step_size, noise, spread
+        self.horizon, self.temperature, self.step_size, self.noise, self.spread = steps, temperature, step_size, noise, spread
         deep = torch.arange(dimension) < 3
         self.kappa = _per_coordinate("kappa", torch.where(deep, 5.0, 1.0) if kappa is None else kappa, dimension, dtype)
         self.nu = _per_coordinate("nu", torch.where(deep, 3.0, 1.0) if nu is None else nu, dimension, dtype)

@@ -75,8 +75,7 @@ class LinearQuadratic(Problem):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check_positive("temperature", temperature)
-        if not (isinstance(horizon, int) and horizon >= 1):
-            raise ValueError(f"horizon must be an integer of at least 1; got {horizon!r}")
+        _check_steps("horizon", horizon)
         shape = torch.as_tensor(noise_matrix).shape
         if len(shape) not in (2, 3):
             raise ValueError(f"noise_matrix must have shape (d, m) or (T, d, m); got {tuple(shape)}")
@@ -141,7 +140,7 @@ class LinearQuadratic(Problem):
         target: Any = 0.0,
         initial_mean: Any = 0.0,
         initial_covariance: Any = 0.25,
-        horizon: int = 50,
+        steps: int = 50,
         step_size: float = 0.02,
         temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
@@ -157,6 +156,7 @@ class LinearQuadratic(Problem):
         """
         check_positive("step_size", step_size)
         _check_dimension(dimension)
+        _check_steps("steps", steps)
 
         def matrix(value: Any) -> Tensor:
             given = torch.as_tensor(value, dtype=torch.float64)
@@ -168,9 +168,9 @@ class LinearQuadratic(Problem):
 
         noise_matrix = step_size**0.5 * matrix(control_matrix)
         if noise_matrix.dim() < 2 or noise_matrix.shape[-2] != dimension:
-            allowed = f"({dimension}, m) or ({horizon}, {dimension}, m)"
+            allowed = f"({dimension}, m) or ({steps}, {dimension}, m)"
             raise ValueError(f"control_matrix must be a number or of shape {allowed}; got {tuple(noise_matrix.shape)}")
-        drift = _table("drift_matrix", matrix(drift_matrix), (horizon,), (dimension, dimension), torch.float64)
+        drift = _table("drift_matrix", matrix(drift_matrix), (steps,), (dimension, dimension), torch.float64)
         return cls(
             drift_matrix=torch.eye(dimension, dtype=torch.float64) + step_size * drift,
             noise_matrix=noise_matrix,
@@ -182,7 +182,7 @@ class LinearQuadratic(Problem):
             target=vector(target),
             initial_mean=vector(initial_mean),
             initial_covariance=matrix(initial_covariance),
-            horizon=horizon,
+            horizon=steps,
             temperature=temperature,
             dtype=dtype,
         )
@@ -288,6 +288,11 @@ class LinearQuadratic(Problem):
             rows.append((P, p, c, log_c))
         columns = [torch.stack(column[::-1]) for column in (*zip(*rows, strict=True), *zip(*controls, strict=True))]
         return Quadratics(*(column.to(self.target) for column in columns))
+
+
+def _check_steps(name: str, value: int) -> None:
+    if not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
 
 
 def _check_dimension(dimension: int) -> None:

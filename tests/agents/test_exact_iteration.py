@@ -216,7 +216,7 @@ def test_euler_maruyama_chains_approach_the_limit_at_first_order() -> None:
     sizes, errors = [], []
     for steps in (20, 40, 80, 160):
         step = 1 / steps
-        chain = LinearQuadratic.ornstein_uhlenbeck(2, **matrices, **shared, horizon=steps, step_size=step, **DOUBLE)
+        chain = LinearQuadratic.ornstein_uhlenbeck(2, **matrices, **shared, steps=steps, step_size=step, **DOUBLE)
         found = iterate_quadratics(chain, 25)
         rates = found.gain[0] / math.sqrt(step), found.shift[0] / math.sqrt(step)  # u = a / sqrt(step)
         ours = (found.matrix[0], found.slope[0], found.constant[0], *rates)

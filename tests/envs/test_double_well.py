@@ -112,7 +112,7 @@ def test_the_optimum_is_accurate_where_the_best_control_jumps(registered: Double
         kwargs.update(nodes=513, most_nodes=1025, spacing=0.2, tolerance=1.0)
         return refine(*args, **kwargs)
 
-    refine, exact, found = double_well.refine, DoubleWell(1, horizon=30), DoubleWell(1, horizon=30)
+    refine, exact, found = double_well.refine, DoubleWell(1, steps=30), DoubleWell(1, steps=30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(double_well, "refine", finer)
         wanted = exact.optimal_objective(), exact.log_moment_objective()
@@ -140,7 +140,7 @@ def fokker_planck_value(problem: DoubleWell, x: float, intervals: int = 500, wid
 
 def test_first_order_convergence_to_the_diffusion() -> None:
     """Against the literature's reference: the linear equation of the diffusion, on a mesh of its own."""
-    problems = [DoubleWell(1, kappa=0.5, nu=1.0, horizon=n, step_size=1 / n) for n in (25, 50, 100)]
+    problems = [DoubleWell(1, kappa=0.5, nu=1.0, steps=n, step_size=1 / n) for n in (25, 50, 100)]
     x = torch.tensor([[-1.0]], dtype=torch.float64)
     exact = fokker_planck_value(problems[0], -1.0)
     errors = [float(p.log_moment_value(0, x)) - exact for p in problems]
@@ -150,10 +150,10 @@ def test_first_order_convergence_to_the_diffusion() -> None:
 
 
 def test_coordinates_add_up() -> None:
-    arguments = {"kappa": [2.0, 1.0, 2.0], "nu": [1.0, 2.0, 1.0], "start": [-1.0, -0.5, 0.3], "horizon": 10}
+    arguments = {"kappa": [2.0, 1.0, 2.0], "nu": [1.0, 2.0, 1.0], "start": [-1.0, -0.5, 0.3], "steps": 10}
     whole = DoubleWell(3, **arguments, dtype=torch.float64)
     parts = [
-        DoubleWell(1, **{name: v if name == "horizon" else v[i] for name, v in arguments.items()}, dtype=torch.float64)
+        DoubleWell(1, **{name: v if name == "steps" else v[i] for name, v in arguments.items()}, dtype=torch.float64)
         for i in range(3)
     ]
     x = torch.randn(7, 3, dtype=torch.float64)
@@ -201,7 +201,7 @@ def test_the_noise_and_the_start(generator: torch.Generator) -> None:
 
 
 def test_the_solution_is_found_when_asked_for_and_follows_the_dtype() -> None:
-    env = gym.make("girsanov/DoubleWell-v0", dimension=2, kappa=1.0, nu=1.0, horizon=5)
+    env = gym.make("girsanov/DoubleWell-v0", dimension=2, kappa=1.0, nu=1.0, steps=5)
     problem = problem_of(env)
     assert isinstance(problem, DoubleWell) and problem._truth is None
     x = torch.zeros(3, 2)
@@ -219,7 +219,7 @@ def test_the_solution_is_found_when_asked_for_and_follows_the_dtype() -> None:
         ({"step_size": -0.1}, "step_size must be a positive number; got -0.1"),
         ({"noise": 0.0}, "noise must be a positive number; got 0.0"),
         ({"dimension": 0}, "dimension must be an integer of at least 1; got 0"),
-        ({"horizon": 1.5}, "horizon must be an integer of at least 1; got 1.5"),
+        ({"steps": 1.5}, "steps must be an integer of at least 1; got 1.5"),
         ({"spread": -1.0}, "spread must be a number of at least 0; got -1.0"),
         ({"kappa": [1.0, 2.0]}, r"kappa must be a finite number or 10 of them; got \[1.0, 2.0\]"),
         ({"nu": math.nan}, "nu must be a finite number or 10 of them; got nan"),

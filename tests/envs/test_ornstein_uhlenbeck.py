@@ -66,7 +66,7 @@ def test_first_order_convergence_to_the_riccati_equation() -> None:
     errors = []
     for steps in (40, 80, 160, 320):
         chain = LinearQuadratic.ornstein_uhlenbeck(
-            3, **matrices, horizon=steps, step_size=time / steps, temperature=temperature, dtype=torch.float64
+            3, **matrices, steps=steps, step_size=time / steps, temperature=temperature, dtype=torch.float64
         )
         u = chain.optimal_control(0, x) / (time / steps) ** 0.5
         errors.append([float((found - exact).abs().max()) for found, exact in ((chain.optimal_value(0, x), value), (u, rate))])
@@ -80,7 +80,7 @@ def test_simulation_finds_the_optimum_from_a_point_at_another_temperature() -> N
     mean = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
     start = {"initial_mean": mean, "initial_covariance": 0}
     problem = LinearQuadratic.ornstein_uhlenbeck(
-        3, **draws(), **start, horizon=20, step_size=0.04, temperature=1.7, dtype=torch.float64
+        3, **draws(), **start, steps=20, step_size=0.04, temperature=1.7, dtype=torch.float64
     )
     generator = torch.Generator().manual_seed(3)
     assert torch.equal(problem.initial(4, generator), mean.expand(4, 3))
@@ -98,7 +98,7 @@ def test_simulation_finds_the_optimum_from_a_point_at_another_temperature() -> N
 
 def test_the_chain_is_the_one_that_is_written_down(generator: torch.Generator) -> None:
     matrices, step = draws(), 0.03
-    problem = LinearQuadratic.ornstein_uhlenbeck(3, **matrices, step_size=step, horizon=7, dtype=torch.float64)
+    problem = LinearQuadratic.ornstein_uhlenbeck(3, **matrices, step_size=step, steps=7, dtype=torch.float64)
     x, z = torch.randn(5, 3, generator=generator).double(), torch.randn(5, 2, generator=generator).double()
     drift = x @ matrices["drift_matrix"].T + matrices["offset"]
     ahead = x + drift * step + step**0.5 * z @ matrices["control_matrix"].T
@@ -158,7 +158,7 @@ def test_the_registered_linear_problem_in_closed_form() -> None:
     other = make_problem(LINEAR, seed=1)
     assert isinstance(other, LinearQuadratic) and not torch.allclose(other.drift_matrix, problem.drift_matrix.float())
     assert other.initial(20_000, torch.Generator().manual_seed(0)).std() == pytest.approx(0.1, rel=0.02)
-    small = make_problem(LINEAR, dimension=3, perturbation=0.0, terminal_slope=[1.0, 0.0, 0.0], horizon=10, step_size=0.1)
+    small = make_problem(LINEAR, dimension=3, perturbation=0.0, terminal_slope=[1.0, 0.0, 0.0], steps=10, step_size=0.1)
     assert float(small.terminal_reward(torch.tensor([[2.0, 5.0, 7.0]]))) == 2.0
     torch.testing.assert_close(small.transition(0, torch.ones(1, 3), torch.zeros(1, 3)), torch.full((1, 3), 0.9))
 
@@ -182,7 +182,7 @@ def test_numbers_stand_for_multiples_of_the_identity(generator: torch.Generator)
     arrays = {
         "drift_matrix": -0.5 * eye, "control_matrix": 2 * eye, "terminal_slope": 0.3 * ones, "initial_covariance": 0.1 * eye
     } | {"offset": ones.expand(4, 2)}  # fmt: skip
-    left, right = (LinearQuadratic.ornstein_uhlenbeck(2, **kwargs, horizon=4) for kwargs in (numbers, arrays))
+    left, right = (LinearQuadratic.ornstein_uhlenbeck(2, **kwargs, steps=4) for kwargs in (numbers, arrays))
     x = left.initial(3, generator)
     assert torch.equal(left.optimal_value(0, x), right.optimal_value(0, x))
     assert left.optimal_objective() == right.optimal_objective()
@@ -195,7 +195,7 @@ def test_numbers_stand_for_multiples_of_the_identity(generator: torch.Generator)
         ({"dimension": 0}, "dimension must be an integer of at least 1; got 0"),
         ({"step_size": 0.0}, "step_size must be a positive number; got 0.0"),
         ({"temperature": -1.0}, "temperature must be a positive number; got -1.0"),
-        ({"horizon": 0}, "horizon must be an integer of at least 1; got 0"),
+        ({"steps": 0}, "steps must be an integer of at least 1; got 0"),
         ({"drift_matrix": [[1.0]]}, r"drift_matrix must have shape \(20, 20\) or \(50, 20, 20\); got \(1, 1\)"),
         ({"control_matrix": [[1.0]]}, r"control_matrix must be a number or of shape \(20, m\) or \(50, 20, m\); got \(1, 1\)"),
         ({"control_matrix": [1.0]}, r"control_matrix must be a number or of shape .*; got \(1,\)"),
