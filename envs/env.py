@@ -123,6 +123,9 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
             raise gym.error.ResetNeeded("call reset() before step(): the episode has not begun or is over")
         problem, k, x = self.problem, self._k, self._x
         action = action.clip(-self.action_bound, self.action_bound)
+        kl = 0.5 * float(action.dot(action))
+        if math.isnan(kl):
+            raise ValueError(f"action must hold no NaN; got {action.tolist()} at step {k}")
         z = torch.randn(self._noise_shape, generator=self._generator, device=x.device, dtype=x.dtype)
         z += torch.from_numpy(action.reshape(self._noise_shape)).to(x)
         reward = problem.running_reward(k, x).item() if self._has_running_reward else 0.0
@@ -135,7 +138,6 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"the reward of {type(problem).__name__} must be finite; got {reward} at step {k}")
         if self.render_mode is not None:
             self._path.append(self._x)
-        kl = 0.5 * float(action.dot(action))
         observation, state = self._seen()
         info = {"reward": reward, "kl": kl, "state": state}
         return observation, reward - problem.temperature * kl, terminated, False, info
@@ -264,6 +266,8 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         shape = (self.num_envs, *(self.single_action_space.shape or ()))
         if not isinstance(actions, Tensor):
             actions = torch.from_numpy(_check_action(actions, shape))
+            if actions.isnan().any():
+                raise ValueError(f"action must hold no NaN; got {int(actions.isnan().any(1).sum())} lanes with some")
         elif tuple(actions.shape) != shape:
             raise ValueError(f"action must have shape {shape}; got {tuple(actions.shape)}")
         if self._x is not None:

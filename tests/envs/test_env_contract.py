@@ -316,6 +316,12 @@ def test_wrong_actions_are_refused(env_id: str) -> None:
     for bad in (np.zeros((3, size), np.float32), torch.zeros(3, size)):
         with pytest.raises(ValueError, match=rf"action must have shape \(2, {size}\); got \(3, {size}\)"):
             vector.step(bad)
+    nothing = np.zeros((2, size), np.float32)
+    nothing[1, 0] = np.nan
+    for one, action in ((env, nothing[1]), (vector, nothing)):
+        with pytest.raises(ValueError, match="action must hold no NaN; got"):
+            one.step(action)
+        assert np.isfinite(one.step(np.zeros_like(action))[0]).all()  # nothing was lost
 
 
 def test_bad_arguments_are_named() -> None:
