@@ -45,11 +45,16 @@ class Standardise(nn.Module):
         self.centre: Tensor
         self.scale: Tensor
 
-    def fit(self, inputs: Tensor) -> None:
-        """Take centre and scale from ``inputs`` ``(n, p)``; scales below a third of the root mean square are raised to it."""
+    def fit(self, inputs: Tensor, apart: bool = False) -> None:
+        """Take centre and scale from ``inputs`` ``(n, p)``; scales below a third of the root mean square are raised to it.
+
+        With ``apart`` only those below a thousandth are: a robot's angles are small beside its speeds, and count as much.
+        """
         deviation = inputs.std(0)
+        third = float(deviation.square().mean().sqrt()) / 3 + 1e-6
         self.centre.copy_(inputs.mean(0))
-        self.scale.copy_(deviation.clamp(min=float(deviation.square().mean().sqrt()) / 3 + 1e-6))
+        raised = torch.where(deviation > 3e-3 * third, deviation, third) if apart else deviation.clamp(min=third)
+        self.scale.copy_(raised)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(n, p) -> (n, p)``."""

@@ -58,9 +58,9 @@ class _Convolutions(nn.Module):
 class _Pixels(Standardise):
     """Standardises the first ``n_inputs`` columns and leaves out the others."""
 
-    def fit(self, inputs: Tensor) -> None:
+    def fit(self, inputs: Tensor, apart: bool = False) -> None:
         """See Standardise."""
-        super().fit(inputs[:, : len(self.centre)])
+        super().fit(inputs[:, : len(self.centre)], apart)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(n, p) -> (n, n_inputs)``."""

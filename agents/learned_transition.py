@@ -16,9 +16,12 @@ from ..envs.problem import Problem, device_of
 from .function_classes import EnsembleMLP, encode, time_features
 from .replay import Replay
 from .value_policies import MlpPolicy
+from .variational import tempered
 
 #: Errors, in standard deviations of what a step changes, above which they count linearly: contacts and falls are jumps.
 _JUMP = 0.1
+#: Effective share of the observations that the transition is learnt from, at least.
+_SPREAD = 0.2
 
 
 class LearnedTransition(nn.Module):
@@ -43,6 +46,7 @@ class LearnedTransition(nn.Module):
         self.centre: Tensor
         self.scale: Tensor
         self.change: Tensor
+        self._optimizer: torch.optim.Optimizer | None = None  # a loaded one starts afresh
 
     def forward(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Encoded next states ``(n, p)`` of ``x`` ``(n, p)`` and ``z`` ``(n, noises)``; ``k`` an int or one step per row."""
@@ -62,31 +66,28 @@ class LearnedTransition(nn.Module):
             unit.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
         self.centre.copy_(x.mean(0))
 
-    def regress(self, data: Replay, steps: int, rate: float, batch_size: int, generator: torch.Generator) -> float:
-        """Fit all of ``data``; returns the last loss.
-
-        Half of each batch is drawn from the steps that changed the state: a robot that has fallen early would fill it.
-        """
+    def regress(
+        self, data: Replay, chances: Tensor, steps: int, rate: float, batch_size: int, generator: torch.Generator
+    ) -> float:
+        """Fit ``data`` whose visits are drawn in proportion to ``chances`` ``(N, S)``; returns the last loss."""
         assert data.noises is not None and data.controls is not None
         pushed = (data.noises + data.controls).flatten(2).float()
-        moved = (data.inputs[:, 1:] != data.inputs[:, :-1]).any(2).flatten().nonzero()[:, 0]
-        visits, device = pushed.shape[1], pushed.device
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=rate)
+        visits = pushed.shape[1]
+        chances = chances[:, :visits].flatten()
+        if self._optimizer is None:
+            self._optimizer = torch.optim.Adam(self.network.parameters(), lr=rate)
         loss = torch.zeros(())
         for i in range(steps):
-            for group in optimizer.param_groups:
+            for group in self._optimizer.param_groups:
                 group["lr"] = rate * max(1 - i / steps, 0.05)
-            pick = torch.randint(data.n * visits, (batch_size,), generator=generator, device=device)
-            if len(moved):
-                half = batch_size // 2
-                pick[:half] = moved[torch.randint(len(moved), (half,), generator=generator, device=device)]
+            pick = torch.multinomial(chances, batch_size, replacement=True, generator=generator)
             row, visit = pick // visits, pick % visits
             k, x, later = data.steps[row, visit], data.inputs[row, visit], data.inputs[row, visit + 1]
             guess = self._changed(k, x, pushed[row, visit])
             loss = nn.functional.smooth_l1_loss(guess, (later - x) / self.change, beta=_JUMP)
-            optimizer.zero_grad()
+            self._optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            self._optimizer.step()
         return float(loss.detach())
 
 
@@ -108,6 +109,7 @@ class ModelPolicy(MlpPolicy):
     mean_span = 1.0
     needs_noise = True
     warm = True
+    resamples = True
     newton = True
     access = "black-box reward; interaction with the noise seen"
 
@@ -132,11 +134,12 @@ class ModelPolicy(MlpPolicy):
         """As of the states of robots, which these problems mostly are."""
         return 6e-3
 
-    def prepare(self, data: Replay, anew: bool, generator: torch.Generator) -> dict[str, float]:
-        """Fit the learned transition to all paths so far."""
+    def prepare(self, data: Replay, density: Tensor, anew: bool, generator: torch.Generator) -> dict[str, float]:
+        """Fit the learned transition to all paths so far, more closely where the optimal process is believed to go."""
         if anew:
             self.model.place(data.inputs[:, :-1].flatten(0, 1), data.inputs[:, 1:].flatten(0, 1))
-        loss = self.model.regress(data, self.model_steps * (3 if anew else 1), 3e-3, 512, generator)
+        steps = self.model_steps * (3 if anew else 1)
+        loss = self.model.regress(data, tempered(density, _SPREAD), steps, 3e-3, 512, generator)
         return {"train/transition_loss": loss}
 
     def later(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:

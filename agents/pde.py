@@ -37,7 +37,7 @@ from .value_policies import (
     RadialPolicy,
     ValuePolicy,
 )
-from .variational import capped_exp, densities, energy_error, log_targets, relative_residual_loss
+from .variational import capped_exp, densities, energy_error, every_density, log_targets, relative_residual_loss
 
 SelfPDE = TypeVar("SelfPDE", bound="PDE")
 
@@ -326,7 +326,7 @@ class PDE(ProblemAgent):
 
     def _place(self, value: Value, data: Replay) -> None:
         log_returns = data.log_returns.double()
-        value.standardise.fit(data.inputs.flatten(0, 1))
+        value.standardise.fit(data.inputs.flatten(0, 1), apart=self.policy.warm)
         value.wind(data.steps, data.inputs)
         value.offset.copy_(log_returns.logsumexp(0) - math.log(len(log_returns)))
         if isinstance(value, NeuralValue) and self.policy.warm and len(log_returns) > 1:
@@ -340,8 +340,10 @@ class PDE(ProblemAgent):
         if self.policy.needs_noise and (data.noises is None or data.controls is None):
             name = type(self.policy).__name__
             raise ValueError(f"data must hold noises and controls of every step for {name}; got a recording without")
-        for name, number in self.policy.prepare(data, anew, self.generator).items():
-            self.logger.record(name, number)
+        if self.policy.resamples:
+            density = every_density(self.policy.value, data, self.max_weight)
+            for name, number in self.policy.prepare(data, density, anew, self.generator).items():
+                self.logger.record(name, number)
         if anew and self.policy.warm:
             self._warm_up(data)
 
@@ -371,10 +373,13 @@ class PDE(ProblemAgent):
         mean_span = 1.0 if lookahead.fresh else self.mean_span or self.policy.mean_span
         held = average.bounds
         total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for _ in range(gradient_steps):
-            batch = sample_spans(data, self.batch_size, mean_span, self.problem.horizon, self.generator)
+        chances = None
+        for i in range(gradient_steps):
+            if self.policy.resamples and i % _REDRAWN == 0:
+                chances = every_density(average, data, self.max_weight)
+            batch = sample_spans(data, self.batch_size, mean_span, self.problem.horizon, self.generator, chances)
             log_target = log_targets(average, batch, data, lookahead)
-            weight = densities(average, batch, self.max_weight)
+            weight = densities(average, batch, self.max_weight) if chances is None else torch.ones_like(log_target)
             loss = relative_residual_loss(learner, batch, log_target, weight)
             total += loss.detach()
             if self.gradient_penalty:
@@ -466,6 +471,8 @@ class PDE(ProblemAgent):
         self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.total.clamp(min=1)))
 
 
+#: Gradient steps after which the chances of being drawn are found anew.
+_REDRAWN = 25
 #: Passes over the data before settings are compared: the reward to go, and two of Newton's steps from there.
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).

@@ -188,16 +188,22 @@ def spans(data: Replay, row: Tensor, visit: Tensor, later: Tensor, horizon: int)
     )
 
 
-def sample_spans(data: Replay, n: int, mean_span: float, horizon: int, generator: torch.Generator) -> Spans:
-    """Draw ``n`` random visits on random paths and later visits.
+def sample_spans(
+    data: Replay, n: int, mean_span: float, horizon: int, generator: torch.Generator, chances: Tensor | None = None
+) -> Spans:
+    """Draw ``n`` random visits on random paths, all alike or in proportion to ``chances`` ``(N, S)``, and later visits.
 
     The distance in visits is geometric with the given mean: 1 gives one-step targets, infinity plain Monte-Carlo regression.
     A path's last visit is its own target: it says something (the terminal reward) only at the horizon.
     """
     device = data.inputs.device
     paths, visits = data.steps.shape
-    row = torch.randint(paths, (n,), generator=generator, device=device)
-    visit = torch.randint(visits, (n,), generator=generator, device=device)
+    if chances is None:
+        row = torch.randint(paths, (n,), generator=generator, device=device)
+        visit = torch.randint(visits, (n,), generator=generator, device=device)
+    else:
+        pick = torch.multinomial(chances.flatten(), n, replacement=True, generator=generator)
+        row, visit = pick // visits, pick % visits
     uniform = torch.rand(n, generator=generator, device=device)
     if mean_span <= 1:
         span = torch.ones_like(visit)

@@ -36,6 +36,8 @@ class ValuePolicy(ControlPolicy):
     #: Whether networks start from the expected reward to go, in units of the returns' standard deviation: for rewards that are
     #: paid on the way and may span hundreds of temperatures.
     warm: ClassVar[bool] = False
+    #: Whether observations are drawn by their weight in the loss: where most of them have nearly none (fallen robots).
+    resamples: ClassVar[bool] = False
     value: Any
 
     def __init__(
@@ -56,8 +58,15 @@ class ValuePolicy(ControlPolicy):
             x = self.problem.initial(2, torch.Generator(device_of(self.problem)).manual_seed(0))
             return encode(self.problem, 0, x).shape[1]
 
-    def prepare(self, data: Replay, anew: bool, generator: torch.Generator) -> dict[str, float]:
-        """What is to be learnt of all paths before log f in each round (``anew``: in the first), with what is to be logged."""
+    def prepare(self, data: Replay, density: Tensor, anew: bool, generator: torch.Generator) -> dict[str, float]:
+        """What is to be learnt of all paths before log f in each round, with what is to be logged.
+
+        Args:
+            data: all paths.
+            density: estimated ``dP*/dP`` of each visit, ``(N, S)``.
+            anew: in the first round.
+            generator: of the batches.
+        """
         return {}
 
     def make_value(self, **kwargs: Any) -> Value:

@@ -82,6 +82,32 @@ def densities(value: Value, batch: Spans, max_weight: float) -> Tensor:
     return torch.exp(batch.log_weight + here - start).clamp(max=max_weight) * batch.precision
 
 
+@torch.no_grad()
+def every_density(value: Value, data: Replay, max_weight: float, rows: int = 8192) -> Tensor:
+    """The same of every visit, ``(N, S)``; at least one is above 0."""
+    k, x = data.steps.flatten(), data.inputs.flatten(0, 1)
+    log_f = torch.cat([value.bounded(*part) for part in zip(k.split(rows), x.split(rows), strict=True)]).view_as(data.steps)
+    log_density = (data.log_weight + log_f - log_f[:, :1]).clamp(max=math.log(max_weight))
+    return torch.exp(log_density - log_density.max().clamp(max=0)) * data.precision[:, None]
+
+
+def tempered(density: Tensor, least: float) -> Tensor:
+    """``density`` to the largest power up to 1 whose effective sample size is ``least`` of all; chances to be drawn."""
+    log_density = density.double().log()
+    low, high = 0.0, 1.0
+
+    def share(power: float) -> float:
+        scaled = torch.where(log_density.isfinite(), power * log_density, -torch.inf).flatten()
+        return float(torch.exp(2 * scaled.logsumexp(0) - (2 * scaled).logsumexp(0))) / scaled.numel()
+
+    if share(1.0) >= least:
+        return density
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) >= least else (low, middle)
+    return density.double().pow(low)
+
+
 def relative_residual_loss(value: NetworkValue, batch: Spans, log_target: Tensor, weight: Tensor) -> Tensor:
     """Semi-gradient loss whose stationary points solve the variational equation, one number.
 

@@ -44,7 +44,7 @@ def test_regression_finds_the_transition_and_its_derivative_by_the_noise() -> No
     data = Replay.of(problem, Recording.of(paths))
     model = LearnedTransition(3, 1, problem.horizon, timed=False)
     model.place(data.inputs[:, :-1].flatten(0, 1), data.inputs[:, 1:].flatten(0, 1))
-    model.regress(data, 600, 3e-3, 512, generator())
+    model.regress(data, torch.ones(100, problem.horizon + 1), 600, 3e-3, 512, generator())
     fresh = rollout(problem, None, 20, generator(1))
     x, z = fresh.states[:-1].flatten(0, 1), fresh.noises.flatten(0, 1)
 
