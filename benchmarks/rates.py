@@ -8,7 +8,7 @@ holds f this is n^-1/2, and since the regret is quadratic in the error of the co
 
 * ``rates``: a class that holds f (quadratics in the state, 8 Chebyshev polynomials of time: f is smooth in time, and the
   distance of the class to it below 1e-3), from recorded paths alone and with fresh draws of the known transition; a kernel
-  class; a network.
+  class and a network, from recorded paths alone.
 * ``size``: the two terms of the inequality. Features of time of the quadratics, centres of the kernel class: with few f is
   not in the class, with many the data do not suffice.
 * ``rl``: the regret of PPO and SAC (the ``default`` entries of their tables) against the trajectories that they used.
@@ -60,15 +60,16 @@ from girsanov.scoreboard.records import check_writable, provenance
 
 Study = Literal["rates", "size", "rl"]
 QUICK = Path("runs") / "rates_quick"
-PARAMETRIC = {"policy": "PolynomialPolicy", "ridge": 1e-8, "select": False}
+RECORDED = {"lookahead": "observed"}  # nothing but the recorded paths
+PARAMETRIC = {"policy": "PolynomialPolicy", "ridge": 1e-8, "select": False, **RECORDED}
 #: Arguments of PDE by method; ``policy_kwargs`` of those of the size study hold what their size counts.
 METHODS: dict[str, dict[str, Any]] = {
     "polynomial": {**PARAMETRIC, "policy_kwargs": {"times": 8}},
     "polynomial-fresh": {**PARAMETRIC, "policy_kwargs": {"times": 8}, "lookahead": "fresh", "draws": 2},
-    "kernel": {"policy": "KernelPolicy", "policy_kwargs": {"centres": 40, "length": 2.0}},
-    "network": {"policy": "MlpPolicy", "policy_kwargs": {"hidden": (64, 64)}},
+    "kernel": {"policy": "KernelPolicy", "policy_kwargs": {"centres": 40, "length": 2.0}, **RECORDED},
+    "network": {"policy": "MlpPolicy", "policy_kwargs": {"hidden": (64, 64)}, **RECORDED},
     "times": {**PARAMETRIC, "policy_kwargs": {}},
-    "centres": {"policy": "KernelPolicy", "ridge": 1e-6, "select": False, "policy_kwargs": {"times": 6}},
+    "centres": {"policy": "KernelPolicy", "ridge": 1e-6, "select": False, "policy_kwargs": {"times": 6}, **RECORDED},
 }
 #: Uncontrolled paths behind errors of f; a quarter as many of the optimum behind errors of the control, and behind a regret.
 PATHS = 4096
