@@ -139,7 +139,8 @@ def _draw(
     title = f"{env}: {quantity} of the deterministic policy"
     figures = {"learning_curves": plots.learning_curves(rows, quantity, title, target)}
     states = _states(out, env, agents)
-    picture = plots.samples(states, f"{env}: terminal states, all from the same noises (first seed)")
+    title = f"{env}: terminal states, all from the same noises (first seed)"
+    picture = plots.samples(states, title) if states else None
     if picture is not None:
         figures["samples"] = picture
     folder = out / slug(env)
@@ -152,10 +153,12 @@ def _draw(
 
 
 def _states(out: Path, env: str, agents: dict[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
-    states = {"pre-trained": np.load(out / slug(env) / "samples_before.npy")}
+    files = {"pre-trained": out / slug(env) / "samples_before.npy"}
     for agent, group in agents.items():
-        states[agent] = np.load(RunFolder(out, RunSpec.from_json(group[0]["spec"])).samples)
-    return states
+        files[agent] = RunFolder(out, RunSpec.from_json(group[0]["spec"])).samples
+    if not all(file.is_file() for file in files.values()):
+        return {}  # results that came with a checkout: samples are not committed
+    return {agent: np.load(file) for agent, file in files.items()}
 
 
 def _to_tensorboard(folder: Path, figures: dict[str, Any]) -> None:
