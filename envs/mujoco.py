@@ -1,7 +1,8 @@
 """MuJoCo models as problems: ``F_k`` is the physics engine, steered through the noise in its actuators.
 
 One step holds ``ctrl = clip(offset + scale z)``, z = a + W, for ``frame_skip`` substeps of ``mj_step``; a batch is stepped by
-``mujoco.rollout`` over threads. The KL of the chain stays exactly ``|a|^2 / 2`` per step, whatever the engine does with ctrl.
+``mujoco.rollout`` over threads, or by MuJoCo Warp on the GPU where the states are. The KL of the chain stays exactly
+``|a|^2 / 2`` per step, whatever the engine does with ctrl.
 
 The seam pays ``r_k(x_k)``, while robots are paid for what a step did: ``reward(before, control, after)``. So the last step's
 reward is a coordinate of the state, and r_k reads it: ``sum_k r_k + y`` is the sum of the steps' rewards. An episode that ends
@@ -13,7 +14,6 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ Model = Any
 
 
 class Physics(NamedTuple):
-    """What rewards see of ``n`` robots; float64 on the CPU."""
+    """What rewards see of ``n`` robots, where and as the engine computes: float64 on the CPU; warp: float32 on the device."""
 
     qpos: Tensor  # (n, nq)
     qvel: Tensor  # (n, nv)
@@ -39,7 +39,8 @@ class Robot(Problem):
     """A MuJoCo model; a subclass writes its ``reward``, and ``healthy``, ``start`` and ``success`` if it likes.
 
     The state is ``(qpos, qvel, the model's other state (act, ...), last reward, alive)``. Between steps it is rounded to
-    ``dtype``; inside a step everything is float64. Constraint solvers start cold at every step, so that F is a function of x.
+    ``dtype``; inside a step everything is float64 (warp: float32). Constraint solvers start cold at every step, so that F is
+    a function of x.
 
     Args:
         model: an MJCF file, its text (``<mujoco>...``), or a ``mujoco.MjModel``.
@@ -50,11 +51,12 @@ class Robot(Problem):
         frame_skip: substeps in which ctrl is held.
         spread: half-width of ``start``'s uniform law.
         sensors: let rewards see the sensors of the state after the step, at the price of one more substep.
-        threads: that step a batch; absent: torch's number of threads when the first batch comes.
+        threads: that step a batch; absent: torch's number of threads when the first batch comes. Of the engine mujoco only.
         dtype: of the states.
+        engine: mujoco steps on the CPU, warp (MuJoCo Warp, ``girsanov[warp]``) on the device of the states.
 
     Raises:
-        ValueError: an argument is out of its range, the model can't be read, or MuJoCo isn't installed.
+        ValueError: an argument is out of its range, the model can't be read or the engine can't step it, or it isn't installed.
     """
 
     view = "xz"  #: the plane that ``render`` draws without a GL
@@ -71,6 +73,7 @@ class Robot(Problem):
         sensors: bool = False,
         threads: int | None = None,
         dtype: torch.dtype = torch.float32,
+        engine: str = "mujoco",
     ) -> None:
         check_positive("temperature", temperature)
         for name, whole in (("steps", steps), ("frame_skip", frame_skip), ("threads", 1 if threads is None else threads)):
@@ -78,11 +81,12 @@ class Robot(Problem):
                 raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
         if not spread >= 0:
             raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
-        self.engine = Engine(read_model(model), frame_skip, sensors, threads)
+        self.engine = make_engine(engine, read_model(model), frame_skip, sensors, threads)
         loaded = self.engine.model
         if loaded.nu == 0:
             raise ValueError("model must have an actuator: noise and control enter through it; got one without")
         self.scale, self.offset = _per_actuator("scale", scale, loaded.nu), _per_actuator("offset", offset, loaded.nu)
+        self.low, self.high = _limits(loaded)
         if not (self.scale > 0).all():
             raise ValueError(f"scale must be above 0 for every actuator; got {scale!r}")
         self.spread = spread
@@ -97,7 +101,7 @@ class Robot(Problem):
 
     def healthy(self, physics: Physics) -> Tensor:
         """Whether the episode goes on, ``bool (n,)``; always, unless overridden."""
-        return torch.ones(len(physics.qpos), dtype=torch.bool)
+        return torch.ones(len(physics.qpos), dtype=torch.bool, device=physics.qpos.device)
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """``n`` initial ``(qpos, qvel)``, ``(n, nq + nv)`` on the generator's device: the model's own, up to the spread."""
@@ -115,32 +119,31 @@ class Robot(Problem):
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """``frame_skip`` substeps under ``clip(offset + scale z)`` (not differentiable)."""
-        state = x.detach().to("cpu", torch.float64)
-        low, high = self.engine.limits
-        wanted = self.offset + self.scale * z.detach().to("cpu", torch.float64).numpy()
-        control = torch.from_numpy(wanted.clip(low, high))
+        state = self.engine.place(x.detach())
+        z, offset, scale, low, high = (part.to(state) for part in (z.detach(), self.offset, self.scale, self.low, self.high))
+        control = (offset + scale * z).clamp(low, high)
         going = state[:, -1] > 0.5
-        if going.all():
-            return self._stepped(state, control).to(x)
         later = state.clone()
         later[:, -2] = 0.0  # those that have fallen stay where they are, unpaid
-        later[going] = self._stepped(state[going], control[going])
+        if self.engine.picks:
+            later[going] = self._stepped(state[going], control[going])
+        else:
+            later = torch.where(going[:, None], self._stepped(state, control), later)
         return later.to(x)
 
     def _stepped(self, state: Tensor, control: Tensor) -> Tensor:
-        later, sensed = self.engine.step(state[:, :-2].numpy(), control.numpy())
-        finite = np.isfinite(later).all(1)
-        if not finite.all():  # an exploded simulation is a fallen robot
-            later = np.where(finite[:, None], later, state[:, :-2].numpy())
-        after = self._physics(torch.from_numpy(later), torch.from_numpy(sensed))
-        earned = self.reward(self.physics(state), control, after)
-        alive = self.healthy(after) & torch.from_numpy(finite)
-        earned = torch.where(torch.from_numpy(finite), earned, 0.0)
-        return torch.cat([torch.from_numpy(later), earned.double()[:, None], alive.double()[:, None]], 1)
+        later, sensed = self.engine.step(state[:, :-2], control)
+        finite = later.isfinite().all(1)
+        later = torch.where(finite[:, None], later, state[:, :-2])  # an exploded simulation is a fallen robot
+        after = self._physics(later, sensed)
+        earned = torch.where(finite, self.reward(self.physics(state), control, after), 0.0)
+        alive = self.healthy(after) & finite
+        return torch.cat([later, earned.to(later)[:, None], alive.to(later)[:, None]], 1)
 
     def physics(self, x: Tensor) -> Physics:
         """Positions and velocities of states; the sensors are not part of them."""
-        return self._physics(x.detach().to("cpu", torch.float64), torch.empty(len(x), 0, dtype=torch.float64))
+        state = self.engine.place(x.detach())
+        return self._physics(state, state[:, :0])
 
     def _physics(self, state: Tensor, sensors: Tensor) -> Physics:
         model = self.engine.model
@@ -166,7 +169,7 @@ class Robot(Problem):
         """The robot as it stands now: by MuJoCo's renderer if MUJOCO_GL is set (egl, osmesa, glfw), else a drawing."""
         from .robot_pictures import photograph, sketch
 
-        qpos = self.physics(path[-1:]).qpos[0].numpy()
+        qpos = self.physics(path[-1:]).qpos[0].double().cpu().numpy()
         if os.environ.get("MUJOCO_GL"):
             return photograph(self.engine.model, qpos)
         return sketch(self.engine.model, qpos, self.view, f"step {len(path) - 1} of {self.horizon}")
@@ -222,6 +225,8 @@ class MujocoProblem(Robot):
 class Engine:
     """MuJoCo itself: steps a batch over threads. It can be pickled, copied and forked; threads start with the first batch."""
 
+    picks = True  #: stepping a few of the robots is cheaper than stepping all
+
     def __init__(self, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> None:
         import mujoco
 
@@ -231,31 +236,29 @@ class Engine:
         self._pool: tuple[int, Any, list[Any]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Engine, (self.model, self.frame_skip, self.sensors, self.threads)
+        return type(self), (self.model, self.frame_skip, self.sensors, self.threads)
 
     def __deepcopy__(self, memo: Any) -> Engine:
         return self  # nothing in it changes but scratch memory
 
-    @cached_property
-    def limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Smallest and largest ctrl of each actuator; infinite where the model sets none."""
-        limited = self.model.actuator_ctrllimited.astype(bool)
-        low, high = self.model.actuator_ctrlrange.T
-        return np.where(limited, low, -np.inf), np.where(limited, high, np.inf)
+    def place(self, x: Tensor) -> Tensor:
+        """States where, and as precise as, they are stepped."""
+        return x.to("cpu", torch.float64)
 
-    def step(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, state: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
         """``(n, size)`` after ``frame_skip`` substeps under ctrl ``(n, nu)``, and the sensors there, ``(n, nsensordata)``."""
         n, model = len(state), self.model
         pool, scratch = self._threads()
         begun = np.zeros((n, self.size + 1))
-        begun[:, 1:] = state
+        begun[:, 1:] = state.numpy()
         substeps = self.frame_skip + self.sensors  # sensors are read at the start of a substep
-        held = np.repeat(control[:, None], substeps, 1)
+        held = np.repeat(control.numpy()[:, None], substeps, 1)
         path = np.empty((n, substeps, self.size + 1))
         sensed = np.empty((n, substeps, model.nsensordata))
         if n:
             pool.rollout([model] * n, scratch, begun, held, skip_checks=True, nstep=substeps, state=path, sensordata=sensed)
-        return path[:, self.frame_skip - 1, 1:], sensed[:, -1] if self.sensors else sensed[:, 0, :0]
+        after = sensed[:, -1] if self.sensors else sensed[:, 0, :0]
+        return torch.from_numpy(path[:, self.frame_skip - 1, 1:]), torch.from_numpy(after)
 
     def _threads(self) -> tuple[Any, list[Any]]:
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
@@ -270,6 +273,17 @@ class Engine:
 
 
 _FORKED: list[Any] = []
+
+
+def make_engine(name: str, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> Engine:
+    """The engine of that name; see ``Robot``."""
+    if name == "mujoco":
+        return Engine(model, frame_skip, sensors, threads)
+    if name == "warp":
+        from .warp_engine import WarpEngine
+
+        return WarpEngine(model, frame_skip, sensors, threads)
+    raise ValueError(f"engine must be 'mujoco' or 'warp'; got {name!r}")
 
 
 def read_model(model: Model, quiet: bool = False) -> Any:
@@ -300,8 +314,15 @@ def read_model(model: Model, quiet: bool = False) -> Any:
         raise ValueError(f"model must be an MJCF file, its text, or a mujoco.MjModel; got {shown!r} ({error})") from error
 
 
-def _per_actuator(name: str, value: float | Sequence[float], count: int) -> np.ndarray:
+def _per_actuator(name: str, value: float | Sequence[float], count: int) -> Tensor:
     array = np.asarray(value, dtype=np.float64)
     if array.shape not in ((), (count,)) or not np.isfinite(array).all():
         raise ValueError(f"{name} must be one finite number, or {count}, one an actuator; got {value!r}")
-    return np.broadcast_to(array, count).copy()
+    return torch.from_numpy(np.broadcast_to(array, count).copy())
+
+
+def _limits(model: Any) -> tuple[Tensor, Tensor]:
+    """Smallest and largest ctrl of each actuator; infinite where the model sets none."""
+    limited = model.actuator_ctrllimited.astype(bool)
+    low, high = model.actuator_ctrlrange.T
+    return torch.from_numpy(np.where(limited, low, -np.inf)), torch.from_numpy(np.where(limited, high, np.inf))

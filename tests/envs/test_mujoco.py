@@ -83,7 +83,7 @@ def test_two_hundred_steps_equal_gymnasiums(name: str, seed: int) -> None:
     for k in range(200):
         action = AMPLITUDES[name] * rng.uniform(-1, 1, ours.noise_shape)
         _, reward, terminated, *_ = theirs.step(action)
-        x = ours.transition(k, x, torch.from_numpy(action / ours.scale)[None])
+        x = ours.transition(k, x, (torch.from_numpy(action) / ours.scale)[None])
         np.testing.assert_allclose(x[0, :-2].numpy(), np.concatenate([theirs.data.qpos, theirs.data.qvel]), atol=1e-6, rtol=0)
         assert float(ours.running_reward(k + 1, x)) == pytest.approx(reward, abs=1e-6)
         assert bool(ours.alive(x)) is not terminated
@@ -108,7 +108,7 @@ def test_gymnasium_as_it_comes_differs_by_its_memory_alone(name: str) -> None:
         before = placed(ours, theirs)
         action = AMPLITUDES[name] * rng.uniform(-1, 1, ours.noise_shape)
         _, reward, terminated, *_ = theirs.step(action)
-        x = ours.transition(k, before, torch.from_numpy(action / ours.scale)[None])
+        x = ours.transition(k, before, (torch.from_numpy(action) / ours.scale)[None])
         states.append(float((x[:, :-2] - placed(ours, theirs)[:, :-2]).abs().max()))
         rewards.append(abs(float(x[0, -2]) - reward))
         assert bool(ours.alive(x)) is not terminated
