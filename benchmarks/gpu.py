@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py
 
-Writes ``benchmarks/results/gpu.json``. Without a CUDA device it says so and ends with code 2.
+MuJoCo's robots step by MuJoCo Warp on the GPU and by ``mujoco.rollout`` over all cores on the CPU. Writes
+``benchmarks/results/gpu.json``. Without a CUDA device it says so and ends with code 2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import tyro
 
-from girsanov.envs import NEED_WEIGHTS, PROBLEMS, make_problem
+from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv
 from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.records import provenance, read_json, write_json
@@ -26,34 +27,39 @@ from girsanov.scoreboard.spec import Budget, EvaluationPlan, slug
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 
 
-def steps_per_second(env_id: str, device: str, lanes: int, seconds: float = 2.0) -> float:
-    """Environment steps a second of ``ProblemVectorEnv`` with tensors on ``device``; whole episodes, fixed actions."""
-    env = ProblemVectorEnv(make_problem(env_id, device), lanes, autoreset_mode="same_step", tensors=True)
+#: Steps between two looks at the clock.
+CHUNK = 25
+
+
+def steps_per_second(env_id: str, device: str, lanes: int, seconds: float = 1.0) -> float:
+    """Environment steps a second of ``ProblemVectorEnv`` with tensors on ``device``, under the uncontrolled process."""
+    engine = {"engine": "warp"} if device == "cuda" and env_id in NEED_MUJOCO else {}
+    env = ProblemVectorEnv(make_problem(env_id, device, **engine), lanes, autoreset_mode="same_step", tensors=True)
     env.reset(seed=0)
     actions = torch.zeros(env.action_space.shape or (), device=device)
 
-    def episode() -> None:
-        for _ in range(env.problem.horizon):
+    def run(steps: int) -> None:
+        for _ in range(steps):
             env.step(actions)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    episode()  # the first allocates and compiles
+    run(1)  # the first allocates and compiles
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        episode()
-        count += 1
-    return count * env.problem.horizon * lanes / (time.perf_counter() - start)
+        run(CHUNK)
+        count += CHUNK
+    return count * lanes / (time.perf_counter() - start)
 
 
-def throughput(lanes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
-    """Both devices side by side, for every registered environment and number of lanes."""
+def throughput(envs: tuple[str, ...], lanes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
+    """Both devices side by side, for every environment and number of lanes."""
     rows = []
-    for env_id in sorted(PROBLEMS.keys() - NEED_WEIGHTS):
+    for env_id in envs:
         for n in lanes:
             rate = {device: steps_per_second(env_id, device, n, seconds) for device in ("cpu", "cuda")}
             rows.append({"env": env_id, "lanes": n, **rate, "ratio": rate["cuda"] / rate["cpu"]})
-            print(f"{slug(env_id):24} {n:7,} lanes: {rate['cuda']:14,.0f} steps/s, {rows[-1]['ratio']:8.2f} x CPU", flush=True)
+            print(f"{slug(env_id):32} {n:7,} lanes: {rate['cuda']:14,.0f} steps/s, {rows[-1]['ratio']:8.2f} x CPU", flush=True)
     return rows
 
 
@@ -83,8 +89,9 @@ def main(
     agents: tuple[str, ...] = ("pde", "pi-ft", "ppo", "sac"),
     env: str = "girsanov/Digits-v0",
     budget: float = 1000,
+    envs: tuple[str, ...] = tuple(sorted(PROBLEMS.keys() - NEED_WEIGHTS)),
     lanes: tuple[int, ...] = (256, 4096, 65536),
-    seconds: float = 2.0,
+    seconds: float = 1.0,
     out: Path = RESULTS,
 ) -> int:
     """Measure, print and write.
@@ -93,6 +100,7 @@ def main(
         agents: to compare.
         env: to compare them on.
         budget: reward queries of each.
+        envs: whose throughput to measure.
         lanes: of the vector environments.
         seconds: for each throughput.
         out: JSON file.
@@ -104,7 +112,7 @@ def main(
         "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         **provenance(),
         "cpu_threads": torch.get_num_threads(),
-        "throughput": throughput(lanes, seconds),
+        "throughput": throughput(envs, lanes, seconds),
         "comparison": comparison(agents, env, budget),
     }
     write_json(out, found)

@@ -1,0 +1,94 @@
+"""What must be true on a GPU: the CPU's numbers up to rounding, no waiting inside a step, learning, and models that move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from girsanov.agents import PDE, PIFT
+from girsanov.baselines.adjoint_matching import AdjointMatching
+from girsanov.baselines.ddpo import DDPO
+from girsanov.baselines.dpok import DPOK
+from girsanov.baselines.sb3 import make_ppo, make_sac
+from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
+from girsanov.envs.env import ProblemVectorEnv
+from girsanov.scoreboard.evaluation import evaluate, policy_of
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+HERE = sorted(PROBLEMS.keys() - NEED_WEIGHTS)  # one call of every problem that needs no weights
+MIXTURE = "girsanov/GaussianMixture-v0"
+
+
+def on_the_gpu(env_id: str, **kwargs: Any) -> Any:
+    if env_id in NEED_MUJOCO:
+        pytest.importorskip("mujoco_warp")
+        kwargs = {"engine": "warp", **kwargs}
+    return make_problem(env_id, DEVICE, **kwargs)
+
+
+@pytest.mark.parametrize("env_id", HERE)
+def test_a_path_is_the_cpus(env_id: str, generator: torch.Generator) -> None:
+    ours, theirs = make_problem(env_id), on_the_gpu(env_id)
+    x = ours.initial(16, generator)
+    for k in range(10):
+        z = 0.3 * torch.randn(16, *ours.noise_shape, generator=generator, dtype=x.dtype)
+        close = {"rtol": 1e-3, "atol": 1e-3} if env_id in NEED_MUJOCO else {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(theirs.running_reward(k, x.to(DEVICE)).cpu(), ours.running_reward(k, x), **close)
+        found, x = theirs.transition(k, x.to(DEVICE), z.to(DEVICE)), ours.transition(k, x, z)
+        assert found.device.type == DEVICE and found.dtype == x.dtype
+        torch.testing.assert_close(found.cpu(), x, **close)
+    torch.testing.assert_close(theirs.terminal_reward(x.to(DEVICE)).cpu(), ours.terminal_reward(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("env_id", HERE)
+def test_a_step_never_makes_the_host_wait(env_id: str) -> None:
+    env = ProblemVectorEnv(on_the_gpu(env_id), 64, tensors=True)
+    env.reset(seed=0)
+    actions = torch.zeros(env.action_space.shape, device=DEVICE)
+    env.step(actions)  # the first may compile, and fill tables
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            env.step(actions)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+REGRESSIONS = [
+    *(
+        (PDE, name)
+        for name in ("MlpPolicy", "PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy", "ModelPolicy")
+    ),
+    *((PIFT, name) for name in ("PathwisePolicy", "ValuePolicy", "FittedPolicy", "FunctionalPolicy")),
+    *((kind, "MlpPolicy") for kind in (AdjointMatching, DDPO, DPOK)),
+]
+
+
+@pytest.mark.parametrize(("kind", "policy"), REGRESSIONS, ids=[f"{kind.__name__}-{policy}" for kind, policy in REGRESSIONS])
+def test_agents_learn_as_on_the_cpu_and_move(kind: Any, policy: str, tmp_path: Path) -> None:
+    worth = {}
+    for device in ("cpu", DEVICE):
+        problem = make_problem(MIXTURE, device)
+        model = kind(policy, problem, seed=0, device=device).learn(200 * problem.horizon)
+        worth[device] = evaluate(problem, policy_of(model, problem), 2000, torch.Generator(device).manual_seed(1)).value
+    model.save(tmp_path / "model")
+    cpu = make_problem(MIXTURE)
+    moved = kind.load(tmp_path / "model", cpu, device="cpu")
+    there = evaluate(cpu, policy_of(moved, cpu), 2000, torch.Generator().manual_seed(1)).value.objective
+    nothing = evaluate(cpu, None, 2000, torch.Generator().manual_seed(1)).value.objective
+    found = worth[DEVICE].objective
+    assert there.mean == pytest.approx(found.mean, abs=5 * (there.stderr + found.stderr))
+    assert found.mean > nothing.mean - 5 * nothing.stderr  # after 200 episodes some have hardly begun
+    assert found.mean == pytest.approx(worth["cpu"].objective.mean, abs=0.3)  # equal up to luck: random streams differ
+
+
+@pytest.mark.parametrize("make", [make_ppo, make_sac])
+def test_sb3s_agents_run_on_it(make: Any) -> None:
+    problem = make_problem(MIXTURE, DEVICE)
+    model = make(problem, seed=0, device=DEVICE).learn(20 * problem.horizon)
+    found = evaluate(problem, policy_of(model, problem), 500, torch.Generator(DEVICE).manual_seed(1)).value
+    assert found.objective.mean == found.objective.mean and model.device.type == DEVICE
