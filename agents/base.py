@@ -378,7 +378,11 @@ class ProblemAgent(BaseAlgorithm):
             raise ValueError(f"env must be the kind that the checkpoint was trained on, {theirs}; got {ours}")
         arguments = {**settings["hyperparameters"], "seed": settings["seed"], "policy_kwargs": settings["policy_kwargs"]}
         agent = cls(settings["policy"], env, device=device, **{**arguments, **kwargs})
-        agent.generator.set_state(tensors.pop("generator"))
+        stream = tensors.pop("generator")
+        if stream.shape == agent.generator.get_state().shape:
+            agent.generator.set_state(stream)
+        else:  # the CPU's random streams are none of a GPU's: go on with another
+            agent.generator.manual_seed((settings["seed"] or 0) + settings["num_timesteps"])
         for name, part in agent.networks().items():
             state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
             try:

@@ -1,11 +1,12 @@
 """MuJoCo Warp (Google DeepMind and NVIDIA) behind ``Robot``: all robots of a batch step on the device where their states are.
 
-It computes in float32, with solvers that are MuJoCo's up to rounding. On a GPU the substeps of a step are one CUDA graph; on
-the CPU it is there to be tested.
+It computes in float32, with solvers that are MuJoCo's up to rounding. On a GPU a substep is one CUDA graph; on the CPU it
+is there to be tested.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,15 +73,15 @@ class WarpEngine(Engine):
         with _on(str(device)) as engine:
             model, data = engine.put_model(self.model), engine.make_data(self.model, nworld=n)
             model.opt.deterministic = True  # contacts in one order, sums too: equal seeds, equal paths
+            step = _replayed(device, lambda: engine.step(model, data))
+            sense = _replayed(device, lambda: engine.forward(model, data)) if self.sensors else None
 
-            def substeps() -> None:
+            def advance() -> None:
                 for _ in range(self.frame_skip):
-                    engine.step(model, data)
+                    step()
+                if sense is not None:
+                    sense()  # what the state that the step has led to reads
 
-            def sense() -> None:
-                engine.forward(model, data)  # sensors of the state that the step has led to
-
-            advance = _replayed(device, [substeps, sense] if self.sensors else [substeps])
             state = [warp.to_torch(part) for part in (data.qpos, data.qvel, data.act)]
             sensed = warp.to_torch(data.sensordata)
             if not self.sensors:
@@ -98,19 +99,22 @@ class _Batch(NamedTuple):
     advance: Callable[[], None]
 
 
-def _replayed(device: torch.device, parts: list[Callable[[], None]]) -> Callable[[], None]:
-    """The parts in turn; on a GPU, recorded as one CUDA graph and replayed on torch's stream."""
+def _replayed(device: torch.device, run: Callable[[], None]) -> Callable[[], None]:
+    """``run``; on a GPU, recorded as a CUDA graph that is replayed on torch's stream."""
     import warp
 
-    def advance() -> None:
-        for part in parts:
-            part()
-
-    advance()  # compiles
+    run()  # compiles
     if device.type != "cuda":
-        return advance
+        return run
     with warp.ScopedCapture() as capture:
-        advance()
+        run()
+    try:
+        warp.capture_launch(capture.graph)
+    except RuntimeError as error:
+        warnings.warn(
+            f"no CUDA graph can be made of MuJoCo Warp's step here, so it runs without, slower ({error})", stacklevel=2
+        )
+        return run
 
     def replay() -> None:
         warp.capture_launch(capture.graph, stream=warp.stream_from_torch(torch.cuda.current_stream(device)))

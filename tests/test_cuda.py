@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,9 @@ def test_a_step_never_makes_the_host_wait(env_id: str) -> None:
     env.reset(seed=0)
     actions = torch.zeros(env.action_space.shape, device=DEVICE)
     env.step(actions)  # the first may compile, and fill tables
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the check a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
             env.step(actions)
@@ -86,9 +90,10 @@ def test_agents_learn_as_on_the_cpu_and_move(kind: Any, policy: str, tmp_path: P
     assert found.mean == pytest.approx(worth["cpu"].objective.mean, abs=0.3)  # equal up to luck: random streams differ
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
 @pytest.mark.parametrize("make", [make_ppo, make_sac])
 def test_sb3s_agents_run_on_it(make: Any) -> None:
     problem = make_problem(MIXTURE, DEVICE)
     model = make(problem, seed=0, device=DEVICE).learn(20 * problem.horizon)
     found = evaluate(problem, policy_of(model, problem), 500, torch.Generator(DEVICE).manual_seed(1)).value
-    assert found.objective.mean == found.objective.mean and model.device.type == DEVICE
+    assert math.isfinite(found.objective.mean) and model.device.type == DEVICE

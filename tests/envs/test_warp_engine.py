@@ -93,7 +93,7 @@ def test_pde_learns_on_it_as_on_mujoco(device: str) -> None:
     worth = {}
     for engine in ("mujoco", "warp"):
         problem = make_problem("girsanov/InvertedPendulum-v0", device, engine=engine, steps=10)
-        model = PDE("ModelPolicy", problem, seed=0, n_trajectories=20).learn(60 * 10)
+        model = PDE("ModelPolicy", problem, seed=0, n_trajectories=20, device=device).learn(60 * 10)
         found = evaluate(problem, model.policy.control, 200, torch.Generator(device).manual_seed(1))
         worth[engine] = found.value.objective.mean
     assert worth["warp"] == pytest.approx(worth["mujoco"], abs=0.5)
