@@ -6,37 +6,24 @@ The agents do not step ``env`` themselves: they find the Problem behind it and r
 
 from __future__ import annotations
 
-import io
-import math
-import os
 import time
-import warnings
 from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 from torch import Tensor, nn
 
 from ..envs.env import as_env, problem_of, unobserve
 from ..envs.problem import Policy, Problem, Trajectories, check_positive, rollout
-from . import checkpoint
+from .checkpoint import SavedAgent, signature
+from .checks import check_range, warn_of_wrappers
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
-
-
-def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raise a ValueError unless ``value`` is a number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
 def descend(loss: Tensor, learner: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module, decay: float) -> None:
@@ -48,23 +35,6 @@ def descend(loss: Tensor, learner: nn.Module, optimizer: torch.optim.Optimizer, 
     with torch.no_grad():
         for slow, fast in zip(average.parameters(), learner.parameters(), strict=True):
             slow.lerp_(fast, 1 - decay)
-
-
-def _warn_of_wrappers(env: Any) -> None:
-    """Say which wrappers change what ``predict`` is given or what it gives, while the agent learns the bare problem."""
-    found = []
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
-            found.append("VecNormalize")
-        env = env.venv
-    lane = env.envs[0] if isinstance(env, DummyVecEnv) else None
-    while isinstance(lane, gym.Wrapper):
-        if isinstance(lane, (gym.ObservationWrapper, gym.ActionWrapper, gym.RewardWrapper, gym.wrappers.NormalizeReward)):
-            found.append(type(lane).__name__)
-        lane = lane.env
-    if found:
-        unseen = "the agent learns the problem behind the environment and does not see what these wrappers change"
-        warnings.warn(f"{unseen}: {', '.join(found)}", stacklevel=3)
 
 
 class ControlPolicy(BasePolicy):
@@ -124,8 +94,8 @@ class _StepProgressBar(ProgressBarCallback):
         self._seen = self.num_timesteps
 
 
-class ProblemAgent(BaseAlgorithm):
-    """Base of PDE and PIFT: data collection, SB3's learning loop, checkpoints.
+class ProblemAgent(SavedAgent):
+    """Base of PDE and PIFT: data collection and SB3's learning loop.
 
     Args:
         policy: name of the function class, or a ``ControlPolicy`` class.
@@ -139,7 +109,6 @@ class ProblemAgent(BaseAlgorithm):
     The remaining arguments are stable-baselines3's.
     """
 
-    #: Constructor arguments that a checkpoint restores (besides policy, seed and policy_kwargs).
     hyperparameters: ClassVar[tuple[str, ...]] = ("n_trajectories", "learning_rate", "anneal")
 
     def __init__(
@@ -186,7 +155,7 @@ class ProblemAgent(BaseAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.problem = problem_of(self.env).to(self.device)
-        _warn_of_wrappers(self.env)
+        warn_of_wrappers(self.env)
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(int(np.random.randint(2**31)) if self.seed is None else self.seed)
         self.policy = self.policy_class(self.observation_space, self.action_space, self.problem, **self.policy_kwargs).to(
@@ -299,134 +268,13 @@ class ProblemAgent(BaseAlgorithm):
         """Point the agent at another environment with the same spaces, shapes and horizon (say, another temperature)."""
         env = self._wrap_env(as_env(env), self.verbose)
         check_for_correct_spaces(env, self.observation_space, self.action_space)
-        ours, theirs = (_signature(problem, env.action_space) for problem in (self.problem, problem_of(env)))
+        ours, theirs = (signature(problem, env.action_space) for problem in (self.problem, problem_of(env)))
         for name in ("state_shape", "noise_shape", "horizon"):  # what networks and tables are made for
             if ours[name] != theirs[name]:
                 raise ValueError(f"env must have the {name} that the agent was made for, {ours[name]}; got {theirs[name]}")
-        _warn_of_wrappers(env)
+        warn_of_wrappers(env)
         self.n_envs = env.num_envs  # the agent batches by itself: any number of lanes will do
         super().set_env(env, force_reset)
         self.problem = problem_of(env).to(self.device)
         self.policy.problem = self.problem  # type: ignore[assignment]
         self.forget()
-
-    # --- checkpoints ------------------------------------------------------------------------------------------------
-
-    def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """What a checkpoint restores, by name; a subclass adds its optimizers and target networks."""
-        return {"policy": self.policy}
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write parameters, optimizers, counters, random stream and settings as safetensors and JSON in one zip.
-
-        Past paths are not saved: a loaded agent goes on from its networks with fresh ones. ``exclude`` and ``include`` are
-        accepted for SB3's sake and ignored. A failed write leaves no file behind.
-        """
-        tensors = {"generator": self.generator.get_state()}
-        for name, part in self.networks().items():
-            tensors.update({f"{name}/{key}": value for key, value in _flatten(part.state_dict()).items()})
-        settings = {
-            "agent": type(self).__name__,
-            "policy": self.policy_name,
-            "policy_kwargs": self.policy_kwargs,
-            "hyperparameters": {name: _plain(getattr(self, name), name) for name in self.hyperparameters},
-            "seed": self.seed,
-            "num_timesteps": self.num_timesteps,
-            "reward_queries": self.reward_queries,
-            "n_updates": self._n_updates,
-            "problem": _signature(self.problem, self.action_space),
-        }
-        checkpoint.write(path, tensors, settings)
-
-    @classmethod
-    def load(
-        cls: type[SelfAgent],
-        path: str | os.PathLike[str] | io.BufferedIOBase,
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfAgent:
-        """Read an agent that ``save`` wrote.
-
-        Args:
-            path: the file.
-            env: what to act in; the control of a problem needs the problem itself, so unlike SB3's it cannot be absent.
-            device: where to put the agent.
-            custom_objects: ignored: nothing in a checkpoint is an object.
-            print_system_info: ignored.
-            force_reset: ignored: the agents keep no episode between calls.
-            kwargs: constructor arguments that override the saved ones.
-
-        Raises:
-            ValueError: a corrupt, truncated or foreign file, one of a version that this one can't read, or a checkpoint from
-                an environment of another shape.
-        """
-        tensors, settings = checkpoint.read(path, cls.__name__)
-        if env is None:
-            raise ValueError(f"env must be given to {cls.__name__}.load: the control of a problem needs the problem")
-        env = cls._wrap_env(as_env(env))
-        misfit = f"path must name a checkpoint of this version of {cls.__name__}; {str(path)!r} does not fit it"
-        missing = {*_SETTINGS, "generator"} - {*settings, *tensors}
-        unknown = settings.get("hyperparameters", {}).keys() - set(cls.hyperparameters)
-        if missing or unknown:
-            raise ValueError(f"{misfit} (missing: {sorted(missing)}, unknown: {sorted(unknown)})")
-        ours, theirs = _signature(problem_of(env), env.action_space), settings["problem"]
-        if ours != theirs:
-            raise ValueError(f"env must be the kind that the checkpoint was trained on, {theirs}; got {ours}")
-        arguments = {**settings["hyperparameters"], "seed": settings["seed"], "policy_kwargs": settings["policy_kwargs"]}
-        agent = cls(settings["policy"], env, device=device, **{**arguments, **kwargs})
-        stream = tensors.pop("generator")
-        if stream.shape == agent.generator.get_state().shape:
-            agent.generator.set_state(stream)
-        else:  # the CPU's random streams are none of a GPU's: go on with another
-            agent.generator.manual_seed((settings["seed"] or 0) + settings["num_timesteps"])
-        for name, part in agent.networks().items():
-            state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            try:
-                part.load_state_dict(_unflatten(state, part))
-            except (RuntimeError, ValueError, KeyError) as error:  # torch's words for other names and shapes
-                raise ValueError(f"{misfit} ({error})") from error
-        agent.num_timesteps, agent.reward_queries = settings["num_timesteps"], settings["reward_queries"]
-        agent._n_updates = settings["n_updates"]
-        return agent
-
-
-#: What ``load`` reads of a checkpoint's settings.
-_SETTINGS = ("policy", "policy_kwargs", "hyperparameters", "seed", "num_timesteps", "reward_queries", "n_updates", "problem")
-
-
-def _signature(problem: Problem, action_space: spaces.Space) -> dict[str, Any]:
-    """What must agree between the environment of a checkpoint and the one that it is loaded into."""
-    return {
-        "problem": type(problem).__name__,
-        "state_shape": list(problem.state_shape),
-        "noise_shape": list(problem.noise_shape),
-        "horizon": problem.horizon,
-        "action_bound": float(np.max(action_space.high)),  # type: ignore[attr-defined]
-    }
-
-
-def _plain(value: Any, name: str) -> Any:
-    if callable(value):
-        raise ValueError(f"{name} must be a plain number to be saved; got {value!r}: a checkpoint holds no code")
-    return value
-
-
-def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
-    """A module's or an Adam optimizer's state as named tensors."""
-    if "param_groups" not in state:
-        return state
-    return {f"{i}/{key}": torch.as_tensor(value) for i, slot in state["state"].items() for key, value in slot.items()}
-
-
-def _unflatten(state: dict[str, Tensor], part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
-    if isinstance(part, nn.Module):
-        return state
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        i, name = key.split("/", 1)
-        slots.setdefault(int(i), {})[name] = value
-    return {"state": slots, "param_groups": part.state_dict()["param_groups"]}

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..envs.grid import Function, Interpolant, Transition, normal_nodes
 from ..envs.linear_quadratic import LinearQuadratic
 from ..envs.problem import Problem, check_positive, device_of, rollout
-from .base import check_range
+from .checks import check_range
 from .iteration_policy import IterationPolicy
 
 if TYPE_CHECKING:

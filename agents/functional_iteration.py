@@ -21,7 +21,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ..envs.problem import Problem, squared_norm
-from .base import check_range
+from .checks import check_range
 from .function_classes import EnsembleMLP, Standardise
 from .iteration_policy import IterationPolicy
 

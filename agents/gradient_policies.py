@@ -21,7 +21,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ..envs.problem import Problem, Trajectories, at
-from .base import check_range
+from .checks import check_range
 from .iteration_policy import IterationPolicy, NetworkControl, some_states
 from .kernel_values import KernelValues
 from .value_gradients import adjoint_sweep, gains, value_gradients

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..envs.problem import Problem
-from .base import check_range
+from .checks import check_range
 from .gradient_policies import FittedGradient, GradientPolicy, PathwiseGradient, ScoreGradient
 from .lora_control import AdapterControl
 

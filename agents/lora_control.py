@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..envs.adapters import attach, detach
 from ..envs.problem import Problem
-from .base import ControlPolicy, check_range
+from .base import ControlPolicy
+from .checks import check_range
 
 _numbers = itertools.count()
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..envs.gaussian_mixture import GaussianMixture
 from ..envs.linear_quadratic import LinearQuadratic
-from .base import ControlPolicy, ProblemAgent, check_range, descend
+from .base import ControlPolicy, ProblemAgent, descend
+from .checks import check_range
 from .exact_iteration import ExactPolicy
 from .fitted_policies import MlpPolicy, ValuePolicy
 from .functional_iteration import FunctionalPolicy

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..agents.base import check_range
+from ..agents.checks import check_range
 from ..agents.function_classes import EnsembleMLP
 from ..envs.problem import Trajectories, check_positive
 from .fine_tuning import FineTuner, Steps, move, returns_to_go

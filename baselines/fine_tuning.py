@@ -9,9 +9,9 @@ the network moves the mean of step k by ``sigma_k a``, and
 both exact sums over dimensions; the papers' public codes average them, so their clip ranges are not these.
 
 Here and in ``step_policies`` alone ``baselines`` uses ``agents``: SB3's interface, checkpoints and counters (``agents.base``),
-the control's network and inputs (``agents.function_classes``) and the adapters of a pipeline's network
-(``agents.lora_control``) are the agents' own, so that a difference in score is a difference of algorithm. No learner is
-imported.
+checks of arguments (``agents.checks``), the control's network and inputs (``agents.function_classes``) and the adapters of a
+pipeline's network (``agents.lora_control``) are the agents' own, so that a difference in score is a difference of algorithm.
+No learner is imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..agents.base import ProblemAgent, check_range
+from ..agents.base import ProblemAgent
+from ..agents.checks import check_range
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Trajectories, check_positive
 from .hyperparameters import settings_for

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from ..agents.base import ControlPolicy, check_range
+from ..agents.base import ControlPolicy
+from ..agents.checks import check_range
 from ..agents.function_classes import EnsembleMLP, Standardise, encode, time_features
 from ..agents.lora_control import TARGETS, AdapterControl
 from ..envs.problem import Problem, device_of

@@ -1,0 +1,34 @@
+"""What agents check at the door: their arguments, and the wrappers of their environments."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raise a ValueError unless ``value`` is a number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+
+
+def warn_of_wrappers(env: Any) -> None:
+    """Say which wrappers change what ``predict`` is given or what it gives, while the agent learns the bare problem."""
+    found = []
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            found.append("VecNormalize")
+        env = env.venv
+    lane = env.envs[0] if isinstance(env, DummyVecEnv) else None
+    while isinstance(lane, gym.Wrapper):
+        if isinstance(lane, (gym.ObservationWrapper, gym.ActionWrapper, gym.RewardWrapper, gym.wrappers.NormalizeReward)):
+            found.append(type(lane).__name__)
+        lane = lane.env
+    if found:
+        unseen = "the agent learns the problem behind the environment and does not see what these wrappers change"
+        warnings.warn(f"{unseen}: {', '.join(found)}", stacklevel=3)
