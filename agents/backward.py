@@ -191,6 +191,7 @@ class _Step:
         rest = self.precision * ~lent
         found = self.least_squares(rest, ridges)
         losses = [float(self.loss(w, self.precision * lent).nan_to_num(nan=torch.inf)) for w in found]
-        best = next(r for r, loss in zip(ridges, losses, strict=True) if loss <= indistinct * min(losses))
+        enough = indistinct * max(min(losses), 0.0)  # rounding takes the least of a perfect fit below 0
+        best = next(r for r, loss in zip(ridges, losses, strict=True) if loss <= enough)
         self.value.weights[self.k] = self.solve(rest, best)
         return best

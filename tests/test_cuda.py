@@ -17,6 +17,7 @@ from girsanov.baselines.dpok import DPOK
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv
+from girsanov.envs.problem import rollout
 from girsanov.scoreboard.evaluation import evaluate, policy_of
 
 DEVICE = "cuda"
@@ -87,7 +88,20 @@ def test_agents_learn_as_on_the_cpu_and_move(kind: Any, policy: str, tmp_path: P
     found = worth[DEVICE].objective
     assert there.mean == pytest.approx(found.mean, abs=5 * (there.stderr + found.stderr))
     assert found.mean > nothing.mean - 5 * nothing.stderr  # after 200 episodes some have hardly begun
-    assert found.mean == pytest.approx(worth["cpu"].objective.mean, abs=0.3)  # equal up to luck: random streams differ
+    assert found.mean == pytest.approx(worth["cpu"].objective.mean, abs=0.6)  # equal up to luck: random streams differ
+
+
+@pytest.mark.parametrize("policy", ["PolynomialPolicy", "FourierPolicy", "KernelPolicy"])
+def test_given_paths_teach_what_they_teach_on_the_cpu(policy: str, generator: torch.Generator) -> None:
+    chain = make_problem("girsanov/LinearQuadratic-v0")
+    paths = rollout(chain, None, 1000, generator)
+    worth = {}
+    for device in ("cpu", DEVICE):
+        problem = make_problem("girsanov/LinearQuadratic-v0", device)
+        model = PDE(policy, problem, seed=0, device=device).fit(paths)
+        worth[device] = evaluate(problem, model.policy.control, 2000, torch.Generator(device).manual_seed(1)).value.objective
+    luck = 5 * (worth["cpu"].stderr + worth[DEVICE].stderr)
+    assert worth[DEVICE].mean == pytest.approx(worth["cpu"].mean, abs=luck)
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
