@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from girsanov.agents import PDE, pde
+from girsanov.agents import PDE, regression
 from girsanov.agents.backward import one_step_residuals, rescue
 from girsanov.agents.length_scale_classes import FourierValue
 from girsanov.agents.linear_classes import PolynomialValue
@@ -152,7 +152,7 @@ def hard() -> LinearQuadratic:
 def test_a_fit_step_by_step_replaces_a_failed_one(hard, monkeypatch):
     paths = free(hard, 200, seed=2)
     assert error(PDE("PolynomialPolicy", hard, seed=0, device="cpu").fit(paths), hard) < 1e-3
-    monkeypatch.setattr(pde, "rescue", lambda *_: False)
+    monkeypatch.setattr(regression, "rescue", lambda *_: False)
     assert error(PDE("PolynomialPolicy", hard, seed=0, device="cpu").fit(paths), hard) > 0.1
 
 
