@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ def summarise(out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
         "differences": _differences(agents, quantity),
         "compared": quantity,
         "equal_cost": _equal_cost(rows, quantity),
+        "cost_of_equals": _cost_of_equals(rows, quantity),
         "pictures": pictures,
     }
 
@@ -118,6 +119,35 @@ def _equal_cost(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[s
         }
         out.append({"unit": unit, "amount": amount, "agents": at})
     return out
+
+
+def _cost_of_equals(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[str, Any]]:
+    """What each agent, median over its seeds, spends until it is as good as another ends; None: it never is."""
+    out = []
+    for goal, seeds in rows.items():
+        target = float(np.median([run[-1][quantity] for run in seeds]))
+        spent = {
+            agent: {
+                unit: _finite(np.median([_first(*plots.curve(run, unit, quantity), target) for run in runs])) for unit in UNITS
+            }
+            for agent, runs in rows.items()
+        }
+        out.append({"agent": goal, "target": target, "spent": spent})
+    return out
+
+
+def _first(amounts: Sequence[float], values: Sequence[float], target: float) -> float:
+    """Where a curve first is at the target, linear between its points; infinity if it never is."""
+    x, y = np.asarray(amounts, dtype=float), np.asarray(values, dtype=float)
+    reached = np.flatnonzero(y >= target)
+    if not len(reached):
+        return float("inf")
+    i = reached[0]
+    return float(x[i] if i == 0 else np.interp(target, y[i - 1 : i + 1], x[i - 1 : i + 1]))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _closed_form_score(reference: Reference) -> dict[str, float] | None:

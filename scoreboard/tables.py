@@ -32,6 +32,9 @@ def _environment(env: dict[str, Any]) -> str:
         f"### {env['compared'].capitalize()} at equal cost\n\nRead off the learning curves where the cheapest run stops.",
         _equal_cost(env),
     ]
+    if len(env["agents"]) > 1:
+        told = "Env steps, and seconds, until an agent's curve is where another's ends; medians over seeds."
+        parts += [f"### The cost of another's {env['compared']}\n\n{told}", _cost_of_equals(env)]
     if env["differences"]:
         parts += [f"### Differences in {env['compared']}, paired by seed", _differences(env["differences"])]
     parts += [f"![{name.replace('_', ' ')}]({path})" for name, path in env["pictures"].items()]
@@ -106,6 +109,16 @@ def _equal_cost(env: dict[str, Any]) -> str:
         for line in env["equal_cost"]
     ]
     return _table(["at", *names], rows)
+
+
+def _cost_of_equals(env: dict[str, Any]) -> str:
+    names = [agent["agent"] for agent in env["agents"]]
+    rows = []
+    for line in env["cost_of_equals"]:
+        spent = [line["spent"][name] for name in names]
+        cells = ["never" if s["env_steps"] is None else f"{s['env_steps']:,.0f}; {s['seconds']:,.1f} s" for s in spent]
+        rows.append([f"{line['agent']}: {line['target']:.3f}", *cells])
+    return _table(["to be as good as", *names], rows)
 
 
 def _differences(differences: list[dict[str, Any]]) -> str:

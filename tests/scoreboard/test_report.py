@@ -81,6 +81,13 @@ def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
     assert seconds["agents"]["ppo"]["mean"] == pytest.approx((0.05 + 0.1 + 0.3) / 3)  # half way to its second point
 
 
+def test_the_cost_of_anothers_score_is_a_median_over_seeds(finished: Path) -> None:
+    text = report(finished).read_text()
+    # pde's three seeds are at 0.3, the median end of ppo's, after 50, 37.5 and 18.75 episodes; of ppo's own one never is
+    assert _cells(text, "ppo: 0.300") == ["ppo: 0.300", "1,875; 3.8 s", "5,000; 40.0 s"]
+    assert _cells(text, "pde: 0.500") == ["pde: 0.500", "5,000; 10.0 s", "never"]
+
+
 def test_pictures_are_drawn_and_logged(finished: Path) -> None:
     for _ in range(2):  # a second report replaces the first
         report(finished)
