@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,8 @@ def _cost_of_equals(rows: dict[str, list[plots.Rows]], quantity: str) -> list[di
     return out
 
 
-def _first(amounts: Sequence[float], values: Sequence[float], target: float) -> float:
+def _first(x: np.ndarray, y: np.ndarray, target: float) -> float:
     """Where a curve first is at the target, linear between its points; infinity if it never is."""
-    x, y = np.asarray(amounts, dtype=float), np.asarray(values, dtype=float)
     reached = np.flatnonzero(y >= target)
     if not len(reached):
         return float("inf")
