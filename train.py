@@ -6,13 +6,13 @@ import ast
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-Device = Literal["auto", "cpu", "cuda"]
 Unit = Literal["env_steps", "reward_queries", "seconds"]
 MAIN_JOB = "girsanov/Digits-v0"
 
@@ -31,7 +31,7 @@ def run(
     paths: int = 128,
     final_paths: int = 1000,
     reference_paths: int = 8192,
-    device: Device = "auto",
+    device: str = "auto",
     config: Path | None = None,
 ) -> None:
     """Let one agent learn one environment. ``accelerate launch train.py run ...`` shares a LoRA run among GPUs.
@@ -50,7 +50,7 @@ def run(
         paths: fresh paths at each of them.
         final_paths: fresh paths of the final evaluation.
         reference_paths: uncontrolled paths behind J(0) and the certificate.
-        device: auto is cuda where there is one.
+        device: auto (cuda where there is one), cpu, cuda or cuda:N.
         config: a JSON file of these settings, such as benchmarks/configs/*.json; what else is given here comes on top of it.
     """
     from dataclasses import replace
@@ -75,11 +75,16 @@ def run(
     )
     if assists():
         return assist(spec, out)
-    with tqdm(total=1.0, desc=agent, bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]") as bar:
+    with ExitStack() as shown:
+
+        @cache  # drawn with the first row: an error at the door is one line
+        def bar() -> Any:
+            form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
+            return shown.enter_context(tqdm(total=1.0, desc=agent, bar_format=form))
 
         def on_row(row: dict[str, Any]) -> None:
-            bar.n = min(1.0, row[budget_unit] / budget)
-            bar.set_postfix_str(_figures(row))
+            bar().n = min(1.0, row[budget_unit] / budget)
+            bar().set_postfix_str(_figures(row))
 
         record = execute(spec, out, _command(), on_row)
     print(f"{spec.folder(out)}: {_figures(record['final'])}")
@@ -99,7 +104,7 @@ def compare(
     paths: int = 128,
     final_paths: int = 1000,
     reference_paths: int = 8192,
-    device: Device = "auto",
+    device: str = "auto",
 ) -> None:
     """Let agents learn environments at equal budgets, then write the report. Killed and started again, it goes on.
 
@@ -119,7 +124,7 @@ def compare(
         paths: fresh paths at each of them.
         final_paths: fresh paths of the final evaluation.
         reference_paths: uncontrolled paths behind J(0) and the certificate.
-        device: auto is cuda where there is one.
+        device: auto (cuda where there is one), cpu, cuda or cuda:N.
     """
     from girsanov.scoreboard.compare import Comparison
     from girsanov.scoreboard.compare import compare as run_all
@@ -161,7 +166,7 @@ def pretrain(
     iterations: int = 5000,
     classifier_iterations: int = 1500,
     samples: int = 2000,
-    device: Device = "auto",
+    device: str = "auto",
 ) -> None:
     """Train the networks of girsanov/Digits-v0 from scikit-learn's images and measure the samples.
 
@@ -173,7 +178,7 @@ def pretrain(
         iterations: of the denoiser.
         classifier_iterations: of the classifier.
         samples: drawn to measure the quality.
-        device: auto is cuda where there is one.
+        device: auto (cuda where there is one), cpu, cuda or cuda:N.
     """
     import json
 

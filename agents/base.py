@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..envs.env import as_env, problem_of, unobserve
 from ..envs.problem import Policy, Problem, Trajectories, check_positive, rollout
 from .checkpoint import SavedAgent, signature
-from .checks import check_range, warn_of_wrappers
+from .checks import check_whole, warn_of_wrappers
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
 
@@ -125,7 +125,7 @@ class ProblemAgent(SavedAgent):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_range("n_trajectories", n_trajectories, 2)
+        check_whole("n_trajectories", n_trajectories, 2)
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}")
         if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, ControlPolicy)):

@@ -38,18 +38,25 @@ def with_suffix(path: str | os.PathLike[str]) -> Path:
 
 
 def write(path: str | os.PathLike[str] | io.BufferedIOBase, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    """Write a checkpoint; a file appears under its name only when it is complete."""
+    """Write a checkpoint; a file appears under its name only when it is complete.
+
+    Raises:
+        OSError: it can't be written; the message names ``path``.
+    """
     if not isinstance(path, (str, os.PathLike)):
         return _write(path, tensors, settings)
     target = with_suffix(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
-            _write(file, tensors, settings)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                _write(file, tensors, settings)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"path must be a file that can be written ({error.strerror})", str(target)) from error
 
 
 def _write(file: Any, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
@@ -196,7 +203,7 @@ def signature(problem: Problem, action_space: spaces.Space) -> dict[str, Any]:
 def _plain(value: Any, name: str) -> Any:
     if callable(value):
         raise ValueError(f"{name} must be a plain number to be saved; got {value!r}: a checkpoint holds no code")
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:

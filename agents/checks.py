@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral, Real
 from typing import Any
 
 import gymnasium as gym
@@ -12,9 +13,18 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNorm
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """Raise a ValueError unless ``value`` is a number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    _check(name, value, low, high, Real, "")
+
+
+def check_whole(name: str, value: Any, low: int) -> None:
+    """Raise a ValueError unless ``value`` is a whole number of at least ``low``."""
+    _check(name, value, low, math.inf, Integral, "a whole number of ")
+
+
+def _check(name: str, value: Any, low: float, high: float, kind: Any, noun: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+        raise ValueError(f"{name} must be {noun}{allowed}; got {value!r}")
 
 
 def warn_of_wrappers(env: Any) -> None:

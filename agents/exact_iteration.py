@@ -28,7 +28,7 @@ from torch import Tensor
 from ..envs.grid import Function, Interpolant, Transition, normal_nodes
 from ..envs.linear_quadratic import LinearQuadratic
 from ..envs.problem import Problem, check_positive, device_of, rollout
-from .checks import check_range
+from .checks import check_whole
 from .iteration_policy import IterationPolicy
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def iterate_grid(
         spacing: of the noises in an expectation.
         running_reward: ``r_k(x)``, elementwise on ``(1, nodes)``; zero if absent.
     """
-    check_range("nodes", nodes, 5)
+    check_whole("nodes", nodes, 5)
     if not lower < upper:
         raise ValueError(f"lower must be below upper; got {lower} and {upper}")
     betas, counts = per_step("temperatures", temperatures, horizon), _counts(iterations, horizon)

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ..envs.problem import Problem, squared_norm
-from .checks import check_range
+from .checks import check_range, check_whole
 from .function_classes import EnsembleMLP, Standardise
 from .iteration_policy import IterationPolicy
 
@@ -140,10 +140,10 @@ class FunctionalPolicy(IterationPolicy):
         temperatures: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__(observation_space, action_space, problem, temperatures)
-        check_range("iterations", iterations, 1)
+        check_whole("iterations", iterations, 1)
         check_range("damping", damping, 0, 1)
-        check_range("draws", draws, 1)
-        check_range("control_draws", control_draws, 1)
+        check_whole("draws", draws, 1)
+        check_whole("control_draws", control_draws, 1)
         self.iterations, self.damping, self.draws, self.gradient_weight = iterations, damping, draws, gradient_weight
         n_inputs, n_noises = (int(torch.Size(shape).numel()) for shape in (problem.state_shape, problem.noise_shape))
         #: V_1 .. V_{T-1}; V_T is the reward itself, and no control needs V_0.

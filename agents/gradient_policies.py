@@ -21,7 +21,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ..envs.problem import Problem, Trajectories, at
-from .checks import check_range
+from .checks import check_whole
 from .iteration_policy import IterationPolicy, NetworkControl, some_states
 from .kernel_values import KernelValues
 from .value_gradients import adjoint_sweep, gains, value_gradients
@@ -161,8 +161,8 @@ class FittedGradient(GradientPolicy):
         memory: int = 200,
         gradient_steps: int = 10,
     ) -> None:
-        check_range("memory", memory, 2)
-        check_range("gradient_steps", gradient_steps, 1)
+        check_whole("memory", memory, 2)
+        check_whole("gradient_steps", gradient_steps, 1)
         super().__init__(observation_space, action_space, problem, temperatures)
         self.gradient_steps = gradient_steps
         like = some_states(problem)

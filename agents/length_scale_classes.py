@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..envs.problem import check_positive
+from .checks import check_whole
 from .inequality import solve_positive
-from .linear_classes import ExponentialValue, LinearValue, Tangent, check_count
+from .linear_classes import ExponentialValue, LinearValue, Tangent
 
 
 class TrendValue(ExponentialValue):
@@ -56,7 +57,7 @@ class FourierValue(TrendValue):
     def __init__(
         self, n_inputs: int, horizon: int, features: int = 100, length: float = 1.0, times: int | None = 6, radius: float = 1e6
     ) -> None:
-        check_count("features", features)
+        check_whole("features", features, 1)
         super().__init__(n_inputs, horizon, features, length, times, radius)
         self.register_buffer("frequencies", torch.zeros(features, n_inputs, dtype=torch.float64))
         self.register_buffer("phases", torch.zeros(features, dtype=torch.float64))
@@ -92,7 +93,7 @@ class KernelValue(TrendValue):
     def __init__(
         self, n_inputs: int, horizon: int, centres: int = 100, length: float = 1.0, times: int | None = 6, radius: float = 1e6
     ) -> None:
-        check_count("centres", centres)
+        check_whole("centres", centres, 1)
         super().__init__(n_inputs, horizon, centres, length, times, radius)
         self.register_buffer("centres", torch.zeros(centres, n_inputs, dtype=torch.float64))
         self.mixing = torch.eye(1 + n_inputs + centres, dtype=torch.float64)
@@ -132,7 +133,7 @@ class RadialValue(LinearValue):
     def __init__(
         self, n_inputs: int, horizon: int, centres: int = 200, width: float = 1.0, span: float = 0.1, floor: float = 1e-6
     ) -> None:
-        check_count("centres", centres)
+        check_whole("centres", centres, 1)
         for name, number in (("width", width), ("span", span)):
             check_positive(name, number)
         if not (math.isfinite(floor) and floor >= 0):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..envs.problem import check_positive
+from .checks import check_whole
 from .function_classes import Value
 from .inequality import solve_ball
 
@@ -52,7 +53,7 @@ class LinearValue(Value):
         self.stepwise = times is None
         if times is None:
             times = horizon + 1
-        check_count("times", times)
+        check_whole("times", times, 1)
         super().__init__(n_inputs, horizon)
         self.register_buffer("weights", torch.zeros(times, features))
         self.register_buffer("time_table", torch.zeros(horizon + 1, times))  # features of time at every step
@@ -204,9 +205,9 @@ class PolynomialValue(ExponentialValue):
         times: int | None = 8,
         radius: float = 1e6,
     ) -> None:
-        check_count("degree", degree)
+        check_whole("degree", degree, 1)
         if interaction is not None:
-            check_count("interaction", interaction)
+            check_whole("interaction", interaction, 1)
         if interaction is None:
             interaction = degree if math.comb(n_inputs + degree, degree) <= 500 else 1
         powers: list[tuple[int, ...]] = [()]
@@ -244,9 +245,3 @@ class PolynomialValue(ExponentialValue):
         for slot in self.slots.T[1:]:
             product = product * factors.index_select(0, slot)
         return product.T
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise a ValueError unless ``value`` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..envs.problem import Problem
-from .checks import check_range
+from .checks import check_whole
 from .gradient_policies import FittedGradient, GradientPolicy, PathwiseGradient, ScoreGradient
 from .lora_control import AdapterControl
 
@@ -49,7 +49,7 @@ class LoraControl(AdapterControl, GradientPolicy):
         **rest: Any,
     ) -> None:
         if micro_batch is not None:
-            check_range("micro_batch", micro_batch, self.least_paths)
+            check_whole("micro_batch", micro_batch, self.least_paths)
         super().__init__(observation_space, action_space, problem, temperatures=temperatures, **rest)
         self.micro_batch = micro_batch
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..envs.adapters import attach, detach
 from ..envs.problem import Problem
 from .base import ControlPolicy
-from .checks import check_range
+from .checks import check_whole
 
 _numbers = itertools.count()
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -72,7 +72,7 @@ class AdapterControl(ControlPolicy):
                 f"policy {type(self).__name__!r} must have a problem made of a diffusers pipeline, whose network takes "
                 f"adapters; got {type(problem).__name__}"
             )
-        check_range("rank", rank, 1)
+        check_whole("rank", rank, 1)
         super().__init__(observation_space, action_space, problem, **rest)
         from peft import LoraConfig
 

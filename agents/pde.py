@@ -17,7 +17,7 @@ from ..envs.env import problem_of
 from ..envs.problem import Policy
 from ..envs.recording import Recording
 from .base import ControlPolicy, ProblemAgent
-from .checks import check_range
+from .checks import check_range, check_whole
 from .image_policies import CnnPolicy, StateCnnPolicy
 from .learned_transition import ModelPolicy
 from .linear_classes import LinearValue
@@ -123,15 +123,15 @@ class PDE(Regression):
         select: bool = True,
         **kwargs: Any,
     ) -> None:
-        check_range("n_uncontrolled", n_uncontrolled, 2)
+        check_whole("n_uncontrolled", n_uncontrolled, 2)
         check_range("exploration", exploration, 0)
         if exploration and not adaptive:
             raise ValueError(f"exploration must be 0 where adaptive is False (no control is applied); got {exploration!r}")
-        check_range("gradient_steps", gradient_steps, 1)
-        check_range("batch_size", batch_size, 1)
+        check_whole("gradient_steps", gradient_steps, 1)
+        check_whole("batch_size", batch_size, 1)
         if mean_span is not None:
             check_range("mean_span", mean_span, 1)
-        check_range("draws", draws, 0)
+        check_whole("draws", draws, 0)
         check_range("max_weight", max_weight, 1)
         check_range("averaging", averaging, 0, 1)
         check_range("gradient_penalty", gradient_penalty, 0)
@@ -224,6 +224,7 @@ class PDE(Regression):
         Raises:
             ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was seen at its end.
         """
+        check_whole("gradient_steps", gradient_steps, 1)
         parts = Parts(data, self.policy.problem, self.device, lambda: self.policy.value.bounds)
         first = next(iter(parts), None)
         if first is None or not bool(first.seen.any()):

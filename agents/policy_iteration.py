@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..envs.gaussian_mixture import GaussianMixture
 from ..envs.linear_quadratic import LinearQuadratic
 from .base import ControlPolicy, ProblemAgent, descend
-from .checks import check_range
+from .checks import check_range, check_whole
 from .exact_iteration import ExactPolicy
 from .fitted_policies import MlpPolicy, ValuePolicy
 from .functional_iteration import FunctionalPolicy
@@ -85,10 +85,10 @@ class PIFT(ProblemAgent):
         weight_decay: float = 1e-2,
         **kwargs: Any,
     ) -> None:
-        check_range("memory", memory, 1)
+        check_whole("memory", memory, 1)
         check_range("damping", damping, 0, 1)
-        check_range("gradient_steps", gradient_steps, 1)
-        check_range("batch_size", batch_size, 1)
+        check_whole("gradient_steps", gradient_steps, 1)
+        check_whole("batch_size", batch_size, 1)
         check_range("averaging", averaging, 0, 1)
         self.memory = memory
         self.gradient_steps = gradient_steps

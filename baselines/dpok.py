@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..agents.checks import check_range
+from ..agents.checks import check_whole
 from ..agents.function_classes import EnsembleMLP
 from ..envs.problem import Trajectories, check_positive
 from .fine_tuning import FineTuner, Steps, move, returns_to_go
@@ -100,10 +100,10 @@ class DPOK(FineTuner):
         critic_hidden: Sequence[int] = (64, 64),
         **kwargs: Any,
     ) -> None:
-        check_range("memory", memory, 1)
+        check_whole("memory", memory, 1)
         check_positive("clip_range", clip_range)
-        check_range("critic_steps", critic_steps, 0)
-        check_range("critic_batch_size", critic_batch_size, 1)
+        check_whole("critic_steps", critic_steps, 0)
+        check_whole("critic_batch_size", critic_batch_size, 1)
         check_positive("critic_learning_rate", critic_learning_rate)
         self.memory = memory
         self.clip_range = clip_range

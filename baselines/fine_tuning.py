@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agents.base import ProblemAgent
-from ..agents.checks import check_range
+from ..agents.checks import check_range, check_whole
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Trajectories, check_positive
 from .hyperparameters import settings_for
@@ -121,8 +121,8 @@ class FineTuner(ProblemAgent):
         weight_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        check_range("gradient_steps", gradient_steps, 1)
-        check_range("batch_size", batch_size, 1)
+        check_whole("gradient_steps", gradient_steps, 1)
+        check_whole("batch_size", batch_size, 1)
         check_positive("max_grad_norm", max_grad_norm)
         check_range("weight_decay", weight_decay, 0)
         self.gradient_steps = gradient_steps

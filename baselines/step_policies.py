@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..agents.base import ControlPolicy
-from ..agents.checks import check_range
+from ..agents.checks import check_whole
 from ..agents.function_classes import EnsembleMLP, Standardise, encode, time_features
 from ..agents.lora_control import TARGETS, AdapterControl
 from ..envs.problem import Problem, device_of
@@ -147,7 +147,7 @@ class LoraPolicy(AdapterControl, StepPolicy):
         micro_batch: int | None = None,
     ) -> None:
         if micro_batch is not None:
-            check_range("micro_batch", micro_batch, 1)
+            check_whole("micro_batch", micro_batch, 1)
         super().__init__(observation_space, action_space, problem, rank, lora_alpha, target_modules)
         self.micro_batch = micro_batch
         with torch.no_grad():

@@ -173,6 +173,19 @@ class ImageDiffusion(DiffusersChain):
         return (x / 2 + 0.5).clamp(0, 1)
 
 
+def check_folder(model: Any) -> None:
+    """Raise a ValueError if ``model`` is a path, and no name on the hub, where no pipeline lies."""
+    if not isinstance(model, (str, Path)):
+        return
+    folder, name = Path(model), str(model)
+    if (folder / "model_index.json").is_file():
+        return
+    if folder.exists():
+        raise ValueError(f"model must be a folder that holds a diffusers pipeline; {name!r} has no model_index.json")
+    if isinstance(model, Path) or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ValueError(f"model must be a folder that holds a diffusers pipeline; there is no folder {name!r}")
+
+
 def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
     """A diffusers pipeline: ``model`` itself if it is one, else a local folder or a name on the Hugging Face hub.
 
@@ -191,9 +204,7 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
         diffusers, _, _ = (import_module(name) for name in ("diffusers", "peft", "transformers"))
     except ImportError as error:
         raise ValueError(f"diffusers pipelines need {error.name}: pip install girsanov[sd]") from error
-    folder = Path(model)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"model must be a folder that holds a diffusers pipeline; {str(model)!r} has no model_index.json")
+    check_folder(model)
     # the argument's name, by the presence of what tells its old name from its new one
     renamed = hasattr(import_module("diffusers.utils.deprecation_utils"), "_resolve_dtype")
     given: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype}

@@ -139,7 +139,7 @@ def pretrain(
         raise ValueError(f"path must lie in a folder that can be written to; got {str(path)!r}")
     data = load_images()
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=["cuda"] if torch.device(device).type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
         classifier = train_classifier(
             data.train.to(device), data.train_labels.to(device), iterations=classifier_iterations, progress=progress

@@ -15,6 +15,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -87,8 +88,11 @@ class Problem(ABC):
             if not hasattr(self, attribute):
                 raise ValueError(f"{name}.{attribute} must be set; it is missing")
         check_positive(f"{name}.temperature", self.temperature)
-        if not (isinstance(self.horizon, int) and self.horizon >= 1):
+        if not (isinstance(self.horizon, Integral) and self.horizon >= 1):
             raise ValueError(f"{name}.horizon must be an integer of at least 1; got {self.horizon!r}")
+        for attribute, plain in (("horizon", int), ("temperature", float)):  # numpy's numbers: records and shells want Python's
+            if not isinstance(getattr(self, attribute), (int, float)):
+                object.__setattr__(self, attribute, plain(getattr(self, attribute)))
         for attribute in ("state_shape", "noise_shape"):
             given = getattr(self, attribute)
             if not (isinstance(given, (tuple, list)) and given and all(isinstance(d, int) and d >= 1 for d in given)):
@@ -125,6 +129,10 @@ class Problem(ABC):
                 raise ValueError(f"{name}.{method} must return finite numbers; got {value.tolist()}"[:500])
             if not torch.equal(x, start):  # paths keep the states that they were given
                 raise ValueError(f"{name}.{method} must leave x as it is; it was changed in place")
+        if not torch.equal(x, self.initial(2, torch.Generator(device).manual_seed(0))):
+            raise ValueError(
+                f"{name}.initial(n, generator) must draw by the generator alone; equal generators gave other states"
+            )
 
 
 def _per_row(name: str, method: Callable[..., Any], k: Tensor, *arguments: Tensor) -> Any:
@@ -160,7 +168,7 @@ def _moved_tensor(tensor: Tensor, device: Any, dtype: Any) -> Tensor:
 
 def check_positive(name: str, value: float) -> None:
     """Raise a ValueError unless ``value`` is a finite number above zero."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number; got {value!r}")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .adapters import Checkpointing
 from .denoising import Schedule
-from .diffusers_chain import DiffusersChain, ImageReward, as_dtype, load_pipeline
+from .diffusers_chain import DiffusersChain, ImageReward, as_dtype, check_folder, load_pipeline
 from .latent_digits import CHECKPOINT as LATENT_DIGITS
 
 
@@ -190,11 +190,12 @@ def stable_diffusion(
         ValueError: packages, the model or the reward's weights are missing (before anything long starts), or a bad argument.
     """
     network = as_dtype(dtype)
+    model = LATENT_DIGITS if isinstance(model, str) and model == "latent-digits" else model
+    check_folder(model)
     if isinstance(reward, str):
         from .image_rewards import make_reward
 
         reward = make_reward(reward, **(reward_kwargs or {}))
-    model = LATENT_DIGITS if isinstance(model, str) and model == "latent-digits" else model
     pipeline = load_pipeline("StableDiffusionPipeline", model, network, revision=revision, variant=variant, safety_checker=None)
     try:
         return StableDiffusion(pipeline, prompts, reward, temperature, steps, guidance_scale, scheduler, **kwargs)

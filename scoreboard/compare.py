@@ -38,7 +38,7 @@ class Comparison:
         workers: runs at a time; the machine's cores are shared out evenly.
         env_kwargs: of every environment.
         agent_kwargs: by agent.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         plan: how to evaluate.
         command: how this was asked for, kept in the records.
     """

@@ -160,9 +160,13 @@ def cached_reference(problem: Problem, settings: dict[str, Any], path: Path) -> 
     """
     if path.is_file():
         found = read_json(path)
-        if found["settings"] != settings:
-            raise ValueError(f"{path} was computed with {found['settings']}, not {settings}; use another output folder")
-        return Reference.from_json(found["reference"])
+        try:
+            made_with, reference = found["settings"], Reference.from_json(found["reference"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no reference; delete it, or use another output folder ({error!r})") from error
+        if made_with != settings:
+            raise ValueError(f"{path} was computed with {made_with}, not {settings}; use another output folder")
+        return reference
     reference = reference_of(problem, settings["reference_paths"])
     write_json(path, {"settings": settings, "reference": reference.to_json()})
     return reference

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,8 +20,6 @@ from ..envs.problem import Problem, slopes_of
 
 if TYPE_CHECKING:  # SB3 takes a second to import: only those who make an agent pay for it
     from stable_baselines3.common.base_class import BaseAlgorithm
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -206,11 +205,14 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` is ``cuda`` where there is one, else ``cpu``."""
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {DEVICES}; got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device; use auto or cpu")
+    """``auto`` is ``cuda`` where there is one, else ``cpu``; ``cuda:1`` is the second."""
+    if not (isinstance(device, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", device)):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}")
+    if device.startswith("cuda"):
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= found:
+            there = f"{found} of them" if found else "no CUDA device"
+            raise ValueError(f"device {device!r} was asked for, but torch finds {there}; use auto or cpu")
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 

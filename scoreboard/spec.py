@@ -86,7 +86,7 @@ class RunSpec:
         budget: how long to learn.
         env_kwargs: of the problem (and ``action_bound`` of its environment).
         agent_kwargs: of the agent, on top of its defaults.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         plan: how to evaluate.
         load: a saved model to start from.
     """
@@ -121,6 +121,8 @@ class RunSpec:
             values = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ValueError(f"config must be a readable JSON file; got {str(path)!r} ({error})") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"config must hold a JSON object of settings; {str(path)!r} holds {values!r}"[:500])
         try:
             values.pop("about", None)
             for name in ("env_kwargs", "agent_kwargs"):

@@ -1,5 +1,6 @@
 """PDE and PIFT as stable-baselines3 algorithms, and that they learn."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -25,6 +26,10 @@ MIXTURE = "girsanov/GaussianMixture-v0"
 SMALL = {
     PDE: {"n_uncontrolled": 8, "n_trajectories": 4, "gradient_steps": 3, "policy_kwargs": {"hidden": [16], "members": 2}},
     PIFT: {"n_trajectories": 4, "gradient_steps": 3, "policy_kwargs": {"hidden": [16]}},
+}
+WHOLE = {
+    PDE: {"n_trajectories": 2, "n_uncontrolled": 2, "gradient_steps": 1, "batch_size": 1, "draws": 0},
+    PIFT: {"n_trajectories": 2, "gradient_steps": 1, "batch_size": 1, "memory": 1},
 }
 AGENTS = pytest.mark.parametrize("agent", [PDE, PIFT])
 
@@ -243,6 +248,30 @@ def test_checkpoints_of_other_versions_give_one_clear_error(agent, change, tmp_p
 
 
 @AGENTS
+@pytest.mark.parametrize("place", ["file/model", "folder.zip", "nowhere"])
+def test_a_path_that_cannot_be_written_to_is_named_and_left_as_it_was(agent, place, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.zip").mkdir()
+    if place == "nowhere":  # root may write anywhere
+
+        def full(*arguments):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.replace", full)
+    found = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match=rf"path must be a file that can be written \(.*\): '{tmp_path / place}") as error:
+        small(agent).save(tmp_path / place)
+    assert len(str(error.value).splitlines()) == 1 and sorted(tmp_path.rglob("*")) == found
+
+
+@AGENTS
+def test_numpy_s_numbers_are_saved_as_python_s(agent, tmp_path):
+    small(agent, n_trajectories=np.int64(4), averaging=np.float32(0.5)).save(tmp_path / "m")
+    again = agent.load(tmp_path / "m", env=MIXTURE)
+    assert (again.n_trajectories, again.averaging) == (4, 0.5)
+
+
+@AGENTS
 def test_a_checkpoint_holds_no_code(agent, tmp_path):
     small(agent).learn(1).save(tmp_path / "m.zip")
     with zipfile.ZipFile(tmp_path / "m.zip") as archive:
@@ -258,8 +287,10 @@ def test_bad_arguments(agent):
     for rate in (-1e-3, 0, float("nan")):
         with pytest.raises(ValueError, match="learning_rate must be a positive number; got"):
             agent("MlpPolicy", MIXTURE, learning_rate=rate)
-    with pytest.raises(ValueError, match="n_trajectories must be at least 2; got 1"):
-        agent("MlpPolicy", MIXTURE, n_trajectories=1)
+    for name, least in WHOLE[agent].items():
+        for number in (least - 1, least + 0.5, float(least), True):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number of at least {least}; got {number}"):
+                agent("MlpPolicy", MIXTURE, **{name: number})
     with pytest.raises(ValueError, match="averaging must be between 0 and 1; got 2"):
         agent("MlpPolicy", MIXTURE, averaging=2)
     with pytest.raises(ValueError, match="must be a girsanov environment"):

@@ -175,6 +175,8 @@ def test_data_of_another_kind_are_refused(short, tmp_path):
             model.fit(nothing)
     with pytest.raises(ValueError, match="there is no file"):
         model.fit(tmp_path / "absent")
+    with pytest.raises(ValueError, match="gradient_steps must be a whole number of at least 1; got 2.5"):
+        model.fit(paths, gradient_steps=2.5)
     (tmp_path / "bad").write_bytes(b"bad")
     with pytest.raises(ValueError, match="corrupt or foreign"):
         model.fit(tmp_path / "bad")

@@ -351,12 +351,12 @@ def test_bad_arguments_are_named(problem: StableDiffusion) -> None:
         ValueError, match="'LoraPolicy' must have a problem made of a diffusers pipeline.*; got GaussianMixture"
     ):
         PIFT("LoraPolicy", make_problem("girsanov/GaussianMixture-v0"), device="cpu")
-    with pytest.raises(ValueError, match="rank must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="rank must be a whole number of at least 1; got 0"):
         agent(problem, policy_kwargs={"rank": 0})
-    with pytest.raises(ValueError, match="micro_batch must be at least 2; got 1"):
+    with pytest.raises(ValueError, match="micro_batch must be a whole number of at least 2; got 1"):
         agent(problem, "LoraScorePolicy", policy_kwargs={"micro_batch": 1})
     for name, least in (("memory", 2), ("gradient_steps", 1)):
-        with pytest.raises(ValueError, match=f"{name} must be at least {least}; got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least {least}; got 0"):
             agent(problem, "LoraValuePolicy", policy_kwargs={name: 0})
     with pytest.raises(ValueError, match="target_modules must name layers of UNet2DConditionModel; got"):
         agent(problem, policy_kwargs={"target_modules": ["nowhere"]})

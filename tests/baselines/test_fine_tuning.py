@@ -230,17 +230,23 @@ def test_bad_arguments(tuner, tmp_path):
     with pytest.raises(ValueError, match="policy must be 'MlpPolicy', 'LoraPolicy' or a StepPolicy; got ConstantPolicy"):
         tuner(ConstantPolicy, MIXTURE)
     for name, value, allowed in [
-        ("n_trajectories", 1, "at least 2"),
-        ("gradient_steps", 0, "at least 1"),
-        ("batch_size", 0, "at least 1"),
+        ("n_trajectories", 1, "a whole number of at least 2"),
+        ("n_trajectories", 2.5, "a whole number of at least 2"),
+        ("gradient_steps", 0, "a whole number of at least 1"),
+        ("gradient_steps", 2.5, "a whole number of at least 1"),
+        ("batch_size", 0, "a whole number of at least 1"),
+        ("batch_size", 2.5, "a whole number of at least 1"),
         ("max_grad_norm", 0.0, "a positive number"),
         ("weight_decay", -1.0, "at least 0"),
         *{
             DPOK: [
-                ("memory", 0, "at least 1"),
+                ("memory", 0, "a whole number of at least 1"),
+                ("memory", 2.5, "a whole number of at least 1"),
                 ("clip_range", 0.0, "a positive number"),
-                ("critic_steps", -1, "at least 0"),
-                ("critic_batch_size", 0, "at least 1"),
+                ("critic_steps", -1, "a whole number of at least 0"),
+                ("critic_steps", 2.5, "a whole number of at least 0"),
+                ("critic_batch_size", 0, "a whole number of at least 1"),
+                ("critic_batch_size", 2.5, "a whole number of at least 1"),
                 ("critic_learning_rate", 0.0, "a positive number"),
             ],
             DDPO: [("clip_range", -0.1, "a positive number"), ("advantage_bound", 0.0, "a positive number")],

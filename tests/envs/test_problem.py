@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from girsanov.envs import make_problem
 from girsanov.envs.control_affine import ControlAffine
+from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Problem, certificate, certificate_of, objective, rollout
 
 
@@ -189,6 +190,8 @@ def test_certified_needs_fifty_effective_paths() -> None:
         ({"temperature": -1.0}, "Walk.temperature must be a positive number; got -1.0"),
         ({"temperature": None}, "Walk.temperature must be a positive number; got None"),
         ({"horizon": 0}, "Walk.horizon must be an integer of at least 1; got 0"),
+        ({"temperature": np.float32("inf")}, "Walk.temperature must be a positive number; got .*inf"),
+        ({"horizon": np.float64(2.0)}, "Walk.horizon must be an integer of at least 1; got .*2.0"),
         ({"horizon": 2.0}, "Walk.horizon must be an integer of at least 1; got 2.0"),
         ({"state_shape": (2,)}, r"Walk.initial\(2, generator\) must return a tensor of shape \(2, 2\); got \(2, 1\)"),
         ({"terminal_reward": lambda x: x}, r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got \(2, 1\)"),
@@ -200,6 +203,7 @@ def test_certified_needs_fifty_effective_paths() -> None:
         ({"transition": lambda k, x, z: x.add_(z)}, r"Walk.transition\(0, x, z\) must leave x as it is"),
         ({"transition": lambda k, x, z: x + [0.1, 0.2][k] * z}, "Walk.* must also take k as a LongTensor.*; got TypeError"),
         ({"transition": lambda k, x, z: x + (z if k == 0 else 2 * z)}, "must also take k as a LongTensor.*; got RuntimeError"),
+        ({"initial": lambda n, g: torch.randn(n, 1)}, r"Walk.initial\(n, generator\) must draw by the generator alone"),
         ({"scale": float("nan")}, r"Walk.transition\(0, x, z\) must return finite numbers"),
     ],
 )
@@ -209,6 +213,15 @@ def test_validate_names_what_is_wrong(change: dict[str, Any], message: str) -> N
     vars(problem).update(change)
     with pytest.raises(ValueError, match=message):
         problem.validate()
+
+
+def test_numpy_s_numbers_become_python_s() -> None:
+    problem = Walk(horizon=np.int64(3), temperature=np.float32(0.5))  # type: ignore[arg-type]
+    env = ProblemEnv(problem)
+    assert type(problem.horizon) is int and problem.horizon == 3
+    assert type(problem.temperature) is float and problem.temperature == 0.5
+    env.reset(seed=0)
+    assert [type(value) for value in env.step(env.action_space.sample())[1:4]] == [float, bool, bool]
 
 
 def test_validate_names_what_is_missing() -> None:

@@ -410,8 +410,12 @@ def test_what_is_missing_is_named(sd_folder: Path, ddpm_folder: Path, tmp_path: 
         ValueError, match=r"model must be a local diffusers pipeline .*; got 'some/model'.*hf download some/model"
     ):
         stable_diffusion(model="some/model", reward=Brightness())
+    monkeypatch.delenv("GIRSANOV_WEIGHTS", raising=False)
     with pytest.raises(ValueError, match="has no model_index.json"):
-        stable_diffusion(model=tmp_path, reward=Brightness())
+        stable_diffusion(model=tmp_path)  # the reward's weights are missing too, which comes after
+    for model in (tmp_path / "none", "./none", str(tmp_path / "none")):
+        with pytest.raises(ValueError, match=f"model must be a folder that holds a diffusers pipeline; there is no .*{model}"):
+            stable_diffusion(model=model)
     with pytest.raises(ValueError, match="pipeline must be one of latents with a UNet2DConditionModel"):
         StableDiffusion(diffusers.DDPMPipeline.from_pretrained(ddpm_folder), PROMPT, Brightness())
     with pytest.raises(ValueError, match="pipeline must be unconditional in pixel space, with a UNet2DModel; got Stable"):

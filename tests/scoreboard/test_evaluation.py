@@ -109,6 +109,14 @@ def test_reference_is_computed_once(problem: Problem, tmp_path: Path, monkeypatc
         cached_reference(problem, {**settings, "reference_paths": 1024}, path)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"settings": {}, "reference": {}}', '{"settings": {}, "reference": null}'])
+def test_a_corrupt_reference_is_named(content: str, problem: Problem, tmp_path: Path) -> None:
+    path = tmp_path / "reference.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r".*reference\.json holds no reference; delete it, or use another output folder"):
+        cached_reference(problem, {}, path)
+
+
 def test_success_is_reported_where_the_problem_defines_it(problem: Problem) -> None:
     class Right(type(problem)):  # type: ignore[misc]
         def success(self, x: torch.Tensor) -> torch.Tensor:

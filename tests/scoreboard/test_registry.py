@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,32 @@ import pytest
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import slopes_of
-from girsanov.scoreboard.registry import find_agent
+from girsanov.scoreboard.registry import find_agent, resolve_device
 from girsanov.train import main
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "message"),
+    [
+        ("gpu", 1, "device must be auto, cpu, cuda or cuda:N; got 'gpu'"),
+        ("cuda:x", 1, "device must be auto, cpu, cuda or cuda:N; got 'cuda:x'"),
+        (1, 1, "device must be auto, cpu, cuda or cuda:N; got 1"),
+        ("cuda", 0, "device 'cuda' was asked for, but torch finds no CUDA device; use auto or cpu"),
+        ("cuda:0", 0, "device 'cuda:0' was asked for, but torch finds no CUDA device; use auto or cpu"),
+        ("cuda:2", 2, "device 'cuda:2' was asked for, but torch finds 2 of them; use auto or cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(device: Any, found: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: found > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    with pytest.raises(ValueError, match=message):
+        resolve_device(device)
+
+
+def test_devices_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [resolve_device(d) for d in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
 
 
 def test_what_autograd_can_follow_is_found_by_trying() -> None:

@@ -81,7 +81,8 @@ def test_a_configuration_file_is_a_spec(tmp_path: Path) -> None:
     [
         (None, "config must be a readable JSON file"),
         ("{", "config must be a readable JSON file"),
-        ("[1]", "config must hold the settings of a run"),
+        ("[1]", r"config must hold a JSON object of settings; '.*c.json' holds \[1\]"),
+        ("null", "config must hold a JSON object of settings; '.*c.json' holds None"),
         ('{"agent": "ppo"}', "config must hold the settings of a run.*'env'"),
         ('{"env": "a", "agent": "b", "colour": 1}', "config must hold the settings of a run.*colour"),
         ('{"env": "a", "agent": "b", "env_kwargs": "steps=4"}', "config must hold the .*env_kwargs must be an object"),
