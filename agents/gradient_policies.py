@@ -320,7 +320,8 @@ class LinearPolicy(IterationPolicy):
             raise ValueError(f"n_trajectories must be at least {least}, more than features and noises together; got {n}")
         agent.logger.record("train/gradient_norm", float((rise.mT @ phi / n).norm()))
         betas = rise.new_tensor(self.betas)[:, None, None]
-        slopes = torch.linalg.lstsq(regressors, rise / betas).solution[:, : phi.shape[2]]
+        # in float64: LAPACK's last bits depend on where in memory its arguments lie
+        slopes = torch.linalg.lstsq(regressors.double(), (rise / betas).double()).solution[:, : phi.shape[2]]
         self.gain.add_(agent.damping * slopes.mT)
 
     def gradient(self, paths: Trajectories) -> Tensor:
