@@ -102,14 +102,14 @@ class ModelPolicy(MlpPolicy):
         iterations: see ValueGradientPolicy.
         model_hidden: widths of the learned transition's hidden layers.
         model_steps: its gradient steps in each round; three times as many in the first.
-        value_kwargs: arguments of ``NeuralValue``.
+        hidden: see ``NeuralValue``.
+        value_kwargs: other arguments of ``NeuralValue``.
     """
 
     lookahead = "observed"
     mean_span = 1.0
     needs_noise = True
     warm = True
-    resamples = True
     newton = True
     access = "black-box reward; interaction with the noise seen"
 
@@ -122,9 +122,11 @@ class ModelPolicy(MlpPolicy):
         iterations: int = 4,
         model_hidden: Sequence[int] = (128, 128),
         model_steps: int = 150,
+        hidden: Sequence[int] = (128, 128),
         **value_kwargs: object,
     ) -> None:
-        super().__init__(observation_space, action_space, problem, draws, iterations, **value_kwargs)
+        super().__init__(observation_space, action_space, problem, draws, iterations, hidden, **value_kwargs)
+        self.resamples = True
         noises = int(torch.Size(problem.noise_shape).numel())
         self.model_steps = model_steps
         self.model = LearnedTransition(self.n_inputs, noises, problem.horizon, _depends_on_time(problem), model_hidden)

@@ -107,7 +107,7 @@ class Regression(ProblemAgent):
         if self.policy.needs_noise and (data.noises is None or data.controls is None):
             name = type(self.policy).__name__
             raise ValueError(f"data must hold noises and controls of every step for {name}; got a recording without")
-        if self.policy.resamples:
+        if self.policy.resamples and self.policy.needs_noise:
             density = every_density(self.policy.value, data, self.max_weight)
             for name, number in self.policy.prepare(data, density, anew, self.generator).items():
                 self.logger.record(name, number)

@@ -37,7 +37,7 @@ class ValuePolicy(ControlPolicy):
     #: paid on the way and may span hundreds of temperatures.
     warm: ClassVar[bool] = False
     #: Whether observations are drawn by their weight in the loss: where most of them have nearly none (fallen robots).
-    resamples: ClassVar[bool] = False
+    resamples: bool = False
     value: Any
 
     def __init__(
@@ -180,13 +180,15 @@ class MlpPolicy(ValueGradientPolicy):
 
     Where log f curves within one step's noise, its gradient at the uncontrolled mean is far from the best control: it
     overshoots where log f is concave. So the gradient is averaged over noise around the control; denoisers, whose steps are
-    dear, do without. They learn at a smaller rate, too: a function of the clean estimate changes little along a path, while
-    one of the state must follow it from step to step, which takes more fitting.
+    dear, do without. They learn at a smaller rate and with one layer less, too: a function of the clean estimate changes little
+    along a path, while one of the state must follow it from step to step, which takes more fitting. That one is fitted to
+    observations drawn by their weight: few of a robot's paths end well, and equal draws spend most of a batch on the others.
 
     Args:
         draws: see ValueGradientPolicy; absent: 2, or 0 where the problem offers ``terminal_estimate``.
         iterations: see ValueGradientPolicy; absent: 3, or 1 where the problem offers ``terminal_estimate``.
-        value_kwargs: arguments of ``NeuralValue``.
+        hidden: see ``NeuralValue``; absent: three layers of 128, or two where the problem offers ``terminal_estimate``.
+        value_kwargs: other arguments of ``NeuralValue``.
     """
 
     value_class = NeuralValue
@@ -199,11 +201,15 @@ class MlpPolicy(ValueGradientPolicy):
         problem: Problem,
         draws: int | None = None,
         iterations: int | None = None,
+        hidden: Sequence[int] | None = None,
         **value_kwargs: Any,
     ) -> None:
-        usual = (0, 1) if _denoises(problem) else (2, 3)
+        denoises = _denoises(problem)
+        usual = (0, 1) if denoises else (2, 3)
         draws, iterations = (u if given is None else given for given, u in zip((draws, iterations), usual, strict=True))
-        super().__init__(observation_space, action_space, problem, draws, iterations, **value_kwargs)
+        hidden = (128,) * (2 if denoises else 3) if hidden is None else hidden
+        super().__init__(observation_space, action_space, problem, draws, iterations, hidden=hidden, **value_kwargs)
+        self.resamples = not denoises
 
     @classmethod
     def usual_learning_rate(cls, problem: Problem) -> float:

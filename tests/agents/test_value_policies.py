@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from girsanov.agents import PDE
+from girsanov.agents.replay import sample_spans
 from girsanov.agents.value_policies import MlpPolicy
+from girsanov.agents.variational import relative_residual_loss
 from girsanov.envs import make_problem
 from girsanov.envs.control_affine import ControlAffine
 
@@ -62,10 +64,43 @@ def test_one_newton_step_is_exact_for_a_parabola(curvature: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "draws", "iterations", "rate"), [("GaussianMixture", 0, 1, 2e-3), ("CartPoleSwingUp", 2, 3, 6e-3)]
+    ("name", "draws", "iterations", "rate", "layers", "resamples"),
+    [("GaussianMixture", 0, 1, 2e-3, 2, False), ("CartPoleSwingUp", 2, 3, 6e-3, 3, True)],
 )
-def test_denoisers_have_settings_of_their_own(name: str, draws: int, iterations: int, rate: float) -> None:
+def test_denoisers_have_settings_of_their_own(
+    name: str, draws: int, iterations: int, rate: float, layers: int, resamples: bool
+) -> None:
     agent = PDE("MlpPolicy", make_problem(f"girsanov/{name}-v0"), seed=0, device="cpu")
     assert (agent.policy.draws, agent.policy.iterations, agent.learning_rate) == (draws, iterations, rate)
-    given = PDE("MlpPolicy", agent.env, 1e-3, device="cpu", policy_kwargs={"draws": 0, "iterations": 2})
+    assert agent.policy.resamples is resamples and len(agent.policy.value.network.weights) == layers + 1
+    settings = {"draws": 0, "iterations": 2, "hidden": [16]}
+    given = PDE("MlpPolicy", agent.env, 1e-3, device="cpu", policy_kwargs=settings)
     assert (given.policy.draws, given.policy.iterations, given.learning_rate) == (0, 2, 1e-3)
+    assert [len(w[0]) for w in given.policy.value.network.weights[1:]] == [16]
+
+
+def test_robots_learn_from_observations_drawn_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths that the optimal process would not take are hardly ever drawn, and every one drawn counts alike."""
+    from girsanov.agents import regression
+
+    drawn, weights = [], []
+
+    def sample(data: Any, n: int, span: float, horizon: int, generator: Any, chances: Any) -> Any:
+        found = sample_spans(data, n, span, horizon, generator, chances)
+        drawn.append(float(data.log_returns[found.row].mean() - data.log_returns.mean()))
+        return found
+
+    def loss(value: Any, batch: Any, target: Any, weight: torch.Tensor) -> torch.Tensor:
+        weights.append(weight)
+        return relative_residual_loss(value, batch, target, weight)
+
+    monkeypatch.setattr(regression, "sample_spans", sample)
+    monkeypatch.setattr(regression, "relative_residual_loss", loss)
+    problem = make_problem("girsanov/DoubleIntegratorNavigation-v0")
+    for resamples in (True, False):
+        agent = PDE("MlpPolicy", problem, seed=0, device="cpu", gradient_steps=20)
+        agent.policy.resamples = resamples
+        agent.learn(100 * problem.horizon)
+    by_weight, alike = sum(drawn[:20]) / 20, sum(drawn[20:]) / 20  # nats above the mean of all paths
+    assert by_weight > 0.5 and abs(alike) < 0.2
+    assert all(bool((w == 1).all()) for w in weights[:20]) and not any(bool((w == 1).all()) for w in weights[20:])
