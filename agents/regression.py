@@ -140,17 +140,19 @@ class Regression(ProblemAgent):
         mean_span = 1.0 if lookahead.fresh else self.mean_span or self.policy.mean_span
         held = average.bounds
         total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        chances = None
+        chances, drawn = None, data
         for i in range(gradient_steps):
             if self.policy.resamples and i % _REDRAWN == 0:
-                chances = every_density(average, data, self.max_weight)
-            batch = sample_spans(data, self.batch_size, mean_span, self.problem.horizon, self.generator, chances)
-            log_target = log_targets(average, batch, data, lookahead)
+                if data.n > _AT_ONCE:
+                    drawn = data.at(torch.randperm(data.n, generator=self.generator, device=self.device)[:_AT_ONCE])
+                chances = every_density(average, drawn, self.max_weight)
+            batch = sample_spans(drawn, self.batch_size, mean_span, self.problem.horizon, self.generator, chances)
+            log_target = log_targets(average, batch, drawn, lookahead)
             weight = densities(average, batch, self.max_weight) if chances is None else torch.ones_like(log_target)
             loss = relative_residual_loss(learner, batch, log_target, weight)
             total += loss.detach()
             if self.gradient_penalty:
-                loss = loss + self.gradient_penalty * self._energy(learner, batch, data, weight)
+                loss = loss + self.gradient_penalty * self._energy(learner, batch, drawn, weight)
             if isinstance(self.policy, NoisePolicy):
                 loss = loss + self._noise_loss(data)
             descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
@@ -240,6 +242,8 @@ class Regression(ProblemAgent):
 
 #: Gradient steps after which the chances of being drawn are found anew.
 _REDRAWN = 25
+#: Paths among which they are drawn until then: to weigh every visit of many would take longer than the steps.
+_AT_ONCE = 2048
 #: Passes over the data before settings are compared: the reward to go, and two of Newton's steps from there.
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).

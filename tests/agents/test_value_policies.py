@@ -104,3 +104,19 @@ def test_robots_learn_from_observations_drawn_by_their_weight(monkeypatch: pytes
     by_weight, alike = sum(drawn[:20]) / 20, sum(drawn[20:]) / 20  # nats above the mean of all paths
     assert by_weight > 0.5 and abs(alike) < 0.2
     assert all(bool((w == 1).all()) for w in weights[:20]) and not any(bool((w == 1).all()) for w in weights[20:])
+
+
+def test_of_many_paths_some_are_weighed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from girsanov.agents import regression
+
+    pools: dict[bytes, int] = {}  # by what is in them
+
+    def sample(data: Any, *others: Any) -> Any:
+        pools[data.log_terminal.numpy().tobytes()] = data.n
+        return sample_spans(data, *others)
+
+    monkeypatch.setattr(regression, "sample_spans", sample)
+    monkeypatch.setattr(regression, "_AT_ONCE", 40)
+    problem = make_problem("girsanov/DoubleIntegratorNavigation-v0")
+    PDE("MlpPolicy", problem, seed=0, device="cpu", gradient_steps=60).learn(100 * problem.horizon)
+    assert list(pools.values()) == [40, 40, 40]  # drawn anew after 25 steps and after 50
