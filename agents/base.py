@@ -126,6 +126,8 @@ class ProblemAgent(SavedAgent):
         _init_setup_model: bool = True,
     ) -> None:
         check_whole("n_trajectories", n_trajectories, 2)
+        if seed is not None:
+            check_whole("seed", seed, 0)
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}")
         if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, ControlPolicy)):

@@ -42,8 +42,11 @@ def write(path: str | os.PathLike[str] | io.BufferedIOBase, tensors: dict[str, T
 
     Raises:
         OSError: it can't be written; the message names ``path``.
+        ValueError: ``path`` is neither a name nor a file.
     """
     if not isinstance(path, (str, os.PathLike)):
+        if not hasattr(path, "write"):
+            raise ValueError(f"path must be a file name or a file opened for writing; got {path!r}")
         return _write(path, tensors, settings)
     target = with_suffix(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

@@ -135,6 +135,7 @@ class PDE(Regression):
         check_range("max_weight", max_weight, 1)
         check_range("averaging", averaging, 0, 1)
         check_range("gradient_penalty", gradient_penalty, 0)
+        check_range("weight_decay", weight_decay, 0)
         if ridge is not None:
             check_range("ridge", ridge, 0)
         if lookahead is not None and lookahead not in LOOKAHEADS:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_positive
+from .problem import Problem, check_integer, check_positive
 
 #: Time: a float, or a column ``(n, 1)`` with one time per row, so that it broadcasts against coordinates ``(n, d)``.
 Time = float | Tensor
@@ -99,8 +99,7 @@ class Diffusion(Problem):
         check_positive("step_size", step_size)
         check_positive("temperature", temperature)
         for name, whole in (("horizon", horizon), ("refine", refine)):
-            if not (isinstance(whole, int) and whole >= 1):
-                raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
+            check_integer(name, whole)
         if integrator not in INTEGRATORS:
             raise ValueError(f"integrator must be one of {sorted(INTEGRATORS)}; got {integrator!r}")
         if not set(angles) <= set(range(dimension)):

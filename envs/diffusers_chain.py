@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .adapters import Checkpointing, active
 from .denoising import DenoisingProblem, Schedule
 from .memo import LastCall
-from .problem import at
+from .problem import at, check_integer
 
 #: A reward of images ``(n, channels, H, W)`` in 0..1 and their prompts; see ``image_rewards``.
 ImageReward = Callable[[Tensor, Sequence[str]], Tensor]
@@ -53,8 +53,7 @@ class DiffusersChain(DenoisingProblem):
     ) -> None:
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}; got {prediction_type!r}")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}")
+        check_integer("batch_size", batch_size)
         if not callable(reward):
             raise ValueError(f"reward must be a callable (images, prompts) -> (n,); got {reward!r}")
         weight = next(unet.parameters())

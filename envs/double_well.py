@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .grid import GridSolution, normal_nodes, refine
-from .problem import AnyProblem, Problem, check_positive
+from .problem import AnyProblem, Problem, check_integer, check_positive
 
 
 class DoubleWell(Problem):
@@ -61,8 +61,7 @@ class DoubleWell(Problem):
         for name, number in (("temperature", temperature), ("step_size", step_size), ("noise", noise)):
             check_positive(name, number)
         for name, whole in (("dimension", dimension), ("steps", steps)):
-            if not (isinstance(whole, int) and whole >= 1):
-                raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
+            check_integer(name, whole)
         if not (math.isfinite(spread) and spread >= 0):
             raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
         self.state_shape = self.noise_shape = (dimension,)

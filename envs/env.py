@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .problem import Policy, Problem, check_positive, device_of
+from .problem import Policy, Problem, check_integer, check_positive, device_of
 
 #: Observations are unbounded in effect; a finite number keeps every environment checker content.
 _LARGE = float(np.finfo(np.float32).max)
@@ -190,8 +190,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             autoreset_mode = autoreset_mode.name.lower()
         if autoreset_mode not in modes:
             raise ValueError(f"autoreset_mode must be one of {sorted(modes)}; got {autoreset_mode!r}")
-        if not (isinstance(num_envs, int) and num_envs >= 1):
-            raise ValueError(f"num_envs must be an integer of at least 1; got {num_envs!r}")
+        check_integer("num_envs", num_envs)
         problem.validate()
         self.problem = problem
         self.num_envs = num_envs

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import AnyProblem, Problem, check_positive
+from .problem import AnyProblem, Problem, check_integer, check_positive
 
 
 class Quadratics(NamedTuple):
@@ -75,7 +75,7 @@ class LinearQuadratic(Problem):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check_positive("temperature", temperature)
-        _check_steps("horizon", horizon)
+        check_integer("horizon", horizon)
         shape = torch.as_tensor(noise_matrix).shape
         if len(shape) not in (2, 3):
             raise ValueError(f"noise_matrix must have shape (d, m) or (T, d, m); got {tuple(shape)}")
@@ -108,7 +108,7 @@ class LinearQuadratic(Problem):
         Ornstein-Uhlenbeck with rotation, ``dX = (K - I) X dt + G (u dt + dB)``, K skew and G orthogonal up to column
         scales in [0.75, 1.25], both random by ``seed``; the drift is integrated exactly over each of the ``steps``.
         """
-        _check_dimension(dimension)
+        check_integer("dimension", dimension)
         generator = torch.Generator().manual_seed(seed)
         first, second = torch.randn(2, dimension, dimension, generator=generator, dtype=torch.float64)
         scales = 0.75 + 0.5 * torch.rand(dimension, generator=generator, dtype=torch.float64)
@@ -155,8 +155,8 @@ class LinearQuadratic(Problem):
         start at one draw of N(0, I / 4), we at a fresh one each time; ``initial_covariance=0`` starts at ``initial_mean``.
         """
         check_positive("step_size", step_size)
-        _check_dimension(dimension)
-        _check_steps("steps", steps)
+        check_integer("dimension", dimension)
+        check_integer("steps", steps)
 
         def matrix(value: Any) -> Tensor:
             given = torch.as_tensor(value, dtype=torch.float64)
@@ -197,7 +197,7 @@ class LinearQuadratic(Problem):
         drawn by ``seed``: Nuesken and Richter (2021), who start at 0 (``initial_covariance=0``). The optimal control does not
         depend on the state. Other arguments: ``ornstein_uhlenbeck``'s, in place of these.
         """
-        _check_dimension(dimension)
+        check_integer("dimension", dimension)
         generator = torch.Generator().manual_seed(seed)
         first, second = perturbation * torch.randn(2, dimension, dimension, generator=generator, dtype=torch.float64)
         eye = torch.eye(dimension, dtype=torch.float64)
@@ -288,16 +288,6 @@ class LinearQuadratic(Problem):
             rows.append((P, p, c, log_c))
         columns = [torch.stack(column[::-1]) for column in (*zip(*rows, strict=True), *zip(*controls, strict=True))]
         return Quadratics(*(column.to(self.target) for column in columns))
-
-
-def _check_steps(name: str, value: int) -> None:
-    if not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-
-
-def _check_dimension(dimension: int) -> None:
-    if not (isinstance(dimension, int) and dimension >= 1):
-        raise ValueError(f"dimension must be an integer of at least 1; got {dimension!r}")
 
 
 def _table(name: str, value: Any, lead: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

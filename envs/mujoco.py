@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_positive
+from .problem import Problem, check_integer, check_positive
 
 #: An MJCF file, its text, or a ``mujoco.MjModel``.
 Model = Any
@@ -77,8 +77,7 @@ class Robot(Problem):
     ) -> None:
         check_positive("temperature", temperature)
         for name, whole in (("steps", steps), ("frame_skip", frame_skip), ("threads", 1 if threads is None else threads)):
-            if not (isinstance(whole, int) and whole >= 1):
-                raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
+            check_integer(name, whole)
         if not spread >= 0:
             raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
         self.engine = make_engine(engine, read_model(model), frame_skip, sensors, threads)

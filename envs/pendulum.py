@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_positive
+from .problem import Problem, check_integer, check_positive
 from .rendering import canvas, pixels
 
 GRAVITY, MASS, LENGTH, TIME_STEP, MAX_SPEED = 10.0, 1.0, 1.0, 0.05, 8.0
@@ -56,8 +56,7 @@ class Pendulum(Problem):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0; got {value!r}")
         for name, whole in (("steps", steps), ("refine", refine)):
-            if not (isinstance(whole, int) and whole >= 1):
-                raise ValueError(f"{name} must be an integer of at least 1; got {whole!r}")
+            check_integer(name, whole)
         self.state_shape, self.noise_shape = (3,), (1,)
         self.horizon, self.temperature, self.time_step = steps * refine, temperature, TIME_STEP / refine
         self.torque_scale, self.terminal_weight = torque_scale * math.sqrt(refine), terminal_weight

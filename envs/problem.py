@@ -88,8 +88,7 @@ class Problem(ABC):
             if not hasattr(self, attribute):
                 raise ValueError(f"{name}.{attribute} must be set; it is missing")
         check_positive(f"{name}.temperature", self.temperature)
-        if not (isinstance(self.horizon, Integral) and self.horizon >= 1):
-            raise ValueError(f"{name}.horizon must be an integer of at least 1; got {self.horizon!r}")
+        check_integer(f"{name}.horizon", self.horizon)
         for attribute, plain in (("horizon", int), ("temperature", float)):  # numpy's numbers: records and shells want Python's
             if not isinstance(getattr(self, attribute), (int, float)):
                 object.__setattr__(self, attribute, plain(getattr(self, attribute)))
@@ -170,6 +169,12 @@ def check_positive(name: str, value: float) -> None:
     """Raise a ValueError unless ``value`` is a finite number above zero."""
     if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number; got {value!r}")
+
+
+def check_integer(name: str, value: int, low: int = 1) -> None:
+    """Raise a ValueError unless ``value`` is an integer of at least ``low``."""
+    if isinstance(value, bool) or not (isinstance(value, Integral) and value >= low):
+        raise ValueError(f"{name} must be an integer of at least {low}; got {value!r}")
 
 
 def at(table: Tensor, k: int | Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from ..envs.problem import Policy, Problem, rollout
 from .evaluation import SAMPLE_SEED, generator_on, policy_of
-from .records import read_json, write_whole
+from .records import read_record, write_whole
 from .registry import find_agent, make_env
 from .spec import RunSpec
 
@@ -68,7 +68,7 @@ def film_run(folder: Path, frames: int = 50, seconds: float = 5.0, seed: int = S
     """
     if not (folder / "record.json").is_file():
         raise ValueError(f"folder must be that of a finished run (<out>/<env>/<agent>/seed<k>); got {str(folder)!r}")
-    spec = RunSpec.from_json(read_json(folder / "record.json")["spec"])
+    spec = RunSpec.from_json(read_record(folder / "record.json")["spec"])
     agent = find_agent(spec.agent)
     if agent.load is None:
         raise ValueError(f"agent {spec.agent!r} can't be loaded")

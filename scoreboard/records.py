@@ -24,6 +24,9 @@ from typing import Any
 from .spec import RunSpec
 
 _PARTIAL = ("progress.jsonl", "tb", "samples.npy", "model.zip", "error.txt", "checkpoint")
+#: What every record holds, and every checkpoint's state.
+_OF_RECORDS = {"spec", "final", "reference", "command", "device", "threads", "versions", "hardware"}
+_OF_STATES = {"model", "rows", "env_steps"}
 CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints
 
 
@@ -55,6 +58,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is corrupt: {error}") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what a finished run left; a ValueError names a file that is no such record."""
+    record = read_json(path)
+    missing = sorted(_OF_RECORDS - set(record)) if isinstance(record, dict) else sorted(_OF_RECORDS)
+    if missing:
+        raise ValueError(f"{path} must be the record of a finished run; it lacks {missing}")
+    return record
 
 
 def check_writable(out: Path) -> None:
@@ -93,6 +105,8 @@ class Checkpoints:
         if not file.is_file():
             return None
         state = read_json(file)
+        if not (isinstance(state, dict) and state.keys() >= _OF_STATES):
+            raise ValueError(f"{file} must be the state of a checkpoint; delete {self.path} to begin the run again")
         return {**state, "model": self.path / state["model"]}
 
     def clear(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from . import plots
 from .evaluation import Reference
 from .intervals import interval, paired
-from .records import RunFolder, check_writable, read_json, write_json, write_whole
+from .records import RunFolder, check_writable, read_record, write_json, write_whole
 from .spec import UNITS, RunSpec, slug
 from .tables import markdown
 
@@ -36,7 +36,7 @@ def report(out: Path) -> Path:
     if not found:
         raise ValueError(f"out must hold finished runs (<env>/<agent>/seed<k>/record.json); found none under {str(out)!r}")
     check_writable(out)
-    records = [read_json(path) for path in found]
+    records = [read_record(path) for path in found]
     unfinished = sorted(
         str(path.parent.relative_to(out))
         for path in out.glob("*/*/seed*/spec.json")

@@ -21,7 +21,7 @@ import torch
 from ..envs.env import ProblemEnv
 from ..envs.problem import Policy, Problem
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
-from .records import RunFolder, check_writable, provenance, read_json, write_json, write_whole
+from .records import RunFolder, check_writable, provenance, read_record, write_json, write_whole
 from .registry import find_agent, make_env, resolve_device
 from .spec import RunSpec
 
@@ -56,7 +56,7 @@ def execute(
     """
     agent, folder = find_agent(spec.agent), RunFolder(out, spec)
     if folder.finished():
-        return read_json(folder.record)
+        return read_record(folder.record)
     from .callback import ScoreCallback  # imports SB3 and TensorBoard
 
     env, model, resumed = _prepare(spec, folder)  # what can go wrong at once does so before anything is written

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..envs.problem import check_integer
+
 UNITS = ("env_steps", "reward_queries", "seconds")
 #: What ``learn`` is told when the budget is not in steps: never reached, and harmless in a division.
 _ENDLESS = 10**12
@@ -66,8 +68,7 @@ class EvaluationPlan:
 
     def __post_init__(self) -> None:
         for name, least in (("points", 1), ("paths", 2), ("final_paths", 2), ("reference_paths", 2), ("samples", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)!r}")
+            check_integer(name, getattr(self, name), least)
 
     def fractions(self) -> list[float]:
         """Budget fractions to evaluate at, from 0, denser early on, without 1."""

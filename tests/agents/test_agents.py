@@ -291,6 +291,10 @@ def test_bad_arguments(agent):
         for number in (least - 1, least + 0.5, float(least), True):
             with pytest.raises(ValueError, match=f"{name} must be a whole number of at least {least}; got {number}"):
                 agent("MlpPolicy", MIXTURE, **{name: number})
+    with pytest.raises(ValueError, match=r"seed must be a whole number of at least 0; got 2\.5"):
+        agent("MlpPolicy", MIXTURE, seed=2.5)
+    with pytest.raises(ValueError, match="path must be a file name or a file opened for writing; got None"):
+        small(agent).save(None)
     with pytest.raises(ValueError, match="averaging must be between 0 and 1; got 2"):
         agent("MlpPolicy", MIXTURE, averaging=2)
     with pytest.raises(ValueError, match="must be a girsanov environment"):

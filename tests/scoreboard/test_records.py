@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from girsanov.scoreboard.records import RunFolder, check_writable, provenance, read_json, write_json
+from girsanov.scoreboard.records import Checkpoints, RunFolder, check_writable, provenance, read_json, read_record, write_json
 from girsanov.scoreboard.spec import Budget, RunSpec
 
 SPEC = RunSpec("a/B-v0", "ppo", budget=Budget(10))
@@ -31,6 +31,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         write_json(path, 2)
     assert read_json(path) == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_foreign_records_and_states_are_named(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"record\.json must be the record of a finished run; it lacks \['command'"):
+        read_record(tmp_path / "record.json")
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"state\.json must be the state of a checkpoint; delete"):
+        Checkpoints(tmp_path, 1.0).state()
 
 
 def test_corrupt_json_is_named(tmp_path: Path) -> None:

@@ -47,8 +47,10 @@ def test_evaluation_points_begin_at_zero_and_stop_before_the_end() -> None:
     fractions = EvaluationPlan(points=15).fractions()
     assert len(fractions) == 15 and fractions[0] == 0 and fractions[-1] < 1
     assert (np.diff(fractions) > 0).all()
-    with pytest.raises(ValueError, match="paths must be at least 2; got 1"):
+    with pytest.raises(ValueError, match="paths must be an integer of at least 2; got 1"):
         EvaluationPlan(paths=1)
+    with pytest.raises(ValueError, match=r"points must be an integer of at least 1; got 2\.5"):
+        EvaluationPlan(points=2.5)  # type: ignore[arg-type]
 
 
 def test_interval_is_students() -> None:
