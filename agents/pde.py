@@ -18,7 +18,9 @@ from ..envs.problem import Policy
 from ..envs.recording import Recording
 from .base import ControlPolicy, ProblemAgent
 from .checks import check_range, check_whole
+from .function_classes import NetworkValue
 from .image_policies import CnnPolicy, StateCnnPolicy
+from .learned_rewards import LearnedRewards, imagine
 from .learned_transition import ModelPolicy
 from .linear_classes import LinearValue
 from .regression import LOOKAHEADS, Regression
@@ -30,6 +32,7 @@ from .value_policies import (
     NoisePolicy,
     PolynomialPolicy,
     RadialPolicy,
+    ValueGradientPolicy,
 )
 from .variational import energy_error
 
@@ -52,15 +55,21 @@ class PDE(Regression):
         exploration: standard deviation of a control, constant along a path and drawn for each, that every other path gets on
             top of the policy's (of none in the first round). It leads where neither noise nor the present policy does;
             classes with ``times=None``, which need no path weights, learn from it.
+        imagined: paths simulated in each round but the first under the current policy, by the known transition and by rewards
+            that networks learn from those seen: no reward is asked for, but as many more transitions are evaluated, which are
+            not counted. Regression then sees these and the newest round alone, whose targets have little noise near the
+            optimum, however far ahead they look. For networks that know the transition, where it is cheap.
         gradient_steps: of the network, in each round.
         batch_size: observations in a gradient step.
         mean_span: mean distance in visits between an observation and its observed target: 1 is one-step regression, ``horizon``
-            and more tends to Monte-Carlo regression. Absent: 5 for networks, 1 for linear classes (which round it).
+            and more tends to Monte-Carlo regression. Absent: 5 for networks (10 with ``imagined`` paths), 1 for linear classes
+            (which round it).
         lookahead: what stands for the later value: ``"observed"`` (the recorded state), ``"fresh"`` (the mean over ``draws``
             antithetic pairs of fresh noise; networks draw them once a visit and use one of them at a time) or
             ``"generator"`` (automatic differentiation; exact trace if ``draws`` is 0, else that many Hutchinson probes). The
             latter two know the transition and always look one step ahead. Absent: the policy's own where the data hold every
-            step (``"fresh"`` for most that differentiate the transition, and so know it), else ``"observed"``.
+            step (``"fresh"`` for most that differentiate the transition, and so know it), else ``"observed"``, as with
+            ``imagined`` paths.
         draws: see ``lookahead``; 0 takes four pairs of fresh noise.
         max_weight: largest density ratio of one observation, at least 1.
         averaging: decay of the averaged network, which gives targets and policy.
@@ -91,6 +100,7 @@ class PDE(Regression):
             "n_uncontrolled",
             "adaptive",
             "exploration",
+            "imagined",
             "gradient_steps",
             "batch_size",
             "mean_span",
@@ -110,6 +120,7 @@ class PDE(Regression):
         n_trajectories: int = 50,
         adaptive: bool = True,
         exploration: float = 0.0,
+        imagined: int = 0,
         gradient_steps: int = 100,
         batch_size: int = 512,
         mean_span: float | None = None,
@@ -127,6 +138,7 @@ class PDE(Regression):
         check_range("exploration", exploration, 0)
         if exploration and not adaptive:
             raise ValueError(f"exploration must be 0 where adaptive is False (no control is applied); got {exploration!r}")
+        check_whole("imagined", imagined, 0)
         check_whole("gradient_steps", gradient_steps, 1)
         check_whole("batch_size", batch_size, 1)
         if mean_span is not None:
@@ -143,6 +155,7 @@ class PDE(Regression):
         self.n_uncontrolled = n_uncontrolled
         self.adaptive = adaptive
         self.exploration = exploration
+        self.imagined = imagined
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size
         self.mean_span = mean_span
@@ -163,7 +176,19 @@ class PDE(Regression):
             policy: Any = self.policy_class
             self.learning_rate = policy.usual_learning_rate(problem_of(self.env))
         super()._setup_model()
+        if self.imagined:
+            known = isinstance(self.policy, ValueGradientPolicy) and not self.policy.needs_noise
+            if not (known and isinstance(self.policy.value, NetworkValue)):
+                name = type(self.policy).__name__
+                raise ValueError(
+                    f"imagined must be 0 for {name}: it is for networks that know the transition; got {self.imagined}"
+                )
+            self.rewards = LearnedRewards(self.policy.n_inputs, self.problem.horizon).to(self.device)
         self._start_learner()
+
+    def networks(self) -> dict[str, Any]:
+        """See ProblemAgent."""
+        return {**super().networks(), **({"rewards": self.rewards} if self.imagined else {})}
 
     def forget(self) -> None:
         """See ProblemAgent."""
@@ -193,8 +218,20 @@ class PDE(Regression):
         else:
             every = Replay.joined(self.rounds)
             self._prepare(every, anew=self._n_updates == 0)
+            if self.imagined:
+                every = self._imagined(every, fresh, control)
             self._regress(every, self.gradient_steps)
         self._record_error(fresh)
+
+    def _imagined(self, every: Replay, fresh: Replay, control: Policy | None) -> Replay:
+        """The newest round, and paths of its control with rewards learned from all rounds (of the first, the round alone)."""
+        first = len(self.rounds) == 1
+        running, terminal = self.rewards.regress(every, _REWARD_STEPS * (3 if first else 1), self.generator)
+        self.logger.record("train/running_reward_loss", running)
+        self.logger.record("train/terminal_reward_loss", terminal)
+        if first:
+            return fresh
+        return Replay.joined([fresh, imagine(self.problem, self.rewards, control, self.imagined, self.generator)])
 
     def _explored(self, control: Policy | None, n: int) -> Policy | None:
         """``control`` plus a constant push of every other of ``n`` paths."""
@@ -226,6 +263,8 @@ class PDE(Regression):
             ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was seen at its end.
         """
         check_whole("gradient_steps", gradient_steps, 1)
+        if self.imagined:
+            raise ValueError(f"imagined must be 0 for fit, which simulates nothing; got {self.imagined}")
         parts = Parts(data, self.policy.problem, self.device, lambda: self.policy.value.bounds)
         first = next(iter(parts), None)
         if first is None or not bool(first.seen.any()):
@@ -266,6 +305,10 @@ class PDE(Regression):
         if optimum is not None and self.logger.output_formats:
             error = energy_error(data, problem.horizon, self.policy.control, optimum)
             self.logger.record("pde/sobolev_error", error)
+
+
+#: Gradient steps of the learned rewards in a round; three times as many in the first.
+_REWARD_STEPS = 150
 
 
 def _bar(total: int, shown: bool) -> Any:

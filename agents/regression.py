@@ -37,6 +37,7 @@ class Regression(ProblemAgent):
     policy: ValuePolicy
     lookahead: str | None
     draws: int
+    imagined: int
     batch_size: int
     mean_span: float | None
     max_weight: float
@@ -78,7 +79,7 @@ class Regression(ProblemAgent):
             one.bounds.copy_(bounds)
 
     def _lookahead(self, data: Iterable[Replay]) -> Lookahead:
-        name = self.lookahead or self.policy.lookahead
+        name = self.lookahead or ("observed" if self.imagined else self.policy.lookahead)
         if self.lookahead is None and name != "observed":
             whole = all(bool((part.steps.diff(dim=1) == 1).all()) for part in data)
             name = name if whole else "observed"
@@ -137,7 +138,8 @@ class Regression(ProblemAgent):
         assert self.optimizer is not None and isinstance(learner, NetworkValue)
         self.set_learning_rate(self.optimizer)
         lookahead = self._lookahead([data])
-        mean_span = 1.0 if lookahead.fresh else self.mean_span or self.policy.mean_span
+        usual = _IMAGINED_SPAN if self.imagined else self.policy.mean_span
+        mean_span = 1.0 if lookahead.fresh else self.mean_span or usual
         held = average.bounds
         total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         chances, drawn = None, data
@@ -240,6 +242,8 @@ class Regression(ProblemAgent):
         self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.total.clamp(min=1)))
 
 
+#: Mean distance to an observed target where all paths are of the current policy, and so carry little noise.
+_IMAGINED_SPAN = 10.0
 #: Gradient steps after which the chances of being drawn are found anew.
 _REDRAWN = 25
 #: Paths among which they are drawn until then: to weigh every visit of many would take longer than the steps.
