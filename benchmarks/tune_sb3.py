@@ -41,6 +41,7 @@ from girsanov.baselines.dpok import DPOK
 from girsanov.baselines.fine_tuning import FineTuner
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
+from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Problem, certificate, objective
 from girsanov.scoreboard.evaluation import policy_of
 
@@ -146,17 +147,18 @@ class Yardstick(NamedTuple):
     bound: float
     ess: float
     rollouts: int
+    action_bound: float = 1.0
 
     @classmethod
-    def of(cls, env: str, paths: int, rollouts: int, out: Path) -> Yardstick:
+    def of(cls, env: str, paths: int, rollouts: int, out: Path, action_bound: float = 1.0) -> Yardstick:
         """J_0 and the bound as the most paths have measured them for ``out``, or from ``paths`` uncontrolled paths."""
         problem = make_problem(env)
         if known := [r for r in records(out) if r["env"] == env]:
             best = max(known, key=lambda r: r["ess"])
-            return cls(problem, best["uncontrolled"], best["bound"], best["ess"], rollouts)
+            return cls(problem, best["uncontrolled"], best["bound"], best["ess"], rollouts, action_bound)
         bound = certificate(problem, paths, torch.Generator().manual_seed(10_001))
         nothing = objective(problem, None, paths, torch.Generator().manual_seed(10_002))
-        return cls(problem, nothing.objective.mean, bound.bound, bound.ess, rollouts)
+        return cls(problem, nothing.objective.mean, bound.bound, bound.ess, rollouts, action_bound)
 
     def score(self, model: BaseAlgorithm) -> tuple[Estimate, float]:
         """Score with its standard error, and KL, of the model's deterministic policy."""
@@ -210,7 +212,8 @@ class Rungs(BaseCallback):
 
 def train(yardstick: Yardstick, algorithm: Algorithm, settings: dict[str, Any], seed: int, callback: Rungs) -> str:
     """Train one model under ``callback``; its points hold what came of it. Returns how it ended."""
-    model = MAKE[algorithm](yardstick.problem, seed=seed, device="cpu", **settings)
+    env = ProblemEnv(yardstick.problem, action_bound=yardstick.action_bound)
+    model = MAKE[algorithm](env, seed=seed, device="cpu", **settings)
     try:
         model.learn(callback.waiting[-1] * yardstick.problem.horizon if algorithm in TUNERS else 10**9, callback)
     except ValueError as error:  # SB3's distributions refuse NaN: the settings diverged
@@ -251,6 +254,7 @@ def search(
     paths: int = 50_000,
     rollouts: int = 2_000,
     fixed: str = "{}",
+    action_bound: float = 1.0,
     out: Path = RESULTS,
 ) -> None:
     """Random search until ``cpu_minutes`` of training are spent.
@@ -264,10 +268,11 @@ def search(
         paths: uncontrolled paths behind the bound and J_0, where ``out`` holds none for this environment.
         rollouts: fresh paths behind each score.
         fixed: JSON of settings that are not searched.
+        action_bound: of the environment.
         out: JSON lines, appended to.
     """
     torch.set_num_threads(1)
-    yardstick = Yardstick.of(env, paths, rollouts, out)
+    yardstick = Yardstick.of(env, paths, rollouts, out, action_bound)
     rng = np.random.default_rng([seed, list(MAKE).index(algorithm)])
     past = [r for r in read(out, env, algorithm, "search") if r["search_seed"] == seed]
     spent, trial = sum(r["points"][-1]["seconds"] for r in past if r["points"]), 0
@@ -290,7 +295,7 @@ def search(
                     "seed": 1000 * seed + trial,
                     "settings": {**tabled(algorithm, yardstick.problem), **settings},
                     "outcome": outcome, "points": callback.points, "uncontrolled": yardstick.uncontrolled,
-                    "bound": yardstick.bound, "ess": yardstick.ess,
+                    "bound": yardstick.bound, "ess": yardstick.ess, "action_bound": action_bound,
                 }  # fmt: skip
                 append(out, record)
                 past.append(record)
