@@ -108,7 +108,7 @@ BAD = {
     "no problem": ({"--env": ["builtins:dict"]}, "'builtins:dict' must be or return a girsanov Problem; got dict"),
     "an agent that is none": ({"--agent": ["math:pi"]}, "agent 'math:pi' must be an Agent or what makes one; got 3.14"),
     "a device that is not there": ({"--device": ["cuda:99"]}, "device 'cuda:99' was asked for, but torch finds"),
-    "one path": ({"--paths": ["1"]}, "paths must be at least 2; got 1"),
+    "one path": ({"--paths": ["1"]}, "paths must be an integer of at least 2; got 1"),
 }
 
 
