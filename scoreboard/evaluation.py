@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ..baselines.sb3 import deterministic_policy
 from ..envs.env import device_of
-from ..envs.problem import Certificate, Estimate, Objective, Policy, Problem, certificate_of, rollout
+from ..envs.problem import Certificate, Estimate, Objective, Policy, Problem, certificate_by_start, certificate_of, rollout
 from .records import read_json, write_json
 
 #: Seeds of evaluation, far from those of training: one stream each for the reference, the curves, the end, the pictures.
 REFERENCE_SEED, CURVE_SEED, FINAL_SEED, SAMPLE_SEED = 4_000_000_007, 1_000_000_007, 2_000_000_011, 3_000_000_019
+#: Uncontrolled paths from each start of the closer certificate.
+_PATHS_OF_A_START = 4096
 
 
 def generator_on(problem: Problem, seed: int) -> torch.Generator:
@@ -65,13 +67,19 @@ class Reference(NamedTuple):
     optimum: float | None  # exact, where the problem has optimal_objective()
     closed_form: Objective | None  # the problem's own optimal or reference control
     success: Estimate | None  # of the uncontrolled process
+    by_start: Certificate | None = None  # the closer bound, where it was asked for
+
+    @property
+    def bound(self) -> Certificate:
+        """The closest certificate that is certified."""
+        return self.by_start if self.by_start is not None and self.by_start.certified else self.certificate
 
     @property
     def target(self) -> Estimate | None:
-        """``J_ref``; None if there is no exact optimum and the bound is not certified."""
+        """``J_ref``; None if there is no exact optimum and no bound is certified."""
         if self.optimum is not None:
             return Estimate(self.optimum, 0.0)
-        return Estimate(self.certificate.bound, self.certificate.stderr) if self.certificate.certified else None
+        return Estimate(self.bound.bound, self.bound.stderr) if self.bound.certified else None
 
     def score(self, objective: Estimate) -> Estimate | None:
         """The score and its standard error (delta method, the three estimates taken as independent).
@@ -89,17 +97,17 @@ class Reference(NamedTuple):
 
     def holds(self, objective: Estimate) -> bool | None:
         """Whether ``J <= bound + 3 standard errors`` (of both estimates); None if the bound is not certified."""
-        if not self.certificate.certified:
+        if not self.bound.certified:
             return None
-        slack = 3 * math.hypot(objective.stderr, self.certificate.stderr)
-        return objective.mean <= self.certificate.bound + slack
+        return objective.mean <= self.bound.bound + 3 * math.hypot(objective.stderr, self.bound.stderr)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``from_json`` and for the reader."""
         closed = self.closed_form
         return {
             "uncontrolled": self.uncontrolled._asdict(),
-            "certificate": {**self.certificate._asdict(), "certified": self.certificate.certified},
+            "certificate": _plain(self.certificate),
+            "by_start": None if self.by_start is None else _plain(self.by_start),
             "optimum": self.optimum,
             "closed_form": None if closed is None else {name: part._asdict() for name, part in closed._asdict().items()},
             "success": None if self.success is None else self.success._asdict(),
@@ -108,20 +116,33 @@ class Reference(NamedTuple):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Reference:
         """The inverse of ``to_json``."""
-        certificate = {key: value for key, value in values["certificate"].items() if key != "certified"}
-        closed, success = values["closed_form"], values["success"]
+        closed, success, by_start = values["closed_form"], values["success"], values.get("by_start")
         return cls(
             Estimate(**values["uncontrolled"]),
-            Certificate(**certificate),
+            _certificate(values["certificate"]),
             values["optimum"],
             None if closed is None else Objective(**{name: Estimate(**part) for name, part in closed.items()}),
             None if success is None else Estimate(**success),
+            None if by_start is None else _certificate(by_start),
         )
 
 
+def _plain(certificate: Certificate) -> dict[str, Any]:
+    return {**certificate._asdict(), "certified": certificate.certified}
+
+
+def _certificate(values: dict[str, Any]) -> Certificate:
+    return Certificate(**{key: value for key, value in values.items() if key != "certified"})
+
+
 @torch.no_grad()
-def reference_of(problem: Problem, n: int, seed: int = REFERENCE_SEED, closed_form_paths: int = 4096) -> Reference:
-    """J(0) and the certificate from the same ``n`` uncontrolled paths, and what the problem knows of its optimum."""
+def reference_of(
+    problem: Problem, n: int, seed: int = REFERENCE_SEED, closed_form_paths: int = 4096, starts: int = 0
+) -> Reference:
+    """J(0) and the certificate from the same ``n`` uncontrolled paths, and what the problem knows of its optimum.
+
+    ``starts`` adds the closer certificate over that many initial states, from 4,096 more paths of each.
+    """
     generator = generator_on(problem, seed)
     returns, solved = [], []
     for start in range(0, n, 4096):
@@ -136,6 +157,7 @@ def reference_of(problem: Problem, n: int, seed: int = REFERENCE_SEED, closed_fo
         _optimum(problem),
         _closed_form(problem, min(n, closed_form_paths), generator),
         Estimate.of(torch.cat(solved)) if solved else None,
+        certificate_by_start(problem, starts, _PATHS_OF_A_START, generator) if starts else None,
     )
 
 
@@ -156,7 +178,8 @@ def _closed_form(problem: Problem, n: int, generator: torch.Generator) -> Object
 def cached_reference(problem: Problem, settings: dict[str, Any], path: Path) -> Reference:
     """The reference of an environment from the file ``path``, computed and written if it is not there.
 
-    ``settings`` (id, keyword arguments, ``reference_paths``) must be those of the file, or ValueError names it.
+    ``settings`` (id, keyword arguments, ``reference_paths``, ``reference_starts`` if any) must be those of the file, or
+    ValueError names it.
     """
     if path.is_file():
         found = read_json(path)
@@ -167,6 +190,6 @@ def cached_reference(problem: Problem, settings: dict[str, Any], path: Path) -> 
         if made_with != settings:
             raise ValueError(f"{path} was computed with {made_with}, not {settings}; use another output folder")
         return reference
-    reference = reference_of(problem, settings["reference_paths"])
+    reference = reference_of(problem, settings["reference_paths"], starts=settings.get("reference_starts", 0))
     write_json(path, {"settings": settings, "reference": reference.to_json()})
     return reference

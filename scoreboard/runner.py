@@ -34,6 +34,8 @@ def prepare_env(spec: RunSpec, env: ProblemEnv, out: Path) -> Reference:
     folder = spec.env_folder(out)
     asked = spec.to_json()
     settings = {"env": spec.env, "env_kwargs": asked["env_kwargs"], "reference_paths": spec.plan.reference_paths}
+    if spec.plan.reference_starts:
+        settings["reference_starts"] = spec.plan.reference_starts
     reference = cached_reference(env.problem, settings, folder / "reference.json")
     before = folder / "samples_before.npy"
     if not before.is_file():

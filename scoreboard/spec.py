@@ -58,6 +58,8 @@ class EvaluationPlan:
         final_paths: fresh paths of the final evaluation.
         reference_paths: uncontrolled paths behind J(0) and the certificate.
         samples: terminal states kept of each agent, all from the same noises.
+        reference_starts: initial states over which a closer certificate is taken, ``E[V_0(X_0)]``, with 4,096 more uncontrolled
+            paths from each; 0: none. Where starts differ much, the certificate of all paths is one that no policy reaches.
     """
 
     points: int = 10
@@ -65,10 +67,14 @@ class EvaluationPlan:
     final_paths: int = 1000
     reference_paths: int = 8192
     samples: int = 256
+    reference_starts: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("points", 1), ("paths", 2), ("final_paths", 2), ("reference_paths", 2), ("samples", 1)):
             check_integer(name, getattr(self, name), least)
+        check_integer("reference_starts", self.reference_starts, 0)
+        if self.reference_starts == 1:
+            raise ValueError("reference_starts must be 0 or at least 2; got 1")
 
     def fractions(self) -> list[float]:
         """Budget fractions to evaluate at, from 0, denser early on, without 1."""

@@ -8,9 +8,9 @@ from .intervals import Interval
 
 _UNIT_WORDS = {"env_steps": "env steps", "reward_queries": "reward queries", "seconds": "seconds"}
 _NOTES = """`score = (J - J(0)) / (J_ref - J(0))`: 0 is the pre-trained model, 1 is J_ref, the exact optimum where there is one,
-else the certificate (no policy can be worth more than it). Brackets: 95% confidence interval over seeds (Student's t).
-J = reward - temperature x KL, measured on fresh paths that cost no budget. Seconds are training time without evaluation.
-Agents with the same seed are evaluated on the same noises, so differences are paired by seed."""
+else the certificate (no policy can be worth more than it; for given starts, where it was taken so). Brackets: 95% confidence
+interval over seeds (Student's t). J = reward - temperature x KL, measured on fresh paths that cost no budget. Seconds are
+training time without evaluation. Agents with the same seed are evaluated on the same noises: differences are paired by seed."""
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -47,18 +47,27 @@ def _budgets(budgets: list[dict[str, Any]]) -> str:
 
 
 def _certificate(reference: dict[str, Any]) -> str:
-    found = reference["certificate"]
+    found, closer = reference["certificate"], reference["by_start"]
     if found["certified"]:
         text = (
             f"Certificate: no policy is worth more than {found['bound']:.3f} (95% interval {found['low']:.3f} to "
             f"{found['high']:.3f}; {found['ess']:.0f} of {found['n']} uncontrolled paths, {found['ess'] / found['n']:.1%}, "
             "carry it)."
         )
+    elif closer is not None and closer["certified"]:
+        text = ""
     else:
         text = (
             f"**Not certified**: only {found['ess']:.1f} of {found['n']} uncontrolled paths carry the bound, too few to "
             "trust it (50 are asked for)."
         )
+    if closer is not None:
+        paths = closer["n"] // closer["starts"]
+        text += (
+            f" From given starts, which no policy chooses, no more than {closer['bound']:.3f} ({closer['low']:.3f} to "
+            f"{closer['high']:.3f}; {closer['starts']:,} starts, {closer['ess']:.0f} of {paths:,} paths of each carry it)"
+        )
+        text += ": this one is J_ref." if closer["certified"] else ", **not certified**."
     if reference["optimum"] is not None:
         text += f" Exact optimum: {reference['optimum']:.4f}."
     return text
@@ -69,7 +78,8 @@ def _agents(env: dict[str, Any]) -> str:
     heads = ["agent", "score", "objective", "reward", "KL (nats)", *(["success"] if success else [])]
     heads += ["J <= bound + 3 s.e.", "env steps", "reward queries", "seconds", "access"]
     rows = [_reference_row("pre-trained", env, success)]
-    known = env["reference"]["certificate"]["certified"] or env["reference"]["optimum"] is not None
+    bounds = [bound for name in ("certificate", "by_start") if (bound := env["reference"][name]) is not None]
+    known = any(bound["certified"] for bound in bounds) or env["reference"]["optimum"] is not None
     no_score = "nothing to gain" if known else "not certified"  # see Reference.score
     if env["reference"]["closed_form"] is not None:
         rows.append(_reference_row("closed form", env, success))

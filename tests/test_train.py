@@ -61,7 +61,7 @@ def test_a_configuration_file_gives_defaults_that_the_command_line_overrides(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "c.json"
-    plan = {"points": 2, "paths": 20, "final_paths": 40, "reference_paths": 256, "samples": 3}
+    plan = {"points": 2, "paths": 20, "final_paths": 40, "reference_paths": 256, "samples": 3, "reference_starts": 2}
     agent_kwargs = {"n_envs": 4, "batch_size": 20, "n_epochs": 1}
     settings = {
         "env": MIXTURE,

@@ -123,7 +123,7 @@ def test_every_agent_runs_is_resumed_and_never_is_shown(tmp_path: Path, capsys: 
 
 
 def test_a_run_ends_when_its_seconds_are_spent(tmp_path: Path) -> None:
-    assert frontier.main([*TINY, "--agents", "ppo", "sac", "--cpu-seconds", "0.02", "--out", str(tmp_path)]) == 0
+    assert frontier.main([*TINY, "--agents", "ppo", "sac", "--cpu-seconds", "1e-6", "--out", str(tmp_path)]) == 0
     for end, rows in fr.read(tmp_path).values():
         assert end["outcome"] == "seconds spent" and end["queries"] < end["settings"]["queries"]
         assert [row["queries"] for row in rows] == [0]

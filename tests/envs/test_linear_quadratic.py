@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from girsanov.envs.linear_quadratic import LinearQuadratic
-from girsanov.envs.problem import Estimate, certificate, objective, rollout
+from girsanov.envs.problem import Estimate, certificate, certificate_by_start, objective, rollout
 
 
 def random_chain(d: int = 3, m: int = 2, steps: int = 8, dtype: torch.dtype = torch.float64, **change: Any) -> LinearQuadratic:
@@ -177,6 +177,23 @@ def test_the_registered_chain(generator: torch.Generator) -> None:
     assert other.state_shape == other.noise_shape == (7,) and (other.horizon, other.temperature) == (20, 2.0)
     assert not torch.equal(LinearQuadratic.damped_rotation(seed=1).target, problem.target)
     assert torch.equal(LinearQuadratic.damped_rotation(seed=0).drift_matrix, problem.drift_matrix)
+
+
+def test_certificate_by_start_is_the_mean_of_log_moments_with_few_paths_too(generator: torch.Generator) -> None:
+    problem = LinearQuadratic.damped_rotation()
+    seed, starts, paths = 11, 4_000, 64
+    x = problem.initial(starts, torch.Generator().manual_seed(seed))
+    exact = problem.log_moment_value(0, x)
+    found = certificate_by_start(problem, starts, paths, torch.Generator().manual_seed(seed), batch=40_000)
+    assert (found.n, found.starts) == (starts * paths, starts) and 5 < found.ess < 40
+    noise = 1 / found.ess - 1 / paths  # relative variance of the mean from one start
+    spread = math.sqrt(float(exact.var()) + problem.temperature**2 * noise)
+    assert found.stderr == pytest.approx(spread / math.sqrt(starts), rel=0.1)
+    bias = problem.temperature * 0.5 * noise  # what Jensen takes, to first order
+    assert abs(found.bound - float(exact.mean())) < 0.25 * bias
+    # below the certificate of all paths, which leans to the better starts, and above what any policy is worth
+    assert problem.optimal_objective() < found.bound + 2 * found.stderr
+    assert found.bound < problem.log_moment_objective() - 0.5 * (problem.log_moment_objective() - float(exact.mean()))
 
 
 def test_float32_keeps_the_solution(generator: torch.Generator) -> None:

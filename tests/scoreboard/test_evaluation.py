@@ -89,6 +89,20 @@ def test_reference_of_the_mixture(problem: Problem) -> None:
     assert Reference.from_json(reference.to_json()) == reference
 
 
+def test_certificate_over_given_starts_is_the_target_and_no_lower_than_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem("girsanov/LinearQuadratic-v0")
+    monkeypatch.setattr("girsanov.scoreboard.evaluation._PATHS_OF_A_START", 512)
+    reference = reference_of(problem, 2048, starts=64)
+    assert reference.by_start is not None and reference.by_start.starts == 64 and reference.by_start.n == 64 * 512
+    assert Reference.from_json(reference.to_json()) == reference
+    without = reference._replace(optimum=None)
+    assert without.target == (reference.by_start.bound, reference.by_start.stderr)
+    assert without.holds(Estimate(reference.by_start.bound + 2.9 * reference.by_start.stderr, 0.0)) is True
+    assert without.holds(Estimate(reference.by_start.bound + 3.1 * reference.by_start.stderr, 0.0)) is False
+    vague = without._replace(by_start=reference.by_start._replace(ess=12.0))
+    assert vague.bound == reference.certificate
+
+
 def test_exact_optimum_is_the_target_where_there_is_one() -> None:
     problem = make_problem("girsanov/LinearQuadratic-v0")
     reference = reference_of(problem, 2048)

@@ -47,6 +47,16 @@ def _run(
         write_json(folder.record, record)
 
 
+def test_a_closer_certificate_is_told(finished: Path) -> None:
+    for path in finished.rglob("record.json"):
+        record = json.loads(path.read_text())
+        closer = Certificate(-1.2, 0.05, -1.3, -1.1, 70.0, 4 * 4096, 4)
+        record["reference"]["by_start"] = {**closer._asdict(), "certified": True}
+        path.write_text(json.dumps(record))
+    text = report(finished).read_text()
+    assert "From given starts, which no policy chooses, no more than -1.200 (-1.300 to -1.100; 4 starts, 70 of 4,096" in text
+
+
 def _cells(text: str, start: str) -> list[str]:
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {start}")]
     return [cell.strip() for cell in line.strip("|").split("|")]
