@@ -133,6 +133,8 @@ class RunFolder:
         asked, path = self.spec.to_json(), self.path / "spec.json"
         if path.is_file():
             found = read_json(path)
+            with contextlib.suppress(TypeError, KeyError, AttributeError):  # settings that came later have their defaults
+                found = RunSpec.from_json(found).to_json()
             differs = sorted(name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name))
             if differs:
                 detail = "; ".join(f"{name}: {found.get(name)} there, {asked.get(name)} asked" for name in differs)

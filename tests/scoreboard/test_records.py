@@ -65,6 +65,16 @@ def test_finished_means_that_the_record_is_there(tmp_path: Path) -> None:
     assert folder.finished()
 
 
+def test_a_run_from_before_a_setting_was_there_is_still_finished(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, SPEC)
+    folder.path.mkdir(parents=True)
+    old = SPEC.to_json()
+    del old["plan"]["reference_starts"]
+    (folder.path / "spec.json").write_text(json.dumps(old))
+    write_json(folder.record, {})
+    assert folder.finished()
+
+
 @pytest.mark.parametrize("other", [replace(SPEC, budget=Budget(20)), replace(SPEC, env_kwargs={"steps": 3})])
 def test_other_settings_in_the_same_folder_are_an_error(other: RunSpec, tmp_path: Path) -> None:
     with RunFolder(tmp_path, SPEC).begin():
