@@ -104,6 +104,16 @@ def test_given_paths_teach_what_they_teach_on_the_cpu(policy: str, generator: to
     assert worth[DEVICE].mean == pytest.approx(worth["cpu"].mean, abs=luck)
 
 
+def test_imagined_paths_are_simulated_there() -> None:
+    problem = make_problem("girsanov/TwoLinkArm-v0", DEVICE)
+    model = PDE("MlpPolicy", problem, seed=0, device=DEVICE, imagined=100, gradient_steps=50).learn(300 * problem.horizon)
+    found, nothing = (
+        evaluate(problem, policy, 2000, torch.Generator(DEVICE).manual_seed(1)).value.objective
+        for policy in (policy_of(model, problem), None)
+    )
+    assert found.mean > nothing.mean + 5 * (found.stderr + nothing.stderr)
+
+
 @pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
 @pytest.mark.parametrize("make", [make_ppo, make_sac])
 def test_sb3s_agents_run_on_it(make: Any) -> None:
