@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ MIXTURE = "girsanov/GaussianMixture-v0"
 
 def on_the_gpu(env_id: str, **kwargs: Any) -> Any:
     if env_id in NEED_MUJOCO:
+        pytest.importorskip("mujoco")
         pytest.importorskip("mujoco_warp")
         kwargs = {"engine": "warp", **kwargs}
     return make_problem(env_id, DEVICE, **kwargs)
@@ -35,7 +37,7 @@ def on_the_gpu(env_id: str, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("env_id", HERE)
 def test_a_path_is_the_cpus(env_id: str, generator: torch.Generator) -> None:
-    ours, theirs = make_problem(env_id), on_the_gpu(env_id)
+    theirs, ours = on_the_gpu(env_id), make_problem(env_id)
     x = ours.initial(16, generator)
     for k in range(10):
         z = 0.3 * torch.randn(16, *ours.noise_shape, generator=generator, dtype=x.dtype)
@@ -75,20 +77,26 @@ REGRESSIONS = [
 
 @pytest.mark.parametrize(("kind", "policy"), REGRESSIONS, ids=[f"{kind.__name__}-{policy}" for kind, policy in REGRESSIONS])
 def test_agents_learn_as_on_the_cpu_and_move(kind: Any, policy: str, tmp_path: Path) -> None:
-    worth = {}
-    for device in ("cpu", DEVICE):
-        problem = make_problem(MIXTURE, device)
-        model = kind(policy, problem, seed=0, device=device).learn(200 * problem.horizon)
-        worth[device] = evaluate(problem, policy_of(model, problem), 2000, torch.Generator(device).manual_seed(1)).value
+    linear = kind is PDE and policy not in ("MlpPolicy", "ModelPolicy")
+    worth: dict[str, list[Any]] = {"cpu": [], DEVICE: []}
+    for seed in range(5 if linear else 1):  # one seed in five of a linear class learns next to nothing from 200 episodes
+        for device, found in worth.items():
+            problem = make_problem(MIXTURE, device)
+            model = kind(policy, problem, seed=seed, device=device).learn(200 * problem.horizon)
+            fresh = torch.Generator(device).manual_seed(1)
+            found.append(evaluate(problem, policy_of(model, problem), 2000, fresh).value.objective)
     model.save(tmp_path / "model")
     cpu = make_problem(MIXTURE)
     moved = kind.load(tmp_path / "model", cpu, device="cpu")
-    there = evaluate(cpu, policy_of(moved, cpu), 2000, torch.Generator().manual_seed(1)).value.objective
-    nothing = evaluate(cpu, None, 2000, torch.Generator().manual_seed(1)).value.objective
-    found = worth[DEVICE].objective
-    assert there.mean == pytest.approx(found.mean, abs=5 * (there.stderr + found.stderr))
-    assert found.mean > nothing.mean - 5 * nothing.stderr  # after 200 episodes some have hardly begun
-    assert found.mean == pytest.approx(worth["cpu"].objective.mean, abs=0.6)  # equal up to luck: random streams differ
+    there, nothing = (
+        evaluate(cpu, control, 2000, torch.Generator().manual_seed(1)).value.objective
+        for control in (policy_of(moved, cpu), None)
+    )
+    last = worth[DEVICE][-1]
+    assert there.mean == pytest.approx(last.mean, abs=5 * (there.stderr + last.stderr))
+    ours, theirs = (float(np.median([one.mean for one in found])) for found in (worth[DEVICE], worth["cpu"]))
+    assert ours > nothing.mean - 5 * nothing.stderr  # after 200 episodes some have hardly begun
+    assert ours == pytest.approx(theirs, abs=0.6)  # equal up to luck: random streams differ
 
 
 @pytest.mark.parametrize("policy", ["PolynomialPolicy", "FourierPolicy", "KernelPolicy"])
