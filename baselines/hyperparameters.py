@@ -316,6 +316,8 @@ SAC: dict[str, dict[str, Any]] = {
     "PlanarQuadrotor": _TUNED_ENTROPY,
     "InvertedPendulum": _FEW_LANES,
     "InvertedDoublePendulum": _FEW_LANES,
+    "HalfCheetah": _FEW_LANES,
+    "Hopper": _TUNED_ENTROPY,
     "Reacher": {
         "n_envs": 5,
         "buffer_size": 200_000,
