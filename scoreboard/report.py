@@ -109,15 +109,19 @@ def _differences(agents: dict[str, list[dict[str, Any]]], quantity: str) -> list
 
 
 def _equal_cost(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[str, Any]]:
-    """Every agent where the cheapest run stops, in each unit, read off the learning curves."""
+    """Every agent, and its success, where the cheapest run stops, in each unit, read off the learning curves."""
+    known = all(run[0].get("success") is not None for seeds in rows.values() for run in seeds)
     out = []
     for unit in UNITS:
         amount = min(run[-1][unit] for seeds in rows.values() for run in seeds)
-        at = {
-            agent: interval([float(np.interp(amount, *plots.curve(run, unit, quantity))) for run in seeds])._asdict()
-            for agent, seeds in rows.items()
-        }
-        out.append({"unit": unit, "amount": amount, "agents": at})
+
+        def at(name: str, unit: str = unit, amount: float = amount) -> dict[str, Any]:
+            return {
+                agent: interval([float(np.interp(amount, *plots.curve(run, unit, name))) for run in seeds])._asdict()
+                for agent, seeds in rows.items()
+            }
+
+        out.append({"unit": unit, "amount": amount, "agents": at(quantity), "success": at("success") if known else None})
     return out
 
 

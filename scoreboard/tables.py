@@ -111,13 +111,13 @@ def _reference_row(name: str, env: dict[str, Any], success: bool) -> list[str]:
 
 def _equal_cost(env: dict[str, Any]) -> str:
     names = [agent["agent"] for agent in env["agents"]]
-    rows = [
-        [
-            f"{line['amount']:,.{1 if line['unit'] == 'seconds' else 0}f} {_UNIT_WORDS[line['unit']]}",
-            *(_cell(line["agents"][name]) for name in names),
-        ]
-        for line in env["equal_cost"]
-    ]
+    rows = []
+    for line in env["equal_cost"]:
+        cells = [f"{line['amount']:,.{1 if line['unit'] == 'seconds' else 0}f} {_UNIT_WORDS[line['unit']]}"]
+        for name in names:
+            solved = "" if line["success"] is None else f"; {line['success'][name]['mean']:.0%} succeed"
+            cells.append(f"{_cell(line['agents'][name])}{solved}")
+        rows.append(cells)
     return _table(["at", *names], rows)
 
 

@@ -91,6 +91,19 @@ def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
     assert seconds["agents"]["ppo"]["mean"] == pytest.approx((0.05 + 0.1 + 0.3) / 3)  # half way to its second point
 
 
+def test_success_at_equal_cost(finished: Path) -> None:
+    for path in finished.rglob("progress.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["success"] = row["reward_queries"] / 200
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = report(finished).read_text()
+    assert [cell.split("; ")[1] for cell in _cells(text, "10.0 seconds")[1:]] == ["50% succeed", "12% succeed"]
+    assert _cells(text, "5,000 env steps")[2].startswith("0.400 [") and _cells(text, "5,000 env steps")[2].endswith(
+        "; 50% succeed"
+    )
+
+
 def test_the_cost_of_anothers_score_is_a_median_over_seeds(finished: Path) -> None:
     text = report(finished).read_text()
     # pde's three seeds are at 0.3, the median end of ppo's, after 50, 37.5 and 18.75 episodes; of ppo's own one never is
