@@ -315,6 +315,12 @@ class Certificate(NamedTuple):
     n: int
     starts: int = 0
 
+    @classmethod
+    def of(cls, bound: Estimate, confidence: float, ess: float, n: int, starts: int = 0) -> Certificate:
+        """With a normal interval around ``bound``."""
+        z = math.sqrt(2) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
+        return cls(*bound, bound.mean - z * bound.stderr, bound.mean + z * bound.stderr, ess, n, starts)
+
     @property
     def certified(self) -> bool:
         """False when fewer than 50 effective paths carry the estimate: its interval then means little."""
@@ -327,11 +333,8 @@ def certificate_of(returns: Tensor, temperature: float, confidence: float = 0.95
     log_weight = returns.double() / temperature
     log_mean = torch.logsumexp(log_weight, 0) - math.log(n)
     weight = torch.exp(log_weight - log_mean)  # mean 1
-    stderr = temperature * float(weight.std()) / math.sqrt(n)
-    bound = temperature * float(log_mean)
-    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
-    ess = float(weight.sum() ** 2 / weight.square().sum())
-    return Certificate(bound, stderr, bound - z * stderr, bound + z * stderr, ess, n)
+    bound = Estimate(temperature * float(log_mean), temperature * float(weight.std()) / math.sqrt(n))
+    return Certificate.of(bound, confidence, float(weight.sum() ** 2 / weight.square().sum()), n)
 
 
 @torch.no_grad()
@@ -362,10 +365,8 @@ def certificate_by_start(
         share = torch.exp((2 * log_weight).logsumexp(1) - 2 * log_sum)  # one over the effective number
         values.append(problem.temperature * (log_sum - math.log(paths) + 0.5 * (share - 1 / paths)))
         shares.append(share)
-    bound = Estimate.of(torch.cat(values))
-    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
-    low, high = bound.mean - z * bound.stderr, bound.mean + z * bound.stderr
-    return Certificate(*bound, low, high, 1 / float(torch.cat(shares).mean()), starts * paths, starts)
+    ess = 1 / float(torch.cat(shares).mean())
+    return Certificate.of(Estimate.of(torch.cat(values)), confidence, ess, starts * paths, starts)
 
 
 class Slopes(NamedTuple):
