@@ -239,8 +239,9 @@ def scanned(lanes: int, steps: int) -> Callable[[], int] | None:
         key, state = carry
         key, noise = jax.random.split(key)
         each = jax.random.split(noise, lanes)
-        observation, state, reward, done, _ = jax.vmap(env.step, in_axes=(0, 0, 0, None))(each, state, actions, params)
-        return (key, state), (observation, reward, done)
+        # what ends an episode is one flag before gymnax 1, and two since
+        observation, state, reward, *ends, _ = jax.vmap(env.step, in_axes=(0, 0, 0, None))(each, state, actions, params)
+        return (key, state), (observation, reward, ends)
 
     scan = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=steps))
     key = jax.random.PRNGKey(0)
