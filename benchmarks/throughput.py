@@ -198,7 +198,7 @@ def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Callable[[], 
     z = torch.randn(steps, lanes, *problem.noise_shape, generator=generator)
     engine = problem.engine
     model, substeps, size = engine.model, engine.frame_skip, engine.size + 1
-    control = (problem.scale * z.double().numpy()).clip(*engine.limits)
+    control = (problem.offset + problem.scale * z.double()).clamp(problem.low, problem.high).numpy()
     held = np.repeat(control[:, :, None], substeps, 2)
     scratch, begun = [mujoco.MjData(model)], np.zeros((lanes, size))
     begun[:, 1:] = x[:, :-2].numpy()
