@@ -353,8 +353,10 @@ def certificate_by_start(
 
     The logarithm of a mean of m weights is on average too low by half their variance over m times their squared mean (second
     order in the noise): that is added, since a bound that is too low would flatter policies. The interval is that of the mean
-    over starts.
+    over starts. At most ``batch`` paths, or those of one start, are run at once. ValueError: fewer than two starts or paths.
     """
+    check_integer("starts", starts, 2)
+    check_integer("paths", paths, 2)
     x, at_once = problem.initial(starts, generator), max(1, batch // paths)
     values, shares = [], []
     for first in range(0, starts, at_once):

@@ -67,7 +67,8 @@ def _certificate(reference: dict[str, Any]) -> str:
             f" From given starts, which no policy chooses, no more than {closer['bound']:.3f} ({closer['low']:.3f} to "
             f"{closer['high']:.3f}; {closer['starts']:,} starts, {closer['ess']:.0f} of {paths:,} paths of each carry it)"
         )
-        text += ": this one is J_ref." if closer["certified"] else ", **not certified**."
+        used = ": this one is J_ref." if reference["optimum"] is None else "."
+        text += used if closer["certified"] else ", **not certified**."
     if reference["optimum"] is not None:
         text += f" Exact optimum: {reference['optimum']:.4f}."
     return text

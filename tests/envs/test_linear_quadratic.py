@@ -196,6 +196,12 @@ def test_certificate_by_start_is_the_mean_of_log_moments_with_few_paths_too(gene
     assert found.bound < problem.log_moment_objective() - 0.5 * (problem.log_moment_objective() - float(exact.mean()))
 
 
+@pytest.mark.parametrize(("starts", "paths", "name"), [(1, 64, "starts"), (8, 1, "paths")])
+def test_certificate_by_start_needs_two_of_each(starts: int, paths: int, name: str, generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 2; got 1"):
+        certificate_by_start(LinearQuadratic.damped_rotation(), starts, paths, generator)
+
+
 def test_float32_keeps_the_solution(generator: torch.Generator) -> None:
     single = random_chain(dtype=torch.float32)
     double = single.to(dtype=torch.float64)  # the same rounded matrices
