@@ -187,7 +187,7 @@ def pretrain(
     """
     import json
 
-    from girsanov.envs.pretrain import pretrain as train
+    from girsanov.envs.pretraining.digits import pretrain as train
     from girsanov.scoreboard.registry import resolve_device
 
     record = train(
@@ -223,7 +223,7 @@ def pretrain_latent(
     """
     import json
 
-    from girsanov.envs.latent_pretrain import pretrain_latent as train
+    from girsanov.envs.pretraining.latent_digits import pretrain_latent as train
 
     record = train(
         path,

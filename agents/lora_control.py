@@ -17,7 +17,7 @@ from typing import Any
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..envs.adapters import attach, detach
+from ..envs.diffusion.adapters import attach, detach
 from ..envs.problem import Problem
 from .base import ControlPolicy
 from .checks import check_whole

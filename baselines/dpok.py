@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agents.checks import check_whole
-from ..agents.function_classes import EnsembleMLP
+from ..agents.networks import EnsembleMLP
 from ..envs.problem import Trajectories, check_positive
 from .fine_tuning import FineTuner, Steps, move, returns_to_go
 from .hyperparameters import DPOK as TUNED

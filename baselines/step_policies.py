@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..agents.base import ControlPolicy
 from ..agents.checks import check_whole
-from ..agents.function_classes import EnsembleMLP, Standardise, encode, time_features
 from ..agents.lora_control import TARGETS, AdapterControl
+from ..agents.networks import EnsembleMLP, Standardise, encode, time_features
 from ..envs.problem import Problem, device_of
 
 _POOLED = 8  # pixels a side of the latents that a critic sees

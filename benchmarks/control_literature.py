@@ -32,10 +32,10 @@ from rates_report import ROWS
 from resumable import append, command_line, read_lines
 
 from girsanov.agents import PDE
-from girsanov.agents.variational import control_error
+from girsanov.agents.pde.variational import control_error
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
-from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Problem, rollout
 from girsanov.envs.recording import SimulatedPaths
 from girsanov.scoreboard.records import check_writable, provenance, write_json, write_whole

@@ -27,12 +27,12 @@ import torch
 from resumable import append, command_line, read_lines
 from torch import Tensor
 
-from girsanov.agents.exact_iteration import grid_of, iterate_quadratics, riccati_limit
-from girsanov.agents.lipschitz import mixture_chain
-from girsanov.agents.regularity import iterate_regularity, quadratic_contraction, smallest_temperature
-from girsanov.envs.denoising import Schedule
-from girsanov.envs.gaussian_mixture import GaussianMixture, QuadraticReward
-from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.agents.pi_ft.exact import grid_of, iterate_quadratics, riccati_limit
+from girsanov.agents.pi_ft.lipschitz import mixture_chain
+from girsanov.agents.pi_ft.regularity import iterate_regularity, quadratic_contraction, smallest_temperature
+from girsanov.envs.diffusion.denoising import Schedule
+from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture, QuadraticReward
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.scoreboard.records import check_writable, provenance, write_whole
 
 RESULTS = Path(__file__).parent / "results" / "convergence"

@@ -37,10 +37,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from girsanov.agents import PDE, PIFT
 from girsanov.baselines.ddpo import DDPO
 from girsanov.baselines.dpok import DPOK
-from girsanov.envs.image_reward_model import Architecture, ImageReward
-from girsanov.envs.image_rewards import Brightness, Incompressibility
-from girsanov.envs.problem import Problem, certificate_of, rollout
-from girsanov.envs.stable_diffusion import stable_diffusion
+from girsanov.envs.certificates import certificate_of
+from girsanov.envs.diffusion.stable_diffusion import stable_diffusion
+from girsanov.envs.problem import Problem, rollout
+from girsanov.envs.rewards.image_reward import Architecture, ImageReward
+from girsanov.envs.rewards.images import Brightness, Incompressibility
 from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on, policy_of
 from girsanov.scoreboard.records import check_writable, provenance, write_whole
 

@@ -18,7 +18,7 @@ Everything is measured on ``girsanov/LinearQuadratic-v0``, whose f is known to 1
 * ``energy`` and ``integral``, relative errors of f in the norms of ``variational.sobolev_errors``, on one set of fresh
   uncontrolled paths for all, so that its noise is common to all estimates;
 * ``control``, root of ``variational.control_error`` on paths of the optimum;
-* ``regret`` J* - J(pi), from the performance-difference identity. With the Bellman equation of ``envs/linear_quadratic.py``,
+* ``regret`` J* - J(pi), from the performance-difference identity. With the Bellman equation of ``envs/known_optimum/linear_quadratic.py``,
   ``Q_k(x, a) = r_k + E_W V_{k+1}(m + C (a + W)) - beta |a|^2 / 2`` is quadratic in a with Hessian ``-S_k``,
   ``S_k = beta I + C_k^T P_{k+1} C_k``, and its largest value, at a*, is V_k(x). So ``V_k - Q_k = (a - a*)^T S_k (a - a*) / 2``;
   summed along paths of pi the V telescope: ``J* - J(pi) = E^pi sum_k (a_k - a*_k)^T S_k (a_k - a*_k) / 2``, exactly. This is
@@ -50,11 +50,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from girsanov.agents import PDE
-from girsanov.agents.function_classes import encode
-from girsanov.agents.variational import control_error, sobolev_errors
+from girsanov.agents.networks import encode
+from girsanov.agents.pde.variational import control_error, sobolev_errors
 from girsanov.baselines.sb3 import deterministic_policy, make_ppo, make_sac
 from girsanov.envs import make_problem
-from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Estimate, Policy, Trajectories, rollout
 from girsanov.scoreboard.records import check_writable, provenance
 

@@ -45,10 +45,11 @@ from girsanov.agents import PDE, PIFT
 from girsanov.baselines.ddpo import DDPO
 from girsanov.baselines.dpok import DPOK
 from girsanov.envs import make_problem
-from girsanov.envs.digit_images import load_images
-from girsanov.envs.latent_digits import COLOURS, grey, ink_colour, parse
-from girsanov.envs.problem import Policy, Problem, certificate_of, rollout
-from girsanov.envs.quality import Judge
+from girsanov.envs.certificates import certificate_of
+from girsanov.envs.diffusion.latent_digits import COLOURS, grey, ink_colour, parse
+from girsanov.envs.pretraining.digit_images import load_images
+from girsanov.envs.pretraining.quality import Judge
+from girsanov.envs.problem import Policy, Problem, rollout
 from girsanov.scoreboard.evaluation import FINAL_SEED, SAMPLE_SEED, generator_on, policy_of
 from girsanov.scoreboard.records import check_writable, provenance
 

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from girsanov.agents import PIFT
 from girsanov.agents.lora_control import TARGETS
+from girsanov.envs.diffusion.stable_diffusion import stable_diffusion
 from girsanov.envs.env import ProblemEnv
-from girsanov.envs.image_rewards import make_reward
-from girsanov.envs.stable_diffusion import stable_diffusion
+from girsanov.envs.rewards.images import make_reward
 from girsanov.scoreboard.records import provenance, write_json
 
 RESULTS = Path(__file__).parent / "results" / "stable_diffusion_cost.json"

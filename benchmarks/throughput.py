@@ -37,9 +37,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import girsanov  # noqa: F401  registers the ids
 from girsanov.baselines.vec_env import ProblemVecEnv
 from girsanov.envs import NEED_MUJOCO, make_problem
+from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv
-from girsanov.envs.gaussian_mixture import GaussianMixture
-from girsanov.envs.mujoco import Robot
+from girsanov.envs.robots.mujoco import Robot
 
 ENV = "girsanov/GaussianMixture-v0"
 PENDULUM = "girsanov/Pendulum-v0"

@@ -41,8 +41,9 @@ from girsanov.baselines.dpok import DPOK
 from girsanov.baselines.fine_tuning import FineTuner
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
+from girsanov.envs.certificates import certificate
 from girsanov.envs.env import ProblemEnv
-from girsanov.envs.problem import Estimate, Problem, certificate, objective
+from girsanov.envs.problem import Estimate, Problem, objective
 from girsanov.scoreboard.evaluation import policy_of
 
 RESULTS = Path(__file__).parent / "results" / "tune_sb3.jsonl"

@@ -1,69 +1,71 @@
-"""The id registry: the only place where problems meet Gymnasium ids."""
+"""The id registry: the only place where problems meet Gymnasium ids. What an id needs is imported when it is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-import torch
 
-from .cartpole import CartPoleSwingUp
-from .denoising import Schedule
-from .digits import digits
-from .double_well import DoubleWell
-from .env import ProblemEnv, ProblemVectorEnv
-from .gaussian_mixture import GaussianMixture, QuadraticReward
-from .gymnasium_robots import HalfCheetah, Hopper, InvertedDoublePendulum, InvertedPendulum, Reacher
-from .linear_quadratic import LinearQuadratic
-from .mujoco import Robot
-from .navigation import DoubleIntegratorNavigation, UnicycleNavigation
-from .pendulum import Pendulum
-from .problem import Problem
-from .quadrotor import PlanarQuadrotor
-from .stable_diffusion import stable_diffusion
-from .two_link_arm import TwoLinkArm
+if TYPE_CHECKING:
+    import torch
+
+    from .env import ProblemEnv, ProblemVectorEnv
+    from .problem import Problem
 
 
-def gaussian_mixture(temperature: float = 0.5, steps: int = 50, dimension: int = 2, **schedule: Any) -> GaussianMixture:
-    """``girsanov/GaussianMixture-v0``: four modes at (+-1, +-1), rewarded by minus the squared distance to the first.
+class Factory:
+    """What makes a problem: a class or a function of a module that is imported at the first call.
 
-    In an even ``dimension`` above 2 the two directions that tell the modes apart are spread over all coordinates: each is
-    the diagonal of one half of them, so that distances between modes stay what they are in the plane.
+    Args:
+        module: its name, relative to this package.
+        attribute: path of the class or function in it.
     """
-    if not isinstance(dimension, int) or dimension < 2 or dimension % 2:
-        raise ValueError(f"dimension must be an even integer of at least 2; got {dimension!r}")
-    plane = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
-    means = (plane / (dimension / 2) ** 0.5).repeat_interleave(dimension // 2, 1)
-    reward = QuadraticReward(2.0 * torch.eye(dimension), means[0])
-    return GaussianMixture(means, 0.3, reward, temperature, schedule=Schedule.ddpm(steps, **schedule))
+
+    def __init__(self, module: str, attribute: str) -> None:
+        self.module, self.attribute = module, attribute
+
+    def load(self) -> Callable[..., Problem]:
+        """The class or function itself."""
+        found: Any = import_module(f".{self.module}", __package__)
+        for name in self.attribute.split("."):
+            found = getattr(found, name)
+        return found
+
+    def __call__(self, **kwargs: Any) -> Problem:
+        """Import, and make."""
+        return self.load()(**kwargs)
 
 
+_ROBOTS = "robots.gymnasium_robots"
 #: What makes the problem of each id. Every factory takes keyword arguments only, so ``gym.make(id, temperature=0.1)`` works.
 PROBLEMS: dict[str, Callable[..., Problem]] = {
-    "girsanov/CartPoleSwingUp-v0": CartPoleSwingUp,
-    "girsanov/Digits-v0": digits,
-    "girsanov/DoubleIntegratorNavigation-v0": DoubleIntegratorNavigation,
-    "girsanov/DoubleWell-v0": DoubleWell,
-    "girsanov/GaussianMixture-v0": gaussian_mixture,
-    "girsanov/HalfCheetah-v0": HalfCheetah,
-    "girsanov/Hopper-v0": Hopper,
-    "girsanov/InvertedDoublePendulum-v0": InvertedDoublePendulum,
-    "girsanov/InvertedPendulum-v0": InvertedPendulum,
-    "girsanov/LinearOrnsteinUhlenbeck-v0": LinearQuadratic.linear_ornstein_uhlenbeck,
-    "girsanov/LinearQuadratic-v0": LinearQuadratic.damped_rotation,
-    "girsanov/OrnsteinUhlenbeck-v0": LinearQuadratic.ornstein_uhlenbeck,
-    "girsanov/Pendulum-v0": Pendulum,
-    "girsanov/PlanarQuadrotor-v0": PlanarQuadrotor,
-    "girsanov/Reacher-v0": Reacher,
-    "girsanov/StableDiffusion-v0": stable_diffusion,
-    "girsanov/TwoLinkArm-v0": TwoLinkArm,
-    "girsanov/UnicycleNavigation-v0": UnicycleNavigation,
+    "girsanov/CartPoleSwingUp-v0": Factory("robots.cartpole", "CartPoleSwingUp"),
+    "girsanov/Digits-v0": Factory("diffusion.digits", "digits"),
+    "girsanov/DoubleIntegratorNavigation-v0": Factory("robots.navigation", "DoubleIntegratorNavigation"),
+    "girsanov/DoubleWell-v0": Factory("known_optimum.double_well", "DoubleWell"),
+    "girsanov/GaussianMixture-v0": Factory("diffusion.gaussian_mixture", "gaussian_mixture"),
+    "girsanov/HalfCheetah-v0": Factory(_ROBOTS, "HalfCheetah"),
+    "girsanov/Hopper-v0": Factory(_ROBOTS, "Hopper"),
+    "girsanov/InvertedDoublePendulum-v0": Factory(_ROBOTS, "InvertedDoublePendulum"),
+    "girsanov/InvertedPendulum-v0": Factory(_ROBOTS, "InvertedPendulum"),
+    "girsanov/LinearOrnsteinUhlenbeck-v0": Factory(
+        "known_optimum.linear_quadratic", "LinearQuadratic.linear_ornstein_uhlenbeck"
+    ),
+    "girsanov/LinearQuadratic-v0": Factory("known_optimum.linear_quadratic", "LinearQuadratic.damped_rotation"),
+    "girsanov/OrnsteinUhlenbeck-v0": Factory("known_optimum.linear_quadratic", "LinearQuadratic.ornstein_uhlenbeck"),
+    "girsanov/Pendulum-v0": Factory("robots.pendulum", "Pendulum"),
+    "girsanov/PlanarQuadrotor-v0": Factory("robots.quadrotor", "PlanarQuadrotor"),
+    "girsanov/Reacher-v0": Factory(_ROBOTS, "Reacher"),
+    "girsanov/StableDiffusion-v0": Factory("diffusion.stable_diffusion", "stable_diffusion"),
+    "girsanov/TwoLinkArm-v0": Factory("robots.two_link_arm", "TwoLinkArm"),
+    "girsanov/UnicycleNavigation-v0": Factory("robots.navigation", "UnicycleNavigation"),
 }
 #: Ids whose weights do not come with the package: their factories say what to obtain, and where to name it.
 NEED_WEIGHTS = frozenset({"girsanov/StableDiffusion-v0"})
 #: Ids that want ``pip install girsanov[mujoco]``.
-NEED_MUJOCO = frozenset(name for name, make in PROBLEMS.items() if isinstance(make, type) and issubclass(make, Robot))
+NEED_MUJOCO = frozenset(name for name, make in PROBLEMS.items() if isinstance(make, Factory) and make.module == _ROBOTS)
 _SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
 
 
@@ -82,11 +84,15 @@ def _make(shell: type, env_id: str, device: str = "cpu", **kwargs: Any) -> Any:
 
 def make_env(env_id: str, **kwargs: Any) -> ProblemEnv:
     """Entry point of ``gym.make``."""
+    from .env import ProblemEnv
+
     return _make(ProblemEnv, env_id, **kwargs)
 
 
 def make_vector_env(env_id: str, **kwargs: Any) -> ProblemVectorEnv:
     """Entry point of ``gym.make_vec``."""
+    from .env import ProblemVectorEnv
+
     return _make(ProblemVectorEnv, env_id, **kwargs)
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..baselines.sb3 import deterministic_policy
+from ..envs.certificates import Certificate, certificate_by_start, certificate_of
 from ..envs.env import device_of
-from ..envs.problem import Certificate, Estimate, Objective, Policy, Problem, certificate_by_start, certificate_of, rollout
+from ..envs.problem import Estimate, Objective, Policy, Problem, rollout
 from .records import read_json, write_json
 
 #: Seeds of evaluation, far from those of training: one stream each for the reference, the curves, the end, the pictures.

@@ -113,7 +113,7 @@ def assist(spec: RunSpec, out: Path) -> None:
 
 def _prepare(spec: RunSpec, folder: RunFolder) -> tuple[ProblemEnv, BaseAlgorithm, dict[str, Any] | None]:
     """The environment, the agent, and what an earlier process left; of several processes each on a GPU of its own."""
-    from ..agents.lora import processes
+    from ..agents.pi_ft.lora import processes
 
     team = processes(torch.device(resolve_device(spec.device)))
     env = make_env(spec.env, spec.env_kwargs, spec.device)

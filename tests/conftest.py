@@ -73,7 +73,7 @@ def _sd_pipeline(sd_folder: Path) -> Any:
 def every_id_can_be_made(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Ids whose weights do not come with the package stand for a tiny pipeline of random weights and five steps."""
     from girsanov.envs import NEED_WEIGHTS, PROBLEMS
-    from girsanov.envs.image_rewards import Brightness
+    from girsanov.envs.rewards.images import Brightness
 
     arguments = {"model": request.getfixturevalue("_sd_pipeline"), "reward": Brightness(), "steps": 5}
     for env_id in NEED_WEIGHTS:

@@ -26,7 +26,7 @@ PACKAGES = ("envs", "agents", "baselines", "scoreboard")
 
 def sources(root: Path) -> Iterator[Path]:
     """The package's Python files under the checkout or a copy of it."""
-    yield from (root / "__init__.py", root / "train.py")
+    yield from (root / "__init__.py", root / "_lazy.py", root / "train.py")
     for package in PACKAGES:
         yield from (root / package).rglob("*.py")
 

@@ -17,10 +17,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from girsanov.agents import PDE, PIFT, checkpoint
-from girsanov.agents.value_gradients import value_gradients
+from girsanov.agents.pi_ft.value_gradients import value_gradients
 from girsanov.envs import make_problem
+from girsanov.envs.certificates import certificate
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv, observe
-from girsanov.envs.problem import Problem, certificate, objective, rollout
+from girsanov.envs.problem import Problem, objective, rollout
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 SMALL = {

@@ -8,7 +8,7 @@ from girsanov.baselines.ddpo import DDPO, ddpo_loss
 from girsanov.baselines.dpok import DPOK, dpok_loss
 from girsanov.baselines.fine_tuning import Steps, returns_to_go
 from girsanov.envs.env import ProblemEnv
-from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout
 
 BATCHES, PATHS, EPSILON = 50, 2000, 0.01  # 1e5 paths in all

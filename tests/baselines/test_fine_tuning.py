@@ -23,7 +23,7 @@ from girsanov.baselines.dpok import DPOK
 from girsanov.baselines.fine_tuning import Steps, move, returns_to_go
 from girsanov.envs import make_problem
 from girsanov.envs.env import observe
-from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Problem, objective, rollout
 from girsanov.scoreboard.registry import AGENTS
 
@@ -133,12 +133,12 @@ def test_imports_from_the_agents_are_the_documented_ones():
     root = Path(girsanov.__file__).parent
     found = {"baselines": set(), "agents": set()}
     for package, other in (("baselines", "agents"), ("agents", "baselines")):
-        for path in (root / package).glob("*.py"):
+        for path in (root / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.level == 2 and (node.module or "").startswith(other):
                     found[package].add(node.module)
     assert found == {
-        "baselines": {"agents.base", "agents.checks", "agents.function_classes", "agents.lora_control"},
+        "baselines": {"agents.base", "agents.checks", "agents.networks", "agents.lora_control"},
         "agents": set(),
     }
 

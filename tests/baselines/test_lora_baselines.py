@@ -15,10 +15,10 @@ from girsanov.baselines.ddpo import DDPO, ddpo_loss  # noqa: E402
 from girsanov.baselines.dpok import DPOK, dpok_loss  # noqa: E402
 from girsanov.baselines.fine_tuning import Steps, move  # noqa: E402
 from girsanov.baselines.hyperparameters import settings_for  # noqa: E402
+from girsanov.envs.diffusion.stable_diffusion import StableDiffusion  # noqa: E402
 from girsanov.envs.env import ProblemEnv, observe  # noqa: E402
-from girsanov.envs.image_rewards import Brightness, Incompressibility  # noqa: E402
 from girsanov.envs.problem import rollout  # noqa: E402
-from girsanov.envs.stable_diffusion import StableDiffusion  # noqa: E402
+from girsanov.envs.rewards.images import Brightness, Incompressibility  # noqa: E402
 
 ALL = pytest.mark.parametrize("tuner", [DPOK, DDPO, AdjointMatching])
 TWO = ("a cat and a dog", "four wolves")

@@ -14,8 +14,9 @@ from girsanov.baselines.hyperparameters import settings_for
 from girsanov.baselines.sb3 import GentleSACPolicy, deterministic_policy, make_ppo, make_sac
 from girsanov.baselines.vec_env import ProblemVecEnv
 from girsanov.envs import PROBLEMS, make_problem
+from girsanov.envs.certificates import certificate
 from girsanov.envs.env import observe, problem_of
-from girsanov.envs.problem import Problem, certificate, objective
+from girsanov.envs.problem import Problem, objective
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 BOTH = pytest.mark.parametrize("make", [make_ppo, make_sac])

@@ -64,7 +64,7 @@ def test_the_reference_bounds_the_discrete_chain_where_the_closed_form_value_doe
 
 
 def test_importance_sampling_agrees_with_the_plain_certificate_where_that_is_certified() -> None:
-    from girsanov.envs.problem import certificate
+    from girsanov.envs.certificates import certificate
 
     problem = make_problem(frontier.ENV, temperature=2.0)
     plain = certificate(problem, 16384, torch.Generator().manual_seed(1))

@@ -18,7 +18,7 @@ from resumable import read_lines  # noqa: E402
 from torch import Tensor
 
 from girsanov.envs import make_problem
-from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import objective
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.envs import make_problem
-from girsanov.envs.control_affine import ControlAffine
+from girsanov.envs.certificates import certificate, certificate_of
 from girsanov.envs.env import ProblemEnv
-from girsanov.envs.problem import Estimate, Problem, certificate, certificate_of, objective, rollout
+from girsanov.envs.problem import Estimate, Problem, objective, rollout
+from girsanov.envs.robots.control_affine import ControlAffine
 
 
 class Walk(Problem):

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from girsanov.envs.linear_quadratic import LinearQuadratic
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Trajectories, rollout
 from girsanov.envs.recording import RecordedPaths, Recording, SimulatedPaths
 

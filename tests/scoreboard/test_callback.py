@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
-from girsanov.envs.gaussian_mixture import GaussianMixture
+from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture
 from girsanov.envs.problem import Problem
 from girsanov.scoreboard.callback import ScoreCallback, Stopwatch
 from girsanov.scoreboard.evaluation import reference_of

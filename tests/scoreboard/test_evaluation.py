@@ -7,8 +7,9 @@ import torch
 
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
+from girsanov.envs.certificates import Certificate, certificate
 from girsanov.envs.env import ProblemEnv, observe
-from girsanov.envs.problem import Certificate, Estimate, Problem, certificate, objective
+from girsanov.envs.problem import Estimate, Problem, objective
 from girsanov.scoreboard.evaluation import Reference, cached_reference, evaluate, policy_of, reference_of
 
 MIXTURE = "girsanov/GaussianMixture-v0"

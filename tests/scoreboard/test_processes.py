@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from girsanov.agents import PIFT, lora
+from girsanov.agents import PIFT
+from girsanov.agents.pi_ft import lora
 from girsanov.scoreboard import runner
 from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.records import read_json

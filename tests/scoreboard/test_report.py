@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from girsanov.envs.problem import Certificate, Estimate
+from girsanov.envs.certificates import Certificate
+from girsanov.envs.problem import Estimate
 from girsanov.scoreboard import plots
 from girsanov.scoreboard.evaluation import Reference
 from girsanov.scoreboard.records import RunFolder, provenance, write_json

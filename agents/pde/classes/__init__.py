@@ -1,0 +1,1 @@
+"""Linear function classes for log f, and the convex programs that fit them."""

@@ -1,0 +1,254 @@
+"""How log f is learnt from regression data: networks by gradient steps, linear classes by solving their equation.
+
+``PDE`` gathers the data; everything here sees them as ``Replay``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base import ProblemAgent, descend
+from ..networks import NetworkValue, NeuralValue, Value, encode
+from .backward import STEPWISE_RIDGES, fit_backward, rescue
+from .classes.linear import ExponentialValue, LinearValue
+from .lookahead import FreshNoise, Generator, Lookahead, Observed
+from .policies import NoisePolicy, ValuePolicy
+from .replay import Replay, Spans, sample_spans, spans
+from .selection import Fit, Split, clearly_less, fit_linear
+from .variational import capped_exp, densities, every_density, log_targets, relative_residual_loss
+
+#: What stands for the later value (see ``PDE``).
+LOOKAHEADS: dict[str, Callable[[Regression], Lookahead]] = {
+    "observed": lambda agent: Observed(),
+    "fresh": lambda agent: FreshNoise(agent.policy.problem, agent.draws or 4, agent.generator),
+    "generator": lambda agent: Generator(agent.policy.problem, agent.draws, agent.generator),
+}
+
+
+class Regression(ProblemAgent):
+    """An agent that learns log f; ``PDE`` says what its settings mean."""
+
+    policy: ValuePolicy
+    lookahead: str | None
+    draws: int
+    imagined: int
+    batch_size: int
+    mean_span: float | None
+    max_weight: float
+    averaging: float
+    weight_decay: float
+    gradient_penalty: float
+    ridge: float | None
+    select: bool
+    rounds: list[Replay]
+    _given: dict[str, Any]  # what model selection must not change
+
+    def _start_learner(self) -> None:
+        self.learner = copy.deepcopy(self._trained())  # what gradients move; the policy holds its average
+        parameters = list(self.learner.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay) if parameters else None
+
+    def _trained(self) -> nn.ModuleDict:
+        parts = {"value": self.policy.value}
+        return nn.ModuleDict({**parts, "noise": self.policy.network} if isinstance(self.policy, NoisePolicy) else parts)
+
+    def networks(self) -> dict[str, Any]:
+        """See ProblemAgent."""
+        optimizer = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        return {**super().networks(), "learner": self.learner, **optimizer}
+
+    def _begin(self, data: Replay, anew: bool) -> None:
+        """Units from the first data (inputs standardised, f in units of its mean), and the bounds of f."""
+        log_returns = data.log_returns.double()
+        ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
+        self.logger.record("train/effective_sample_share", float(ess) / max(len(log_returns), 1))
+        value = self.policy.value
+        low, high = data.bounds
+        old = (math.inf, -math.inf) if anew else value.bounds.tolist()
+        bounds = torch.tensor([min(low, old[0]), max(high, old[1])])
+        twin: Any = self.learner["value"]
+        for one in (value, twin):
+            if anew:
+                self._place(one, data)
+            one.bounds.copy_(bounds)
+
+    def _lookahead(self, data: Iterable[Replay]) -> Lookahead:
+        name = self.lookahead or ("observed" if self.imagined else self.policy.lookahead)
+        if self.lookahead is None and name != "observed":
+            whole = all(bool((part.steps.diff(dim=1) == 1).all()) for part in data)
+            name = name if whole else "observed"
+        return LOOKAHEADS[name](self)
+
+    def _branched(self, data: Replay) -> Replay:
+        """With the fresh noise that networks use, drawn once: a denoiser costs more than they do."""
+        lookahead = self._lookahead([data])
+        if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
+            return data.branched(lookahead.branches)
+        return data
+
+    def _place(self, value: Value, data: Replay) -> None:
+        log_returns = data.log_returns.double()
+        value.standardise.fit(data.inputs.flatten(0, 1), apart=self.policy.warm)
+        value.wind(data.steps, data.inputs)
+        value.offset.copy_(log_returns.logsumexp(0) - math.log(len(log_returns)))
+        if isinstance(value, NeuralValue) and self.policy.warm and len(log_returns) > 1:
+            value.unit.copy_(log_returns.std().clamp(min=1.0))
+        if isinstance(value, LinearValue):
+            value.weights.zero_()
+            value.place(data.steps.flatten(), data.inputs.flatten(0, 1), self.generator)
+
+    def _prepare(self, data: Replay, anew: bool) -> None:
+        """What networks learn before log f follows its equation."""
+        if self.policy.needs_noise and (data.noises is None or data.controls is None):
+            name = type(self.policy).__name__
+            raise ValueError(f"data must hold noises and controls of every step for {name}; got a recording without")
+        if self.policy.resamples and self.policy.needs_noise:
+            density = every_density(self.policy.value, data, self.max_weight)
+            for name, number in self.policy.prepare(data, density, anew, self.generator).items():
+                self.logger.record(name, number)
+        if anew and self.policy.warm:
+            self._warm_up(data)
+
+    def _warm_up(self, data: Replay, steps: int = 150) -> None:
+        """Start log f from the expected reward to go, as linear classes do.
+
+        Single steps take very many gradient steps to carry a reward from the horizon to the start, where it is paid on the way.
+        """
+        learner = self.learner["value"]
+        assert self.optimizer is not None and isinstance(learner, NetworkValue)
+        self.set_learning_rate(self.optimizer)
+        to_go = (data.log_reward[:, -1] + data.log_terminal)[:, None] - data.log_reward
+        seen = data.seen.nonzero()[:, 0]
+        for _ in range(steps):
+            size, device = (self.batch_size,), seen.device
+            row = seen[torch.randint(len(seen), size, generator=self.generator, device=device)]
+            visit = torch.randint(data.steps.shape[1], size, generator=self.generator, device=device)
+            guess = learner.members(data.steps[row, visit], data.inputs[row, visit])
+            loss = 0.5 * (to_go[row, visit] - guess).square().mean()
+            descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
+
+    def _regress(self, data: Replay, gradient_steps: int) -> None:
+        average, learner = self.policy.value, self.learner["value"]
+        assert self.optimizer is not None and isinstance(learner, NetworkValue)
+        self.set_learning_rate(self.optimizer)
+        lookahead = self._lookahead([data])
+        usual = _IMAGINED_SPAN if self.imagined else self.policy.mean_span
+        mean_span = 1.0 if lookahead.fresh else self.mean_span or usual
+        held = average.bounds
+        total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        chances, drawn = None, data
+        for i in range(gradient_steps):
+            if self.policy.resamples and i % _REDRAWN == 0:
+                if data.n > _AT_ONCE:
+                    drawn = data.at(torch.randperm(data.n, generator=self.generator, device=self.device)[:_AT_ONCE])
+                chances = every_density(average, drawn, self.max_weight)
+            batch = sample_spans(drawn, self.batch_size, mean_span, self.problem.horizon, self.generator, chances)
+            log_target = log_targets(average, batch, drawn, lookahead)
+            weight = densities(average, batch, self.max_weight) if chances is None else torch.ones_like(log_target)
+            loss = relative_residual_loss(learner, batch, log_target, weight)
+            total += loss.detach()
+            if self.gradient_penalty:
+                loss = loss + self.gradient_penalty * self._energy(learner, batch, drawn, weight)
+            if isinstance(self.policy, NoisePolicy):
+                loss = loss + self._noise_loss(data)
+            descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
+            bound_hit += ((log_target <= held[0]) | (log_target >= held[1])).float().mean()
+        self._n_updates += gradient_steps
+        self.logger.record("train/variational_residual", float(total) / gradient_steps)
+        self.logger.record("train/bound_hit_share", float(bound_hit) / gradient_steps)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _energy(self, learner: NetworkValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64) -> Tensor:
+        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch: each costs two derivatives of a transition."""
+        rows = (batch.later_k == batch.k + 1).nonzero()[:most, 0]
+        k, x = batch.k[rows], data.states[batch.row[rows], batch.visit[rows]]
+        problem = self.policy.problem
+        z = x.new_zeros(len(x), *problem.noise_shape).requires_grad_()
+        later = encode(problem, k + 1, problem.transition(k, x, z)).float()
+        (slope,) = torch.autograd.grad(learner(k + 1, later).sum(), z, create_graph=True)
+        return (weight[rows] * slope.flatten(1).square().sum(1)).mean()
+
+    def _weigh_rounds(self) -> None:
+        """Weigh each round by one over the noise of its targets: small where its control was near the optimum."""
+        value = self.policy.value
+        noise = []
+        for data in self.rounds:
+            batch = sample_spans(data, 4096, 1.0, self.problem.horizon, self.generator)
+            gap = log_targets(value, batch, data, self._lookahead([data])) - value.bounded(batch.k, batch.x)
+            noise.append(capped_exp(gap)[batch.k < self.problem.horizon].square().mean())
+        precision = 1 / torch.stack(noise).clamp(min=1e-12)
+        for i, share in enumerate(precision / precision.max()):
+            self.rounds[i] = self.rounds[i]._replace(precision=torch.full_like(self.rounds[i].precision, float(share)))
+
+    def _noise_loss(self, data: Replay) -> Tensor:
+        """Weighted square distance of the control to its sampled optimum (see NoisePolicy)."""
+        assert data.noises is not None and data.controls is not None
+        n, visits = data.steps.shape
+        row = torch.randint(n, (self.batch_size,), generator=self.generator, device=self.device)
+        visit = torch.randint(visits - 1, (self.batch_size,), generator=self.generator, device=self.device)
+        batch = spans(data, row, visit, visit + 1, self.problem.horizon)
+        value, policy = self.policy.value, self.policy
+        assert isinstance(policy, NoisePolicy)
+        with torch.no_grad():
+            gap = log_targets(value, batch, data, Observed()) - value.bounded(batch.k, batch.x)
+            weight = densities(value, batch, self.max_weight)
+            noise, control = data.noises[row, visit].flatten(1), data.controls[row, visit].flatten(1)
+            target = (control + capped_exp(gap)[:, None] * noise).float()
+        network: Any = self.learner["noise"]
+        return (weight[:, None] * (policy.output(network, batch.k, batch.x) - target).square()).mean()
+
+    def _solve(self, parts: Iterable[Replay], cold: bool) -> None:
+        policy, first = self.policy, next(iter(parts))
+        incumbent = copy.deepcopy(policy.value)
+        lookahead = self._lookahead(parts)
+        grid = STEPWISE_RIDGES if policy.value.stepwise else _RIDGES
+        ridges = [self.ridge] if self.ridge is not None else grid if self.select else [1e-4]
+
+        def fitted(value: Any, split: Split, form: Lookahead, passes: int, cold: bool) -> Fit:
+            if value.stepwise:
+                return fit_backward(value, split, form, incumbent, ridges, self.max_weight)
+            span = round(self.mean_span or 1)
+            return fit_linear(value, split, form, incumbent, ridges, self.max_weight, span, passes, cold, thin=thin)
+
+        given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
+        settings = [c for c in policy.candidates if not set(c) & set(given)]
+        few = Split.few(first)
+        passes, best, thin = 5 if cold else 3, None, cold
+        if cold and self.select and len(settings) > 1 and few.held is not None:
+            for setting in settings:
+                value = policy.make_value(**{**setting, **given}).to(self.device)
+                self._place(value, first)
+                value.bounds.copy_(incumbent.bounds)
+                fit = fitted(value, few, lookahead.rough(), 5 if value.linear_in_weights else _COMPARING, True)
+                if best is None or clearly_less(fit.held_out, best.held_out):  # leave the default, the first, for a reason
+                    best, chosen = fit, setting
+            assert best is not None
+            self.policy_kwargs = {**self.policy_kwargs, **chosen}
+            policy.value, passes, cold = best.value, 5 if best.value.linear_in_weights else 3, False  # proximal steps are short
+        fit = fitted(policy.value, Split.of(parts), lookahead, passes, cold)
+        alike = isinstance(policy.value, ExponentialValue) and not policy.value.stepwise
+        if alike and self.ridge is None and isinstance(lookahead, FreshNoise):
+            rescue(policy.value, first, lookahead, self.max_weight)
+        self._n_updates += 1
+        self._start_learner()
+        self.logger.record("train/ridge", fit.ridge)
+        self.logger.record("train/held_out_residual", float(fit.held_out.mean()))
+        self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.total.clamp(min=1)))
+
+
+#: Mean distance to an observed target where all paths are of the current policy, and so carry little noise.
+_IMAGINED_SPAN = 10.0
+#: Gradient steps after which the chances of being drawn are found anew.
+_REDRAWN = 25
+#: Paths among which they are drawn until then: to weigh every visit of many would take longer than the steps.
+_AT_ONCE = 2048
+#: Passes over the data before settings are compared: the reward to go, and two of Newton's steps from there.
+_COMPARING = 3
+#: For weights that serve all steps, and for those of single steps (see ``backward``).
+_RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)

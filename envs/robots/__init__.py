@@ -1,0 +1,1 @@
+"""Control-affine robots by their equations, and any MuJoCo model."""
