@@ -1,9 +1,9 @@
 """girsanov: is supervised regression enough, or do you need reinforcement learning?
 
-Diffusion denoising chains and control-affine robotics tasks as Gymnasium environments; a regression agent (PDE, Mou 2025)
-and a policy-iteration agent (PI-FT, Han, Razaviyayn and Xu 2025), scored against stable-baselines3's PPO and SAC.
-``import girsanov`` registers the environments. The names in ``__all__`` are the supported interface; each is imported when it
-is first asked for.
+Diffusion denoising chains and control-affine robotics tasks as Gymnasium environments; a regression
+agent (PDE, Mou 2025) and a policy-iteration agent (PI-FT, Han, Razaviyayn and Xu 2025), scored
+against stable-baselines3's PPO and SAC. ``import girsanov`` registers the environments. The names
+in ``__all__`` are the supported interface; each is imported when it is first asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -61,13 +61,23 @@ _PLACES = {
     ".baselines.vec_env": ("ProblemVecEnv",),
     ".envs.certificates": ("Certificate", "certificate"),
     ".envs.env": ("ProblemEnv", "ProblemVectorEnv"),
-    ".envs.problem": ("Estimate", "Objective", "Policy", "Problem", "Trajectories", "objective", "rollout"),
+    ".envs.problem": (
+        "Estimate",
+        "Objective",
+        "Policy",
+        "Problem",
+        "Trajectories",
+        "objective",
+        "rollout",
+    ),
     ".envs.recording": ("Recording",),
     ".scoreboard.compare": ("Comparison", "compare"),
     ".scoreboard.report": ("report",),
     ".scoreboard.spec": ("Budget", "EvaluationPlan", "RunSpec"),
 }
-__getattr__, __dir__ = lazily(__name__, {name: module for module, names in _PLACES.items() for name in names})
+__getattr__, __dir__ = lazily(
+    __name__, {name: module for module, names in _PLACES.items() for name in names}
+)
 
 keep_old_paths()
 register_all()

@@ -1,4 +1,6 @@
-"""Names that are imported when they are first asked for (PEP 562), and modules under the names that they had before."""
+"""Names that are imported when they are first asked for (PEP 562), and modules under the names that
+they had before.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ MOVED = {
 }
 
 
-def lazily(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A module's ``__getattr__`` and ``__dir__`` that import ``places[name]``, a module relative to ``package``."""
+def lazily(
+    package: str, places: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A module's ``__getattr__`` and ``__dir__`` that import ``places[name]``, a module relative to
+    ``package``.
+    """
 
     def get(name: str) -> Any:
         if name not in places:
@@ -44,7 +50,9 @@ def lazily(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a module that was moved: the very same object under both names."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> Any:
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:

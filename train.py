@@ -35,7 +35,8 @@ def run(
     device: str = "auto",
     config: Path | None = None,
 ) -> None:
-    """Let one agent learn one environment. ``accelerate launch train.py run ...`` shares a LoRA run among GPUs.
+    """Let one agent learn one environment. ``accelerate launch train.py run ...`` shares a LoRA run
+    among GPUs.
 
     Args:
         agent: pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, or module:attribute of your own.
@@ -53,7 +54,8 @@ def run(
         reference_paths: uncontrolled paths behind J(0) and the certificate.
         reference_starts: initial states for a closer certificate, 4,096 paths of each; 0: none.
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
-        config: a JSON file of these settings, such as benchmarks/configs/*.json; what else is given here comes on top of it.
+        config: a JSON file of these settings, such as benchmarks/configs/*.json; what else is given
+            here comes on top of it.
     """
     from dataclasses import replace
 
@@ -63,7 +65,12 @@ def run(
     from girsanov.scoreboard.spec import Budget, RunSpec
 
     base = RunSpec(env, agent) if config is None else RunSpec.read(config)
-    watched = {"points": points, "paths": paths, "final_paths": final_paths, "reference_paths": reference_paths}
+    watched = {
+        "points": points,
+        "paths": paths,
+        "final_paths": final_paths,
+        "reference_paths": reference_paths,
+    }
     watched["reference_starts"] = reference_starts
     spec = RunSpec(
         env,
@@ -110,12 +117,14 @@ def compare(
     reference_starts: int = 0,
     device: str = "auto",
 ) -> None:
-    """Let agents learn environments at equal budgets, then write the report. Killed and started again, it goes on.
+    """Let agents learn environments at equal budgets, then write the report. Killed and started
+    again, it goes on.
 
     Without arguments it is the main job of the README.
 
     Args:
-        agents: any of pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, and module:attribute of your own.
+        agents: any of pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, and module:attribute of
+            your own.
         envs: ids, or module:attribute of your own.
         seeds: of the agents.
         budget: how long each run learns, in budget-unit.
@@ -145,7 +154,9 @@ def compare(
         pairs("env-kwargs", env_kwargs),
         _by_agent(agent_kwargs),
         device,
-        EvaluationPlan(points, paths, final_paths, reference_paths, reference_starts=reference_starts),
+        EvaluationPlan(
+            points, paths, final_paths, reference_paths, reference_starts=reference_starts
+        ),
         _command(),
     )
     run_all(comparison)
@@ -175,7 +186,8 @@ def pretrain(
 ) -> None:
     """Train the networks of girsanov/Digits-v0 from scikit-learn's images and measure the samples.
 
-    To use the result: --env-kwargs checkpoint=PATH. The shipped one is envs/checkpoints/digits.safetensors.
+    To use the result: --env-kwargs checkpoint=PATH. The shipped one is
+        envs/checkpoints/digits.safetensors.
 
     Args:
         path: file to write; what made it goes beside it as .json.
@@ -210,9 +222,11 @@ def pretrain_latent(
     autoencoder_iterations: int = 1200,
     images_a_prompt: int = 40,
 ) -> None:
-    """Train the small text-to-image model of coloured digits from scikit-learn's images and measure what it draws.
+    """Train the small text-to-image model of coloured digits from scikit-learn's images and measure
+    what it draws.
 
-    The result is a StableDiffusionPipeline folder; the shipped one is envs/checkpoints/latent_digits. Needs girsanov[sd].
+    The result is a StableDiffusionPipeline folder; the shipped one is
+    envs/checkpoints/latent_digits. Needs girsanov[sd].
 
     Args:
         path: folder to write; what made it goes beside it as .json.
@@ -254,7 +268,9 @@ def pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
 def _configured(arguments: Sequence[str]) -> Any:
     """``run``, with the settings of the file that ``--config`` names as its defaults."""
     given = [
-        a.partition("=")[2] or b for a, b in zip(arguments, [*arguments, ""][1:], strict=True) if a.split("=")[0] == "--config"
+        a.partition("=")[2] or b
+        for a, b in zip(arguments, [*arguments, ""][1:], strict=True)
+        if a.split("=")[0] == "--config"
     ]
     if not (given and given[-1]):
         return run
@@ -267,7 +283,16 @@ def _configured(arguments: Sequence[str]) -> Any:
     budget = {"budget": spec.budget.amount, "budget_unit": spec.budget.unit}
     load = None if spec.load is None else Path(spec.load)
     command: Any = run
-    return partial(command, agent=spec.agent, env=spec.env, seed=spec.seed, device=spec.device, load=load, **budget, **plan)
+    return partial(
+        command,
+        agent=spec.agent,
+        env=spec.env,
+        seed=spec.seed,
+        device=spec.device,
+        load=load,
+        **budget,
+        **plan,
+    )
 
 
 def _by_agent(given: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -281,10 +306,13 @@ def _by_agent(given: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _figures(row: dict[str, Any]) -> str:
-    score = "" if row["score"] is None else f", score {row['score']:.3f} +- {row['score_stderr']:.3f}"
+    score = (
+        "" if row["score"] is None else f", score {row['score']:.3f} +- {row['score_stderr']:.3f}"
+    )
     return (
-        f"J {row['objective']:.3f} (reward {row['reward']:.3f}, KL {row['kl']:.3f}){score}; {row['env_steps']:,} env steps, "
-        f"{row['reward_queries']:,} reward queries, {row['seconds']:.1f} s"
+        f"J {row['objective']:.3f} (reward {row['reward']:.3f}, KL {row['kl']:.3f}){score};"
+        f" {row['env_steps']:,} env steps, {row['reward_queries']:,} reward queries,"
+        f" {row['seconds']:.1f} s"
     )
 
 
@@ -293,13 +321,21 @@ def _command() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 2 and one line for what the caller can mend, 130 for Ctrl-C."""
+    """Entry point; returns the exit code: 2 and one line for what the caller can mend, 130 for
+    Ctrl-C.
+    """
     try:
         commands: dict[str, Any] = {
-            **{"run": _configured(sys.argv[1:] if arguments is None else arguments), "compare": compare, "report": report},
+            **{
+                "run": _configured(sys.argv[1:] if arguments is None else arguments),
+                "compare": compare,
+                "report": report,
+            },
             **{"pretrain": pretrain, "pretrain-latent": pretrain_latent},
         }
-        tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="girsanov", description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(
+            commands, args=arguments, prog="girsanov", description=__doc__
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

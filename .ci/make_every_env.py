@@ -1,4 +1,6 @@
-"""Make, reset and step every registered environment of the installed package, single and batched."""
+"""Make, reset and step every registered environment of the installed package, single and
+batched.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +11,9 @@ import girsanov
 from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS
 
 checkout = Path(__file__).resolve().parents[1]
-assert checkout not in Path(girsanov.__file__).resolve().parents, f"not the installed package: {girsanov.__file__}"
+assert checkout not in Path(girsanov.__file__).resolve().parents, (
+    f"not the installed package: {girsanov.__file__}"
+)
 ids = sorted(spec for spec in gym.registry if spec.startswith("girsanov/"))
 assert ids, "no environment is registered"
 for env_id in ids:

@@ -1,7 +1,8 @@
-"""What our agents share: a stable-baselines3 algorithm whose policy is a control ``a(k, x)`` of a Problem.
+"""What our agents share: a stable-baselines3 algorithm whose policy is a control ``a(k, x)`` of a
+Problem.
 
-The agents do not step ``env`` themselves: they find the Problem behind it and roll out batches of it on their own device.
-``env`` serves SB3's own machinery (spaces, ``evaluate_policy``, callbacks).
+The agents do not step ``env`` themselves: they find the Problem behind it and roll out batches of
+it on their own device. ``env`` serves SB3's own machinery (spaces, ``evaluate_policy``, callbacks).
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ from .checks import check_whole, warn_of_wrappers
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
 
 
-def descend(loss: Tensor, learner: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module, decay: float) -> None:
-    """One clipped gradient step of ``learner``, which ``average`` then follows as ``decay average + (1 - decay) learner``."""
+def descend(
+    loss: Tensor,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module,
+    decay: float,
+) -> None:
+    """One clipped gradient step of ``learner``, which ``average`` then follows as ``decay average +
+    (1 - decay) learner``.
+    """
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
@@ -38,7 +47,9 @@ def descend(loss: Tensor, learner: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 class ControlPolicy(BasePolicy):
-    """An SB3 policy around a control; a subclass writes ``control`` and keeps its parameters as modules."""
+    """An SB3 policy around a control; a subclass writes ``control`` and keeps its parameters as
+    modules.
+    """
 
     def __init__(
         self,
@@ -47,11 +58,13 @@ class ControlPolicy(BasePolicy):
         problem: Problem,
     ) -> None:
         super().__init__(observation_space, action_space)
-        # A list hides the problem from nn.Module: its networks are frozen and are not this policy's parameters.
+        # A list hides the problem from nn.Module: its networks are frozen and are not this policy's
+        # parameters.
         self._problem = [problem]
         self.action_bound = float(np.max(action_space.high))
 
-    #: Whether a saved agent goes on exactly as if it had never stopped: nothing but networks and counters lives on.
+    #: Whether a saved agent goes on exactly as if it had never stopped: nothing but networks and
+    #: counters lives on.
     resumes: ClassVar[bool] = False
     #: Whether several processes may share the paths of each gradient.
     shares_paths: ClassVar[bool] = False
@@ -67,10 +80,14 @@ class ControlPolicy(BasePolicy):
 
     @abstractmethod
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """Controls ``(n, *noise_shape)`` in noise units, within the action bound; ``k`` an int or one step per row."""
+        """Controls ``(n, *noise_shape)`` in noise units, within the action bound; ``k`` an int or
+        one step per row.
+        """
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        k, x = unobserve(self.problem, observation.float())  # float64 is taken too, as SB3's own policies take it
+        k, x = unobserve(
+            self.problem, observation.float()
+        )  # float64 is taken too, as SB3's own policies take it
         # At the horizon there is nothing left to steer; the last step's control is as good as any.
         return self.control(k.clamp(max=self.problem.horizon - 1), x).flatten(1).float()
 
@@ -80,7 +97,9 @@ class ControlPolicy(BasePolicy):
 
 
 class _StepProgressBar(ProgressBarCallback):
-    """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were really taken."""
+    """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were really
+    taken.
+    """
 
     _seen = 0
 
@@ -99,8 +118,9 @@ class ProblemAgent(SavedAgent):
 
     Args:
         policy: name of the function class, or a ``ControlPolicy`` class.
-        env: an environment, a vector environment (stable-baselines3's or Gymnasium's), a registered id, or a bare Problem.
-            Wrappers that change observations, actions or rewards are not seen, and warned of.
+        env: an environment, a vector environment (stable-baselines3's or Gymnasium's), a registered
+            id, or a bare Problem. Wrappers that change observations, actions or rewards are not
+            seen, and warned of.
         n_trajectories: paths collected in each iteration.
         learning_rate: of Adam; a number or an SB3 schedule of the remaining progress.
         anneal: let the learning rate fall linearly to zero over the budget of ``learn``.
@@ -129,9 +149,16 @@ class ProblemAgent(SavedAgent):
         if seed is not None:
             check_whole("seed", seed, 0)
         if isinstance(policy, str) and policy not in self.policy_aliases:
-            raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}")
-        if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, ControlPolicy)):
-            raise ValueError(f"policy must be one of {sorted(self.policy_aliases)} or a ControlPolicy class; got {policy!r}")
+            raise ValueError(
+                f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}"
+            )
+        if not isinstance(policy, str) and not (
+            isinstance(policy, type) and issubclass(policy, ControlPolicy)
+        ):
+            raise ValueError(
+                f"policy must be one of {sorted(self.policy_aliases)} or a ControlPolicy class; got"
+                f" {policy!r}"
+            )
         if learning_rate is not None and not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
         self.policy_name = policy if isinstance(policy, str) else policy.__name__
@@ -159,19 +186,24 @@ class ProblemAgent(SavedAgent):
         self.problem = problem_of(self.env).to(self.device)
         warn_of_wrappers(self.env)
         self.generator = torch.Generator(self.device)
-        self.generator.manual_seed(int(np.random.randint(2**31)) if self.seed is None else self.seed)
-        self.policy = self.policy_class(self.observation_space, self.action_space, self.problem, **self.policy_kwargs).to(
-            self.device
+        self.generator.manual_seed(
+            int(np.random.randint(2**31)) if self.seed is None else self.seed
         )
+        self.policy = self.policy_class(
+            self.observation_space, self.action_space, self.problem, **self.policy_kwargs
+        ).to(self.device)
 
-    # --- learning ---------------------------------------------------------------------------------------------------
+    # --- learning
 
     @abstractmethod
     def iterate(self) -> None:
-        """One round: collect with ``self.collect``, improve ``self.policy``, record diagnostics with ``self.logger``."""
+        """One round: collect with ``self.collect``, improve ``self.policy``, record diagnostics
+        with ``self.logger``.
+        """
 
     def collect(self, policy: Policy | None, n: int | None = None) -> Trajectories:
-        """Roll out fresh paths, counting env steps and reward queries and calling the callbacks after every step.
+        """Roll out fresh paths, counting env steps and reward queries and calling the callbacks
+        after every step.
 
         Raises ``InterruptedError`` when a callback asks to stop.
         """
@@ -182,7 +214,9 @@ class ProblemAgent(SavedAgent):
             self.reward_queries += n * self.processes * (k == self.problem.horizon - 1)
             if self._callback is None:
                 return True
-            self._callback.update_locals({"dones": np.full(n, k == self.problem.horizon - 1)})  # SB3's callbacks count episodes
+            self._callback.update_locals(
+                {"dones": np.full(n, k == self.problem.horizon - 1)}
+            )  # SB3's callbacks count episodes
             return self._callback.on_step()
 
         with torch.no_grad():
@@ -203,20 +237,26 @@ class ProblemAgent(SavedAgent):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfAgent:
-        """Iterate until ``total_timesteps`` env steps have been taken (the last round is always finished).
+        """Iterate until ``total_timesteps`` env steps have been taken (the last round is always
+        finished).
 
         Args:
             total_timesteps: env steps; a path costs ``problem.horizon`` of them.
             callback: SB3 callback(s); ``on_step`` is called after every batched step.
             log_interval: rounds between log entries.
             tb_log_name: name of the TensorBoard run; the agent's name if absent.
-            reset_num_timesteps: False continues the counters of an earlier call or of a loaded checkpoint.
+            reset_num_timesteps: False continues the counters of an earlier call or of a loaded
+                checkpoint.
             progress_bar: show SB3's progress bar.
         """
         if reset_num_timesteps:
             self.reward_queries = 0
         total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+            total_timesteps,
+            callback,
+            reset_num_timesteps,
+            tb_log_name or type(self).__name__,
+            progress_bar,
         )
         self._callback = callback
         callback.on_training_start(locals(), globals())
@@ -247,16 +287,22 @@ class ProblemAgent(SavedAgent):
 
     def _dump_logs(self) -> None:
         seconds = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
-        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / seconds))
+        self.logger.record(
+            "time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / seconds)
+        )
         self.logger.record("time/reward_queries", self.reward_queries)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.record("rollout/ep_rew_mean", float(self._last_return.mean()))
         if self.ep_info_buffer:
-            self.logger.record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
+            self.logger.record(
+                "rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer])
+            )
         self.logger.dump(self.num_timesteps)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the present learning rate: the schedule's, falling linearly towards zero if ``anneal`` is on."""
+        """Set the present learning rate: the schedule's, falling linearly towards zero if
+        ``anneal`` is on.
+        """
         remaining = self._current_progress_remaining
         rate = self.lr_schedule(remaining) * (max(remaining, 0.02) if self.anneal else 1.0)
         self.logger.record("train/learning_rate", rate)
@@ -267,13 +313,24 @@ class ProblemAgent(SavedAgent):
         """Drop past paths: they belong to another problem."""
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Point the agent at another environment with the same spaces, shapes and horizon (say, another temperature)."""
+        """Point the agent at another environment with the same spaces, shapes and horizon (say,
+        another temperature).
+        """
         env = self._wrap_env(as_env(env), self.verbose)
         check_for_correct_spaces(env, self.observation_space, self.action_space)
-        ours, theirs = (signature(problem, env.action_space) for problem in (self.problem, problem_of(env)))
-        for name in ("state_shape", "noise_shape", "horizon"):  # what networks and tables are made for
+        ours, theirs = (
+            signature(problem, env.action_space) for problem in (self.problem, problem_of(env))
+        )
+        for name in (
+            "state_shape",
+            "noise_shape",
+            "horizon",
+        ):  # what networks and tables are made for
             if ours[name] != theirs[name]:
-                raise ValueError(f"env must have the {name} that the agent was made for, {ours[name]}; got {theirs[name]}")
+                raise ValueError(
+                    f"env must have the {name} that the agent was made for, {ours[name]}; got"
+                    f" {theirs[name]}"
+                )
         warn_of_wrappers(env)
         self.n_envs = env.num_envs  # the agent batches by itself: any number of lanes will do
         super().set_env(env, force_reset)

@@ -28,7 +28,9 @@ def _check(name: str, value: Any, low: float, high: float, kind: Any, noun: str)
 
 
 def warn_of_wrappers(env: Any) -> None:
-    """Say which wrappers change what ``predict`` is given or what it gives, while the agent learns the bare problem."""
+    """Say which wrappers change what ``predict`` is given or what it gives, while the agent learns
+    the bare problem.
+    """
     found = []
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecNormalize):
@@ -36,9 +38,20 @@ def warn_of_wrappers(env: Any) -> None:
         env = env.venv
     lane = env.envs[0] if isinstance(env, DummyVecEnv) else None
     while isinstance(lane, gym.Wrapper):
-        if isinstance(lane, (gym.ObservationWrapper, gym.ActionWrapper, gym.RewardWrapper, gym.wrappers.NormalizeReward)):
+        if isinstance(
+            lane,
+            (
+                gym.ObservationWrapper,
+                gym.ActionWrapper,
+                gym.RewardWrapper,
+                gym.wrappers.NormalizeReward,
+            ),
+        ):
             found.append(type(lane).__name__)
         lane = lane.env
     if found:
-        unseen = "the agent learns the problem behind the environment and does not see what these wrappers change"
+        unseen = (
+            "the agent learns the problem behind the environment and does not see what these"
+            " wrappers change"
+        )
         warnings.warn(f"{unseen}: {', '.join(found)}", stacklevel=3)

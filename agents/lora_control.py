@@ -1,9 +1,10 @@
-"""A control made by low-rank adapters (LoRA, Hu et al. 2021) of a diffusers pipeline's own network; whoever trains it.
+"""A control made by low-rank adapters (LoRA, Hu et al. 2021) of a diffusers pipeline's own network;
+whoever trains it.
 
-The adapted network's noise prediction takes the place of the pre-trained one, so the control is their difference in noise
-units, ``a_k(x) = control_of(k, x, adapted - pre-trained)``, and ``|a|^2 / 2`` the KL between their steps (Han et al., Lemma
-2.5). At the start the adapter adds exactly zero. Only the adapter is learnt and saved; the network belongs to the problem and
-stays frozen.
+The adapted network's noise prediction takes the place of the pre-trained one, so the control is
+their difference in noise units, ``a_k(x) = control_of(k, x, adapted - pre-trained)``, and ``|a|^2 /
+2`` the KL between their steps (Han et al., Lemma 2.5). At the start the adapter adds exactly zero.
+Only the adapter is learnt and saved; the network belongs to the problem and stays frozen.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class LoraWeights(nn.Module):
 class AdapterControl(ControlPolicy):
     """The control that an adapter of the problem's network makes.
 
-    Weights are float32 over a half-precision network (float64 over a float64 one): small steps are not rounded away.
+    Weights are float32 over a half-precision network (float64 over a float64 one): small steps are
+    not rounded away.
 
     Args:
         observation_space: of the environment.
@@ -69,15 +71,17 @@ class AdapterControl(ControlPolicy):
     ) -> None:
         if not hasattr(problem, "adapted_noise"):
             raise ValueError(
-                f"policy {type(self).__name__!r} must have a problem made of a diffusers pipeline, whose network takes "
-                f"adapters; got {type(problem).__name__}"
+                f"policy {type(self).__name__!r} must have a problem made of a diffusers pipeline,"
+                f" whose network takes adapters; got {type(problem).__name__}"
             )
         check_whole("rank", rank, 1)
         super().__init__(observation_space, action_space, problem, **rest)
         from peft import LoraConfig
 
         self.adapter = f"girsanov{next(_numbers)}"  # several policies may share one network
-        scale: Any = rank if lora_alpha is None else lora_alpha  # peft says int, and takes any number
+        scale: Any = (
+            rank if lora_alpha is None else lora_alpha
+        )  # peft says int, and takes any number
         self._config = LoraConfig(
             r=rank,
             lora_alpha=scale,
@@ -94,7 +98,9 @@ class AdapterControl(ControlPolicy):
 
     @property
     def problem(self) -> Problem:
-        """The problem that the control steers; the adapter moves along when another one brings another network."""
+        """The problem that the control steers; the adapter moves along when another one brings
+        another network.
+        """
         return self._problem[0]
 
     @problem.setter
@@ -113,10 +119,11 @@ class AdapterControl(ControlPolicy):
         return problem.control_of(k, x, difference).clamp(-self.action_bound, self.action_bound)
 
     def save_lora(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter in diffusers' format: ``pipeline.load_lora_weights(folder)`` then draws with the fine-tuned model.
+        """Write the adapter in diffusers' format: ``pipeline.load_lora_weights(folder)`` then draws
+        with the fine-tuned model.
 
-        The file is ``pytorch_lora_weights.safetensors``; its metadata keep ``lora_alpha``. Controls beyond the action bound
-        are not cut off there.
+        The file is ``pytorch_lora_weights.safetensors``; its metadata keep ``lora_alpha``. Controls
+        beyond the action bound are not cut off there.
         """
         from diffusers import StableDiffusionPipeline
         from peft.utils import get_peft_model_state_dict

@@ -1,9 +1,11 @@
-"""Function classes for the Cole-Hopf transform ``f_k(x) = exp(V_k(x) / temperature)`` and for controls.
+"""Function classes for the Cole-Hopf transform ``f_k(x) = exp(V_k(x) / temperature)`` and for
+controls.
 
-Every value class is positive by construction and gives ``log f``; linear ones are in ``linear_classes``. Where a problem
-offers ``terminal_estimate`` (a denoiser's prediction of the clean sample), functions take that estimate in place of the
-state: the map is one-to-one, and the chain rule then passes every gradient through the denoiser's Jacobian, which keeps it
-along the data (Tweedie's formula).
+Every value class is positive by construction and gives ``log f``; linear ones are in
+``linear_classes``. Where a problem offers ``terminal_estimate`` (a denoiser's prediction of the
+clean sample), functions take that estimate in place of the state: the map is one-to-one, and the
+chain rule then passes every gradient through the denoiser's Jacobian, which keeps it along the data
+(Tweedie's formula).
 """
 
 from __future__ import annotations
@@ -21,21 +23,30 @@ _FREQUENCIES = 4
 
 
 def encode(problem: Problem, k: int | Tensor, x: Tensor) -> Tensor:
-    """What functions of the state take as input, ``(n, p)``: the flattened terminal estimate if offered, else the state."""
+    """What functions of the state take as input, ``(n, p)``: the flattened terminal estimate if
+    offered, else the state.
+    """
     estimate = getattr(problem, "terminal_estimate", None)
     return (x if estimate is None else estimate(k, x)).flatten(1)
 
 
 def time_features(t: Tensor, n: int) -> Tensor:
-    """Smooth features of times in [0, 1], ``(n, 1 + 2 * 4)``: t and the first sines and cosines of ``pi t``."""
-    angle = math.pi * t.reshape(-1, 1) * torch.arange(1, _FREQUENCIES + 1, device=t.device, dtype=t.dtype)
+    """Smooth features of times in [0, 1], ``(n, 1 + 2 * 4)``: t and the first sines and cosines of
+    ``pi t``.
+    """
+    angle = (
+        math.pi
+        * t.reshape(-1, 1)
+        * torch.arange(1, _FREQUENCIES + 1, device=t.device, dtype=t.dtype)
+    )
     return torch.cat([t.reshape(-1, 1), angle.sin(), angle.cos()], 1).expand(n, -1)
 
 
 class Standardise(nn.Module):
     """Shift and scale inputs by what was seen in the first data; constant inputs are not blown up.
 
-    The scale is one number for inputs that share a unit (pixels), or one an input (a pendulum's angle and speed).
+    The scale is one number for inputs that share a unit (pixels), or one an input (a pendulum's
+    angle and speed).
     """
 
     def __init__(self, n_inputs: int) -> None:
@@ -46,14 +57,20 @@ class Standardise(nn.Module):
         self.scale: Tensor
 
     def fit(self, inputs: Tensor, apart: bool = False) -> None:
-        """Take centre and scale from ``inputs`` ``(n, p)``; scales below a third of the root mean square are raised to it.
+        """Take centre and scale from ``inputs`` ``(n, p)``; scales below a third of the root mean
+        square are raised to it.
 
-        With ``apart`` only those below a thousandth are: a robot's angles are small beside its speeds, and count as much.
+        With ``apart`` only those below a thousandth are: a robot's angles are small beside its
+        speeds, and count as much.
         """
         deviation = inputs.std(0)
         third = float(deviation.square().mean().sqrt()) / 3 + 1e-6
         self.centre.copy_(inputs.mean(0))
-        raised = torch.where(deviation > 3e-3 * third, deviation, third) if apart else deviation.clamp(min=third)
+        raised = (
+            torch.where(deviation > 3e-3 * third, deviation, third)
+            if apart
+            else deviation.clamp(min=third)
+        )
         self.scale.copy_(raised)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -62,7 +79,9 @@ class Standardise(nn.Module):
 
 
 class EnsembleMLP(nn.Module):
-    """``members`` independent multilayer perceptrons evaluated as one batched product; the last layer starts at zero."""
+    """``members`` independent multilayer perceptrons evaluated as one batched product; the last
+    layer starts at zero.
+    """
 
     def __init__(self, n_inputs: int, n_outputs: int, hidden: Sequence[int], members: int) -> None:
         super().__init__()
@@ -94,7 +113,9 @@ class Value(nn.Module, ABC):
         super().__init__()
         self.horizon = horizon
         self.standardise = Standardise(n_inputs)
-        self.register_buffer("offset", torch.zeros(()))  # log of the mean of f_T: the function starts as this constant
+        self.register_buffer(
+            "offset", torch.zeros(())
+        )  # log of the mean of f_T: the function starts as this constant
         self.register_buffer("bounds", torch.tensor([-math.inf, math.inf]))
         self.register_buffer("clock", torch.linspace(0, 1, horizon + 1))
         self.offset: Tensor
@@ -102,9 +123,11 @@ class Value(nn.Module, ABC):
         self.clock: Tensor
 
     def wind(self, steps: Tensor, inputs: Tensor) -> None:
-        """Set the clock by paths seen at every step: half plain time, half the distance that encoded states travel.
+        """Set the clock by paths seen at every step: half plain time, half the distance that
+        encoded states travel.
 
-        log f changes fast where states do (the last third of a denoising chain); on this clock it changes evenly.
+        log f changes fast where states do (the last third of a denoising chain); on this clock it
+        changes evenly.
 
         Args:
             steps: ``(n, S)``.
@@ -112,7 +135,9 @@ class Value(nn.Module, ABC):
         """
         if steps.shape[1] != self.horizon + 1 or not bool((steps.diff(dim=1) == 1).all()):
             return  # seen at random times: plain time
-        travelled = torch.cat([inputs.new_zeros(1), inputs.diff(dim=1).square().sum(2).mean(0).sqrt().cumsum(0)])
+        travelled = torch.cat(
+            [inputs.new_zeros(1), inputs.diff(dim=1).square().sum(2).mean(0).sqrt().cumsum(0)]
+        )
         if float(travelled[-1]) > 0:
             plain = torch.linspace(0, 1, self.horizon + 1, device=inputs.device)
             self.clock.copy_(0.5 * plain + 0.5 * travelled / travelled[-1])
@@ -148,7 +173,9 @@ class NeuralValue(NetworkValue):
         members: networks in the ensemble; their mean is the estimate.
     """
 
-    def __init__(self, n_inputs: int, horizon: int, hidden: Sequence[int] = (128, 128), members: int = 2) -> None:
+    def __init__(
+        self, n_inputs: int, horizon: int, hidden: Sequence[int] = (128, 128), members: int = 2
+    ) -> None:
         super().__init__(n_inputs, horizon)
         self.network = EnsembleMLP(n_inputs + 1 + 2 * _FREQUENCIES, 1, hidden, members)
         self.register_buffer("unit", torch.ones(()))  # nats
@@ -157,4 +184,7 @@ class NeuralValue(NetworkValue):
     def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """See NetworkValue."""
         time = time_features(self.clock[k], len(inputs))
-        return self.unit * self.network(torch.cat([self.standardise(inputs), time], 1))[..., 0] + self.offset
+        return (
+            self.unit * self.network(torch.cat([self.standardise(inputs), time], 1))[..., 0]
+            + self.offset
+        )

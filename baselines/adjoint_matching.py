@@ -1,17 +1,19 @@
 """Adjoint matching (Domingo-Enrich et al. 2024), in noise units and exact in discrete time.
 
-The control is regressed, along its own paths, on ``J_z^T p_{k+1} / temperature``, where the lean adjoint runs backwards through
-the PRE-TRAINED transition alone,
+The control is regressed, along its own paths, on ``J_z^T p_{k+1} / temperature``, where the lean
+adjoint runs backwards through the PRE-TRAINED transition alone,
 
     p_T = grad y(X_T),    p_k = grad r_k(X_k) + J_x F_k(X_k, a_k + W_k)^T p_{k+1}.
 
-The gradient of a path's return, q, obeys the same recursion plus ``(grad a_k)^T (J_z^T q_{k+1} - temperature a_k)``. Where
-``temperature a_k(x) = E[J_z^T grad V_{k+1}(F_k(x, a_k + W))]`` (the first-order condition of J), the mean of that term given
-x_k is zero, so by induction backwards in k ``E[p_k | x_k] = grad V_k(x_k)``: the regression's fixed points are exactly the
-stationary points of J, and no derivative of the control is ever needed. PI-FT (``agents.policy_iteration``) takes q for p.
+The gradient of a path's return, q, obeys the same recursion plus ``(grad a_k)^T (J_z^T q_{k+1} -
+temperature a_k)``. Where ``temperature a_k(x) = E[J_z^T grad V_{k+1}(F_k(x, a_k + W))]`` (the
+first-order condition of J), the mean of that term given x_k is zero, so by induction backwards in k
+``E[p_k | x_k] = grad V_k(x_k)``: the regression's fixed points are exactly the stationary points of
+J, and no derivative of the control is ever needed. PI-FT (``agents.policy_iteration``) takes q for
+p.
 
-The paper's memoryless noise is what makes the optimum of J sample the density tilted by ``exp(y / temperature)``; a denoising
-chain's own noise is of that kind. Nothing here depends on it.
+The paper's memoryless noise is what makes the optimum of J sample the density tilted by ``exp(y /
+temperature)``; a denoising chain's own noise is of that kind. Nothing here depends on it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from .step_policies import StepPolicy
 
 
 def lean_adjoint(problem: Problem, paths: Trajectories) -> Tensor:
-    """``J_z^T p_{k+1}`` along each path, ``(T, n, *noise_shape)``; memory does not grow with the horizon.
+    """``J_z^T p_{k+1}`` along each path, ``(T, n, *noise_shape)``; memory does not grow with the
+    horizon.
 
     Raises:
         ValueError: the reward or the transition cannot be differentiated.
@@ -39,7 +42,8 @@ def lean_adjoint(problem: Problem, paths: Trajectories) -> Tensor:
         reward = problem.terminal_reward(x)
         if not reward.requires_grad:
             raise ValueError(
-                f"AdjointMatching needs the gradient of the reward; {name}.terminal_reward returned a detached tensor"
+                f"AdjointMatching needs the gradient of the reward; {name}.terminal_reward returned"
+                " a detached tensor"
             )
         (adjoint,) = torch.autograd.grad(reward.sum(), x)
     by_noise = []
@@ -47,12 +51,16 @@ def lean_adjoint(problem: Problem, paths: Trajectories) -> Tensor:
         with torch.enable_grad():
             x = paths.states[k].detach().requires_grad_()
             z = (paths.noises[k] + paths.controls[k]).detach().requires_grad_()
-            ahead = (adjoint * problem.transition(k, x, z)).sum() + problem.running_reward(k, x).sum()
+            ahead = (adjoint * problem.transition(k, x, z)).sum() + problem.running_reward(
+                k, x
+            ).sum()
             noise = None
             if ahead.requires_grad:
                 adjoint, noise = torch.autograd.grad(ahead, (x, z), allow_unused=True)
             if noise is None or adjoint is None:
-                raise ValueError(f"AdjointMatching needs a transition that autograd can follow; {name}'s is not")
+                raise ValueError(
+                    f"AdjointMatching needs a transition that autograd can follow; {name}'s is not"
+                )
         by_noise.append(noise)
     return torch.stack(by_noise[::-1])
 
@@ -69,8 +77,10 @@ class AdjointMatching(FineTuner):
     """Regression of the control on the lean adjoint; see the module.
 
     Args:
-        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm, weight_decay: ``FineTuner``'s.
-        max_target: longest target at one step, in noise units; longer ones are shortened (the paper's code drops them).
+        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm,
+        weight_decay: ``FineTuner``'s.
+        max_target: longest target at one step, in noise units; longer ones are shortened (the
+            paper's code drops them).
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = (*FineTuner.hyperparameters, "max_target")
@@ -92,7 +102,15 @@ class AdjointMatching(FineTuner):
         check_positive("max_target", max_target)
         self.max_target = max_target
         super().__init__(
-            policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm, weight_decay, **kwargs
+            policy,
+            env,
+            learning_rate,
+            n_trajectories,
+            gradient_steps,
+            batch_size,
+            max_grad_norm,
+            weight_decay,
+            **kwargs,
         )
 
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Targets:
@@ -100,7 +118,9 @@ class AdjointMatching(FineTuner):
         target = lean_adjoint(self.problem, paths).flatten(2).float() / self.problem.temperature
         target = target * (self.max_target / target.norm(dim=2, keepdim=True)).clamp(max=1)
         steps = torch.arange(len(target), device=target.device)[:, None].expand(target.shape[:2])
-        return Targets(*(column[self.policy.steered].flatten(0, 1) for column in (steps, inputs, target)))
+        return Targets(
+            *(column[self.policy.steered].flatten(0, 1) for column in (steps, inputs, target))
+        )
 
     def loss(self, rows: Targets) -> Tensor:
         """Square distance to the target; its minimiser is the target's mean given the state."""

@@ -1,10 +1,12 @@
-"""DDPO-IS: PPO with one denoising step as one action (Black et al. 2023, "Training diffusion models with RL"), in noise units.
+"""DDPO-IS: PPO with one denoising step as one action (Black et al. 2023, "Training diffusion models
+with RL"), in noise units.
 
-The advantage of a step is the path's return, centred over the round's paths (of several prompts, over those with its own),
-scaled and clamped; there is no value network. One scale serves all steps and prompts: they keep their weights in J (the paper
-scales each prompt by its own spread).
-The paper has no KL term and early stopping instead. Here the price of KL is paid as in J, in the units of the normalised
-advantage, so that all agents are after the same objective; ``temperature -> 0`` is the paper's algorithm.
+The advantage of a step is the path's return, centred over the round's paths (of several prompts,
+over those with its own), scaled and clamped; there is no value network. One scale serves all steps
+and prompts: they keep their weights in J (the paper scales each prompt by its own spread).
+The paper has no KL term and early stopping instead. Here the price of KL is paid as in J, in the
+units of the normalised advantage, so that all agents are after the same objective; ``temperature ->
+0`` is the paper's algorithm.
 """
 
 from __future__ import annotations
@@ -32,12 +34,18 @@ class DDPO(FineTuner):
     """Policy gradient with importance sampling over denoising steps; see the module.
 
     Args:
-        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm, weight_decay: ``FineTuner``'s.
+        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm,
+        weight_decay: ``FineTuner``'s.
         clip_range: of the likelihood ratio of one transition.
-        advantage_bound: advantages are clamped to it, in standard deviations of the return; the paper's code has 5.
+        advantage_bound: advantages are clamped to it, in standard deviations of the return; the
+            paper's code has 5.
     """
 
-    hyperparameters: ClassVar[tuple[str, ...]] = (*FineTuner.hyperparameters, "clip_range", "advantage_bound")
+    hyperparameters: ClassVar[tuple[str, ...]] = (
+        *FineTuner.hyperparameters,
+        "clip_range",
+        "advantage_bound",
+    )
     table = TUNED
 
     def __init__(
@@ -59,7 +67,15 @@ class DDPO(FineTuner):
         self.clip_range = clip_range
         self.advantage_bound = advantage_bound
         super().__init__(
-            policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm, weight_decay, **kwargs
+            policy,
+            env,
+            learning_rate,
+            n_trajectories,
+            gradient_steps,
+            batch_size,
+            max_grad_norm,
+            weight_decay,
+            **kwargs,
         )
 
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Steps:
@@ -71,7 +87,9 @@ class DDPO(FineTuner):
         return Steps.of(self.policy, paths, inputs, advantage, beta / scale)
 
     def centred(self, to_go: Tensor, initial: Tensor) -> Tensor:
-        """``to_go`` ``(T, n)`` less its mean over the paths with the same prompt; over all for a prompt's only path."""
+        """``to_go`` ``(T, n)`` less its mean over the paths with the same prompt; over all for a
+        prompt's only path.
+        """
         prompt_index = getattr(self.problem, "prompt_index", None)
         mean = to_go.mean(1, keepdim=True)
         if prompt_index is None:

@@ -1,14 +1,16 @@
-"""DPOK: online policy gradient with KL regularisation (Fan et al. 2023, "DPOK", Algorithm 1), in noise units.
+"""DPOK: online policy gradient with KL regularisation (Fan et al. 2023, "DPOK", Algorithm 1), in
+noise units.
 
-A round samples paths of the present policy; rounds stay in a buffer for a while. A gradient step takes single transitions
-from it and descends
+A round samples paths of the present policy; rounds stay in a buffer for a while. A gradient step
+takes single transitions from it and descends
 
     - (to_go - V_k(x)) clamp(ratio, 1 - clip_range, 1 + clip_range) / temperature + |a_k(x)|^2 / 2,
 
-where V is a network fitted to the returns to go. The KL of the step is in the loss, that of later steps in the return, which
-together is the gradient of J; the paper's own estimator leaves the latter out (``kl_in_reward=False``). The KL is exact,
-as in the paper; its public code takes the unweighted square error of the noise prediction instead, and averages log
-likelihoods over dimensions, which is why its clip range is 1e-4.
+where V is a network fitted to the returns to go. The KL of the step is in the loss, that of later
+steps in the return, which together is the gradient of J; the paper's own estimator leaves the
+latter out (``kl_in_reward=False``). The KL is exact, as in the paper; its public code takes the
+unweighted square error of the noise prediction instead, and averages log likelihoods over
+dimensions, which is why its clip range is 1e-4.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from .step_policies import StepPolicy
 
 
 def dpok_loss(policy: StepPolicy, steps: Steps, clip_range: float) -> Tensor:
-    """The loss of each step, ``(N,)``; at ``ratio = 1`` its summed gradient is that of ``-J``, in the advantage's units."""
+    """The loss of each step, ``(N,)``; at ``ratio = 1`` its summed gradient is that of ``-J``, in
+    the advantage's units.
+    """
     ratio, kl = move(policy, steps)
     return steps.price * kl - steps.advantage * ratio.clamp(1 - clip_range, 1 + clip_range)
 
@@ -60,11 +64,14 @@ class Critic(nn.Module):
 
 
 class DPOK(FineTuner):
-    """Online fine-tuning by clipped importance weights, a value baseline and a KL price; see the module.
+    """Online fine-tuning by clipped importance weights, a value baseline and a KL price; see the
+    module.
 
     Args:
-        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm, weight_decay: ``FineTuner``'s;
-            the defaults of ``n_trajectories``, ``gradient_steps`` and ``memory`` are the public code's.
+        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm,
+        weight_decay: ``FineTuner``'s;
+            the defaults of ``n_trajectories``, ``gradient_steps`` and ``memory`` are the public
+            code's.
         memory: rounds in the buffer.
         clip_range: of the likelihood ratio of one transition.
         kl_in_reward: price later steps' KL in the return.
@@ -114,17 +121,31 @@ class DPOK(FineTuner):
         self.critic_hidden = list(critic_hidden)
         self.rounds: list[Steps] = []
         super().__init__(
-            policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm, weight_decay, **kwargs
+            policy,
+            env,
+            learning_rate,
+            n_trajectories,
+            gradient_steps,
+            batch_size,
+            max_grad_norm,
+            weight_decay,
+            **kwargs,
         )
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self.critic = Critic(self.policy.n_features, self.critic_hidden).to(self.device)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), self.critic_learning_rate, weight_decay=0.0)
+        self.critic_optimizer = torch.optim.AdamW(
+            self.critic.parameters(), self.critic_learning_rate, weight_decay=0.0
+        )
 
     def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """See ProblemAgent."""
-        return {**super().networks(), "critic": self.critic, "critic_optimizer": self.critic_optimizer}
+        return {
+            **super().networks(),
+            "critic": self.critic,
+            "critic_optimizer": self.critic_optimizer,
+        }
 
     def forget(self) -> None:
         """See ProblemAgent."""
@@ -132,11 +153,15 @@ class DPOK(FineTuner):
         self.rounds = []
 
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Steps:
-        """The buffer with the new round in it; each row's return to go becomes its advantage over the freshly fitted critic."""
+        """The buffer with the new round in it; each row's return to go becomes its advantage over
+        the freshly fitted critic.
+        """
         beta = self.problem.temperature
         to_go = returns_to_go(paths, beta, self.kl_in_reward)
         price = torch.ones((), device=inputs.device)
-        self.rounds = [*self.rounds, Steps.of(self.policy, paths, inputs, to_go / beta, price)][-self.memory :]
+        self.rounds = [*self.rounds, Steps.of(self.policy, paths, inputs, to_go / beta, price)][
+            -self.memory :
+        ]
         every = Steps(*(torch.cat(parts) for parts in zip(*self.rounds, strict=True)))
         if not self.critic_steps:
             return every._replace(advantage=every.advantage - every.advantage.mean())
@@ -151,7 +176,12 @@ class DPOK(FineTuner):
     def fit_critic(self, features: Tensor, returns: Tensor) -> None:
         """Regress V on returns ``(N,)`` at ``(N, q)``."""
         for _ in range(self.critic_steps):
-            row = torch.randint(len(returns), (self.critic_batch_size,), generator=self.generator, device=self.device)
+            row = torch.randint(
+                len(returns),
+                (self.critic_batch_size,),
+                generator=self.generator,
+                device=self.device,
+            )
             loss = ((self.critic(features[row]) - returns[row]) / self.critic.scale).square().mean()
             self.critic_optimizer.zero_grad()
             loss.backward()

@@ -1,17 +1,22 @@
-"""What DPOK, DDPO and adjoint matching share: a network of the control, sampled on its own paths, and gradient steps.
+"""What DPOK, DDPO and adjoint matching share: a network of the control, sampled on its own paths,
+and gradient steps.
 
-All three fine-tune the Gaussian steps of a diffusion model. In noise units (MATH.md section 1) a step ``N(mean, sigma^2)`` is
-the law ``N(a, I)`` of ``z = a + W``, whatever the transition makes of z, so they run on every Problem. In the papers' terms,
-the network moves the mean of step k by ``sigma_k a``, and
+All three fine-tune the Gaussian steps of a diffusion model. In noise units (MATH.md section 1) a
+step ``N(mean, sigma^2)`` is the law ``N(a, I)`` of ``z = a + W``, whatever the transition makes of
+z, so they run on every Problem. In the papers' terms, the network moves the mean of step k by
+``sigma_k a``, and
 
-    log p(z | x) / p_old(z | x) = (a - a_old) . W - |a - a_old|^2 / 2    (z = a_old + W),    KL to the pre-trained = |a|^2 / 2,
+    log p(z | x) / p_old(z | x) = (a - a_old) . W - |a - a_old|^2 / 2    (z = a_old + W),    KL to
+    the pre-trained = |a|^2 / 2,
 
-both exact sums over dimensions; the papers' public codes average them, so their clip ranges are not these.
+both exact sums over dimensions; the papers' public codes average them, so their clip ranges are not
+these.
 
-Here and in ``step_policies`` alone ``baselines`` uses ``agents``: SB3's interface, checkpoints and counters (``agents.base``),
-checks of arguments (``agents.checks``), the control's network and inputs (``agents.function_classes``) and the adapters of a
-pipeline's network (``agents.lora_control``) are the agents' own, so that a difference in score is a difference of algorithm.
-No learner is imported.
+Here and in ``step_policies`` alone ``baselines`` uses ``agents``: SB3's interface, checkpoints and
+counters (``agents.base``), checks of arguments (``agents.checks``), the control's network and
+inputs (``agents.function_classes``) and the adapters of a pipeline's network
+(``agents.lora_control``) are the agents' own, so that a difference in score is a difference of
+algorithm. No learner is imported.
 """
 
 from __future__ import annotations
@@ -43,12 +48,26 @@ class Steps(NamedTuple):
     price: Tensor  # (N,): of one nat of this step's KL, in the advantage's units
 
     @classmethod
-    def of(cls, policy: StepPolicy, paths: Trajectories, inputs: Tensor, advantage: Tensor, price: Tensor) -> Steps:
-        """Rows of ``n`` paths of T steps; ``inputs`` ``(T, n, p)``, ``advantage`` ``(T, n)``, ``price`` a number."""
+    def of(
+        cls,
+        policy: StepPolicy,
+        paths: Trajectories,
+        inputs: Tensor,
+        advantage: Tensor,
+        price: Tensor,
+    ) -> Steps:
+        """Rows of ``n`` paths of T steps; ``inputs`` ``(T, n, p)``, ``advantage`` ``(T, n)``,
+        ``price`` a number.
+        """
         horizon, n = advantage.shape
         steps = torch.arange(horizon, device=inputs.device)
         columns = (
-            *(steps[:, None].expand(horizon, n), inputs, paths.noises.flatten(2), paths.controls.flatten(2)),
+            *(
+                steps[:, None].expand(horizon, n),
+                inputs,
+                paths.noises.flatten(2),
+                paths.controls.flatten(2),
+            ),
             *(advantage, price.expand(horizon, n)),
         )
         rows = (column[policy.steered].flatten(0, 1) for column in columns)
@@ -63,18 +82,22 @@ class Move(NamedTuple):
 
 
 def move(policy: StepPolicy, steps: Steps) -> Move:
-    """The likelihood ratio and the KL of the module's docstring, differentiable in the policy's parameters."""
+    """The likelihood ratio and the KL of the module's docstring, differentiable in the policy's
+    parameters.
+    """
     a = policy.output(steps.k, steps.inputs)
     change = a - steps.control
     return Move((change * (steps.noise - 0.5 * change)).sum(1).exp(), 0.5 * a.square().sum(1))
 
 
 def returns_to_go(paths: Trajectories, temperature: float, kl_in_reward: bool = True) -> Tensor:
-    """What is still to be earned from step k on, ``(T, n)``: rewards, less the price of the KL of LATER steps.
+    """What is still to be earned from step k on, ``(T, n)``: rewards, less the price of the KL of
+    LATER steps.
 
-    The KL of step k itself is a function of the parameters, not of the noise, and is differentiated as such. With it,
-    ``E sum_k [ grad log p(z_k | x_k) to_go_k - temperature grad |a_k|^2 / 2 ]`` is the gradient of J (the policy gradient
-    theorem). ``kl_in_reward=False`` leaves later KL out: DPOK's estimator, which is blind to how a step changes it.
+    The KL of step k itself is a function of the parameters, not of the noise, and is differentiated
+    as such. With it, ``E sum_k [ grad log p(z_k | x_k) to_go_k - temperature grad |a_k|^2 / 2 ]``
+    is the gradient of J (the policy gradient theorem). ``kl_in_reward=False`` leaves later KL out:
+    DPOK's estimator, which is blind to how a step changes it.
     """
     earned = paths.running_rewards.flip(0).cumsum(0).flip(0) + paths.terminal_reward
     if not kl_in_reward:
@@ -84,11 +107,13 @@ def returns_to_go(paths: Trajectories, temperature: float, kl_in_reward: bool = 
 
 
 class FineTuner(ProblemAgent):
-    """Base of DPOK, DDPO and adjoint matching: sample paths of the present policy, make rows of them, take gradient steps.
+    """Base of DPOK, DDPO and adjoint matching: sample paths of the present policy, make rows of
+    them, take gradient steps.
 
     Args:
-        policy: ``"MlpPolicy"``, a network beside the pre-trained model; ``"LoraPolicy"``, adapters inside it, for problems made
-            of a diffusers pipeline; or a ``StepPolicy`` class. Absent: ``"LoraPolicy"`` where the problem takes adapters.
+        policy: ``"MlpPolicy"``, a network beside the pre-trained model; ``"LoraPolicy"``, adapters
+            inside it, for problems made of a diffusers pipeline; or a ``StepPolicy`` class. Absent:
+            ``"LoraPolicy"`` where the problem takes adapters.
         env: an environment, a vector environment, a registered id, or a bare Problem.
         n_trajectories: paths in a round.
         gradient_steps: in a round.
@@ -132,19 +157,27 @@ class FineTuner(ProblemAgent):
         if env is not None:
             env = as_env(env)
         if policy is None:
-            policy = "LoraPolicy" if env is not None and hasattr(problem_of(env), "adapted_noise") else "MlpPolicy"
+            policy = (
+                "LoraPolicy"
+                if env is not None and hasattr(problem_of(env), "adapted_noise")
+                else "MlpPolicy"
+            )
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
     @classmethod
     def tuned(cls: type[SelfTuner], env: Any, **overrides: Any) -> SelfTuner:
-        """The algorithm with the settings of ``table`` for the problem behind ``env``, and ``overrides`` on top."""
+        """The algorithm with the settings of ``table`` for the problem behind ``env``, and
+        ``overrides`` on top.
+        """
         env = as_env(env)
         return cls(env=env, **{**settings_for(cls.table, problem_of(env)), **overrides})
 
     def _setup_model(self) -> None:
         super()._setup_model()
         if not isinstance(self.policy, StepPolicy):
-            raise ValueError(f"policy must be 'MlpPolicy', 'LoraPolicy' or a StepPolicy; got {self.policy_name}")
+            raise ValueError(
+                f"policy must be 'MlpPolicy', 'LoraPolicy' or a StepPolicy; got {self.policy_name}"
+            )
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), weight_decay=self.weight_decay)
 
     def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -157,7 +190,9 @@ class FineTuner(ProblemAgent):
 
     @abstractmethod
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Any:
-        """Rows to learn from, a NamedTuple of tensors ``(N, ...)``, of fresh paths and their encoded states ``(T, n, p)``."""
+        """Rows to learn from, a NamedTuple of tensors ``(N, ...)``, of fresh paths and their
+        encoded states ``(T, n, p)``.
+        """
 
     @abstractmethod
     def loss(self, rows: Any) -> Tensor:
@@ -169,11 +204,16 @@ class FineTuner(ProblemAgent):
         data = self.prepare(*self.sample())
         losses = []
         for _ in range(self.gradient_steps):
-            row = torch.randint(len(data[0]), (self.batch_size,), generator=self.generator, device=self.device)
+            row = torch.randint(
+                len(data[0]), (self.batch_size,), generator=self.generator, device=self.device
+            )
             self.optimizer.zero_grad()
             loss = torch.zeros((), device=self.device)
             for part in row.split(self.policy.micro_batch or self.batch_size):
-                share = self.loss(type(data)(*(column[part] for column in data))).sum() / self.batch_size
+                share = (
+                    self.loss(type(data)(*(column[part] for column in data))).sum()
+                    / self.batch_size
+                )
                 share.backward()
                 loss = loss + share.detach()
             norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -195,6 +235,8 @@ class FineTuner(ProblemAgent):
 
         paths = self.collect(act)
         if self._n_updates == 0:
-            self.policy.start(torch.cat(inputs))  # the control is zero still: the paths stay the policy's own
+            self.policy.start(
+                torch.cat(inputs)
+            )  # the control is zero still: the paths stay the policy's own
         self.logger.record("train/kl", float(paths.kl.mean()))
         return paths, torch.stack(inputs)

@@ -1,15 +1,17 @@
-"""Tuned settings of the baselines, one table each, in the words of rl-zoo: the only place where they are kept.
+"""Tuned settings of the baselines, one table each, in the words of rl-zoo: the only place where
+they are kept.
 
-The key is the class name of the problem (or of one of its bases, nearest first), so that an id, an environment and a bare
-Problem find the same entry; ``default`` serves everybody's own problems. How each entry was found: TUNING.md.
+The key is the class name of the problem (or of one of its bases, nearest first), so that an id, an
+environment and a bare Problem find the same entry; ``default`` serves everybody's own problems. How
+each entry was found: TUNING.md.
 
-Names are those of the constructors; DPOK, DDPO and adjoint matching list only what differs from their classes' defaults. PPO
-and SAC list everything, and have these names of ours:
+Names are those of the constructors; DPOK, DDPO and adjoint matching list only what differs from
+their classes' defaults. PPO and SAC list everything, and have these names of ours:
 
 * ``n_envs``: lanes of the vector environment,
 * ``action_bound``, absent: the environment's own; a tighter box of actions, in noise units,
-* ``net_arch``, ``activation``, ``log_std_init``: of the policy, the last being log of the initial exploration noise as a
-  fraction of the action bound (SAC) or in noise units (PPO),
+* ``net_arch``, ``activation``, ``log_std_init``: of the policy, the last being log of the initial
+  exploration noise as a fraction of the action bound (SAC) or in noise units (PPO),
 * ``n_steps`` of PPO, absent: one whole episode a lane.
 """
 
@@ -288,10 +290,12 @@ SAC: dict[str, dict[str, Any]] = {
 }
 
 
-#: Arguments of the classes ``DPOK``, ``DDPO`` and ``AdjointMatching``, on top of their own defaults.
+#: Arguments of the classes ``DPOK``, ``DDPO`` and ``AdjointMatching``, on top of their own
+#: defaults.
 DPOK: dict[str, dict[str, Any]] = {
     "default": {},
-    "DiffusersChain": {  # the public code's, but for the clip range: it averages log likelihoods over dimensions
+    # the public code's, but for the clip range: it averages log likelihoods over dimensions
+    "DiffusersChain": {
         "n_trajectories": 10,
         "gradient_steps": 10,
         "batch_size": 50,
@@ -327,7 +331,11 @@ DPOK: dict[str, dict[str, Any]] = {
 }
 DDPO: dict[str, dict[str, Any]] = {
     "default": {},
-    "DiffusersChain": {"batch_size": 50, "learning_rate": 3e-4, "anneal": False},  # the paper's rate
+    "DiffusersChain": {
+        "batch_size": 50,
+        "learning_rate": 3e-4,
+        "anneal": False,
+    },  # the paper's rate
     "GaussianMixture": {
         "n_trajectories": 40,
         "gradient_steps": 40,
@@ -340,7 +348,12 @@ DDPO: dict[str, dict[str, Any]] = {
 }
 ADJOINT_MATCHING: dict[str, dict[str, Any]] = {
     "default": {},
-    "DiffusersChain": {"n_trajectories": 10, "batch_size": 50, "learning_rate": 3e-4, "anneal": False},  # not tuned: PI-FT's
+    "DiffusersChain": {
+        "n_trajectories": 10,
+        "batch_size": 50,
+        "learning_rate": 3e-4,
+        "anneal": False,
+    },  # not tuned: PI-FT's
 }
 
 

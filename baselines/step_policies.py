@@ -21,7 +21,9 @@ _POOLED = 8  # pixels a side of the latents that a critic sees
 
 
 def steered_steps(problem: Problem) -> Tensor:
-    """Which steps carry noise, ``(T,)`` bool: a denoiser's last may have none, and then neither control, KL nor likelihood."""
+    """Which steps carry noise, ``(T,)`` bool: a denoiser's last may have none, and then neither
+    control, KL nor likelihood.
+    """
     kernel = getattr(problem, "gaussian_kernel", None)
     if kernel is None:
         return torch.ones(problem.horizon, dtype=torch.bool, device=device_of(problem))
@@ -58,7 +60,9 @@ class StepPolicy(ControlPolicy):
 
     @abstractmethod
     def start(self, inputs: Tensor) -> None:
-        """Take units from the inputs ``(n, p)`` of the first paths; the control is zero still and stays so."""
+        """Take units from the inputs ``(n, p)`` of the first paths; the control is zero still and
+        stays so.
+        """
 
     def steered_steps(self, problem: Problem) -> Tensor:
         """Which steps carry noise, ``(T,)`` bool."""
@@ -96,7 +100,9 @@ class MlpPolicy(StepPolicy):
             n_inputs = self.inputs(0, two).shape[1]
         self.standardise = Standardise(n_inputs)
         self._n_features = n_inputs + time_features(torch.zeros(1), 1).shape[1]
-        self.network = EnsembleMLP(self._n_features, int(torch.Size(problem.noise_shape).numel()), hidden, members=1)
+        self.network = EnsembleMLP(
+            self._n_features, int(torch.Size(problem.noise_shape).numel()), hidden, members=1
+        )
         self.register_buffer("steered", self.steered_steps(problem))
 
     def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
@@ -120,14 +126,19 @@ class MlpPolicy(StepPolicy):
     def output(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """See StepPolicy."""
         raw = self.network(self.features(k, inputs))[0]
-        return self.action_bound * torch.tanh(raw / self.action_bound) * self.steered[k].reshape(-1, 1)
+        return (
+            self.action_bound * torch.tanh(raw / self.action_bound) * self.steered[k].reshape(-1, 1)
+        )
 
 
 class LoraPolicy(AdapterControl, StepPolicy):
-    """The control that low-rank adapters of the pipeline's own network make; for problems made of a diffusers pipeline.
+    """The control that low-rank adapters of the pipeline's own network make; for problems made of a
+    diffusers pipeline.
 
-    Of a step the state itself is kept, and both networks are asked about it again: the ratio of a policy to itself is exactly
-    1. Critics see the latents averaged down to 8 pixels a side, the time and, of several, the prompt.
+    Of a step the state itself is kept, and both networks are asked about it again: the ratio of a
+    policy to itself is exactly
+    1. Critics see the latents averaged down to 8 pixels a side, the time and, of several, the
+       prompt.
 
     Args:
         rank: of the adapters.
@@ -169,7 +180,9 @@ class LoraPolicy(AdapterControl, StepPolicy):
         return F.adaptive_avg_pool2d(latents, (height, width)).flatten(1)
 
     def act(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See StepPolicy; asked about ``x`` itself, so that the transition's question is answered from memory."""
+        """See StepPolicy; asked about ``x`` itself, so that the transition's question is answered
+        from memory.
+        """
         return self.control(k, x), x.flatten(1)
 
     def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
@@ -184,7 +197,10 @@ class LoraPolicy(AdapterControl, StepPolicy):
         """See StepPolicy."""
         x = self._states(inputs)
         pooled = self.standardise(self._pooled(x))
-        given = [pooled, time_features(torch.as_tensor(k / self.problem.horizon).to(pooled), len(x))]
+        given = [
+            pooled,
+            time_features(torch.as_tensor(k / self.problem.horizon).to(pooled), len(x)),
+        ]
         if self._n_prompts > 1:
             problem: Any = self.problem
             given.append(F.one_hot(problem.prompt_index(x), self._n_prompts).to(pooled))
@@ -202,4 +218,6 @@ class LoraPolicy(AdapterControl, StepPolicy):
 
     def start(self, inputs: Tensor) -> None:
         """See StepPolicy; a part of the states at a time."""
-        self.standardise.fit(torch.cat([self._pooled(self._states(part)) for part in inputs.split(1024)]))
+        self.standardise.fit(
+            torch.cat([self._pooled(self._states(part)) for part in inputs.split(1024)])
+        )

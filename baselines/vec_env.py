@@ -1,7 +1,7 @@
 """A batch of Problems as the VecEnv that stable-baselines3 trains on.
 
-Where ``DummyVecEnv`` steps its environments one by one, here all lanes are one batch of torch work. Episode statistics are
-in the infos already, so no ``VecMonitor`` is needed around it.
+Where ``DummyVecEnv`` steps its environments one by one, here all lanes are one batch of torch work.
+Episode statistics are in the infos already, so no ``VecMonitor`` is needed around it.
 """
 
 from __future__ import annotations
@@ -22,38 +22,55 @@ from ..envs.env import ProblemVectorEnv, as_env, problem_of
 class ProblemVecEnv(VecEnv):
     """``num_envs`` copies of a Problem for stable-baselines3.
 
-    The infos of a lane are empty until its episode ends; then they hold ``terminal_observation``, ``TimeLimit.truncated``
-    (False: the horizon is a true end) and ``episode``: return ``r``, length ``l``, seconds ``t`` as ``Monitor`` counts them,
-    and the return's two parts, ``reward`` and ``kl`` (``r = reward - temperature * kl``).
+    The infos of a lane are empty until its episode ends; then they hold ``terminal_observation``,
+    ``TimeLimit.truncated`` (False: the horizon is a true end) and ``episode``: return ``r``, length
+    ``l``, seconds ``t`` as ``Monitor`` counts them, and the return's two parts, ``reward`` and
+    ``kl`` (``r = reward - temperature * kl``).
 
     Args:
-        env: a Problem, a registered id, or an environment, whose problem and action bound are taken (wrappers around it
-            are not).
+        env: a Problem, a registered id, or an environment, whose problem and action bound are taken
+            (wrappers around it are not).
         num_envs: number of lanes.
         action_bound: largest control in any coordinate; the environment's own if absent.
-        render_mode: ``None`` or ``"rgb_array"`` (all lanes tiled into one picture); the environment's own if absent.
+        render_mode: ``None`` or ``"rgb_array"`` (all lanes tiled into one picture); the
+            environment's own if absent.
     """
 
-    def __init__(self, env: Any, num_envs: int = 16, action_bound: float | None = None, render_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        env: Any,
+        num_envs: int = 16,
+        action_bound: float | None = None,
+        render_mode: str | None = None,
+    ) -> None:
         env = as_env(env)
         self.problem = problem_of(env)
         shell = env.get_attr("unwrapped")[0] if isinstance(env, VecEnv) else env.unwrapped
         bound = shell.action_bound if action_bound is None else action_bound
         mode = shell.render_mode if render_mode is None else render_mode
         self._lanes = ProblemVectorEnv(
-            self.problem, num_envs, bound, autoreset_mode="same_step", tensors=True, render_mode=mode
+            self.problem,
+            num_envs,
+            bound,
+            autoreset_mode="same_step",
+            tensors=True,
+            render_mode=mode,
         )
         self._actions: np.ndarray | None = None
         self._start = time.perf_counter()
         self._clear()
-        super().__init__(num_envs, self._lanes.single_observation_space, self._lanes.single_action_space)
+        super().__init__(
+            num_envs, self._lanes.single_observation_space, self._lanes.single_action_space
+        )
 
     def _clear(self) -> None:
         """Forget the statistics of the present episode."""
         self._reward = self._kl = self._return = 0.0
 
     def reset(self) -> np.ndarray:
-        """First observations ``(num_envs, state size + 1)``; the seed given to ``seed`` is used once."""
+        """First observations ``(num_envs, state size + 1)``; the seed given to ``seed`` is used
+        once.
+        """
         observation, _ = self._lanes.reset(seed=self._seeds[0])
         self._reset_seeds()
         self._reset_options()
@@ -65,7 +82,9 @@ class ProblemVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Observations, rewards and dones, all fresh float32 arrays (SB3 writes into rewards), and one info dict a lane."""
+        """Observations, rewards and dones, all fresh float32 arrays (SB3 writes into rewards), and
+        one info dict a lane.
+        """
         observation, reward, terminated, _, info = self._lanes.step(self._actions)
         # not in place: SB3 and the infos may hold the tensors that these sums began with
         self._return = self._return + reward
@@ -106,18 +125,27 @@ class ProblemVecEnv(VecEnv):
         return [getattr(self._lanes, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of all lanes; they share it, so ``indices`` must name every lane or be absent."""
+        """Set an attribute of all lanes; they share it, so ``indices`` must name every lane or be
+        absent.
+        """
         if len(set(self._get_indices(indices))) != self.num_envs:
-            raise ValueError(f"indices must be None: the {self.num_envs} lanes share their attributes; got {indices!r}")
+            raise ValueError(
+                f"indices must be None: the {self.num_envs} lanes share their attributes; got"
+                f" {indices!r}"
+            )
         setattr(self._lanes, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
         """Call a method of the batch once; its result is listed once for each index."""
         result = getattr(self._lanes, method_name)(*method_args, **method_kwargs)
         return [result] * len(list(self._get_indices(indices)))
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """True for ``Monitor`` alone: its episode statistics are in the infos, as SB3's evaluation wants to know."""
+        """True for ``Monitor`` alone: its episode statistics are in the infos, as SB3's evaluation
+        wants to know.
+        """
         return [wrapper_class is Monitor] * len(list(self._get_indices(indices)))
 
 

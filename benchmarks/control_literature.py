@@ -1,13 +1,16 @@
-"""Linear classes and the network on the test problems of the stochastic-control literature, whose optimal controls are known.
+"""Linear classes and the network on the test problems of the stochastic-control literature, whose
+optimal controls are known.
 
-    python benchmarks/control_literature.py            --quick: a minute's worth, to see that it works
+    python benchmarks/control_literature.py            --quick: a minute's worth, to see that it
+        works
     python benchmarks/control_literature.py report
 
-Measured is ``control_error``, ``sum_k E|a_k - a*_k|^2 / sum_k E|a*_k|^2`` along paths of the optimum: 0 is the optimum, 1 no
-control at all. Beside it: CPU seconds of one thread, simulation included; wall-clock seconds of two threads that each linear
-class takes for 2,000 recorded trajectories of 50 steps, model selection included (an upper bound where the machine does other
-things); and the peak memory of a fit of a million streamed trajectories.
-Every agent acts in a box of 2.5 standard deviations, which holds every optimal control (the default, 1, does not in the
+Measured is ``control_error``, ``sum_k E|a_k - a*_k|^2 / sum_k E|a*_k|^2`` along paths of the
+optimum: 0 is the optimum, 1 no control at all. Beside it: CPU seconds of one thread, simulation
+included; wall-clock seconds of two threads that each linear class takes for 2,000 recorded
+trajectories of 50 steps, model selection included (an upper bound where the machine does other
+things); and the peak memory of a fit of a million streamed trajectories. Every agent acts in a box
+of 2.5 standard deviations, which holds every optimal control (the default, 1, does not in the
 double well).
 
 Killed and started again, it makes what is missing and repeats no finished job.
@@ -73,9 +76,13 @@ class Case:
 
 
 def arbitrary(seed: int, dimension: int = 20) -> dict[str, Any]:
-    """Arguments of ``LinearQuadratic.ornstein_uhlenbeck``: matrices, initial law, costs and horizon, all drawn by ``seed``."""
+    """Arguments of ``LinearQuadratic.ornstein_uhlenbeck``: matrices, initial law, costs and
+    horizon, all drawn by ``seed``.
+    """
     generator = torch.Generator().manual_seed(seed)
-    drift, control, running, terminal = torch.randn(4, dimension, dimension, generator=generator, dtype=torch.float64)
+    drift, control, running, terminal = torch.randn(
+        4, dimension, dimension, generator=generator, dtype=torch.float64
+    )
     offset, target, mean = 0.5 * torch.randn(3, dimension, generator=generator, dtype=torch.float64)
     eye = torch.eye(dimension, dtype=torch.float64)
     return {
@@ -95,7 +102,8 @@ def arbitrary(seed: int, dimension: int = 20) -> dict[str, Any]:
 HARD = {"drift_matrix": 1.0, "running_matrix": 2.0, "terminal_matrix": 1.0}
 ADAPTIVE = {"policy": "PolynomialPolicy", "n_uncontrolled": 1000, "n_trajectories": 1000}
 NETWORK = {"policy": "MlpPolicy", "n_uncontrolled": 500, "n_trajectories": 500}
-#: Sums of powers of single coordinates, each step's weights its own; the gradient's mean over noise, as steps are coarse.
+#: Sums of powers of single coordinates, each step's weights its own; the gradient's mean over
+#: noise, as steps are coarse.
 SEPARABLE = {"degree": 8, "interaction": 1, "times": None, "draws": 2, "iterations": 5}
 EXPLORING = {
     "policy": "PolynomialPolicy",
@@ -107,21 +115,36 @@ EXPLORING = {
 FINER = {"policy_kwargs": {**SEPARABLE, "draws": 4, "iterations": 6}}
 CASES: dict[str, Case] = {
     "chain, observed": Case(
-        "LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy", "lookahead": "observed"}, recorded=True
+        "LinearQuadratic",
+        1e-4,
+        10_000,
+        {"policy": "PolynomialPolicy", "lookahead": "observed"},
+        recorded=True,
     ),
-    "chain, default": Case("LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy"}, recorded=True),
+    "chain, default": Case(
+        "LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy"}, recorded=True
+    ),
     "chain, fresh, 4 pairs": Case(
-        "LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy", "lookahead": "fresh", "draws": 4}, recorded=True
+        "LinearQuadratic",
+        1e-4,
+        10_000,
+        {"policy": "PolynomialPolicy", "lookahead": "fresh", "draws": 4},
+        recorded=True,
     ),
     "quadratic, easy": Case("OrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
     "quadratic, hard": Case("OrnsteinUhlenbeck", 1e-3, 8000, ADAPTIVE, env_kwargs=HARD),
     **{
-        f"quadratic, arbitrary {i}": Case("OrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE, env_kwargs=arbitrary(i)) for i in (1, 2, 3)
+        f"quadratic, arbitrary {i}": Case(
+            "OrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE, env_kwargs=arbitrary(i)
+        )
+        for i in (1, 2, 3)
     },
     "linear": Case("LinearOrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
     "double well": Case("DoubleWell", 0.1, 2400, EXPLORING),
     "double well, 4 pairs": Case("DoubleWell", 0.1, 2400, {**EXPLORING, **FINER}),
-    "double well, ridge given, 4 pairs": Case("DoubleWell", 0.1, 2400, {**EXPLORING, **FINER, "ridge": 1e-6}),
+    "double well, ridge given, 4 pairs": Case(
+        "DoubleWell", 0.1, 2400, {**EXPLORING, **FINER, "ridge": 1e-6}
+    ),
     "quadratic, easy, network": Case("OrnsteinUhlenbeck", 2e-2, 20_000, NETWORK),
 }
 CLASSES = ("PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy")
@@ -146,7 +169,9 @@ def jobs(seeds: int = 5) -> list[Job]:
     """Every case's first seed, then the others."""
     out = [Job("error", name, seed) for seed in range(seeds) for name in CASES]
     return (
-        out + [Job("seconds", name, seed) for name in CLASSES for seed in range(seeds)] + [Job("memory", "PolynomialPolicy", 0)]
+        out
+        + [Job("seconds", name, seed) for name in CLASSES for seed in range(seeds)]
+        + [Job("memory", "PolynomialPolicy", 0)]
     )
 
 
@@ -164,12 +189,18 @@ def execute(job: Job, divide: int = 1) -> dict[str, float]:
     start = clock()
     if case.recorded:
         with torch.no_grad():
-            paths = rollout(problem, None, n, torch.Generator().manual_seed(1_000_003 * (job.seed + 1)))
+            paths = rollout(
+                problem, None, n, torch.Generator().manual_seed(1_000_003 * (job.seed + 1))
+            )
         start = clock()
         model = PDE(env=wide(problem), seed=job.seed, device="cpu", **arguments).fit(paths)
     else:
-        sizes = {name: max(2, arguments[name] // divide) for name in ("n_uncontrolled", "n_trajectories")}
-        model = PDE(env=wide(problem), seed=job.seed, device="cpu", **{**arguments, **sizes}).learn(n * problem.horizon)
+        sizes = {
+            name: max(2, arguments[name] // divide) for name in ("n_uncontrolled", "n_trajectories")
+        }
+        model = PDE(env=wide(problem), seed=job.seed, device="cpu", **{**arguments, **sizes}).learn(
+            n * problem.horizon
+        )
     seconds = round(clock() - start, 2)
     torch.set_num_threads(1)
     with torch.no_grad():
@@ -184,7 +215,9 @@ def wide(problem: Problem) -> ProblemEnv:
 
 
 def peak_memory(policy: str, n: int) -> dict[str, float]:
-    """Largest resident set (MB) of this process, and CPU seconds, of a fit of ``n`` streamed trajectories of 10 steps."""
+    """Largest resident set (MB) of this process, and CPU seconds, of a fit of ``n`` streamed
+    trajectories of 10 steps.
+    """
     torch.set_num_threads(1)
     start, problem = time.process_time(), LinearQuadratic.damped_rotation(2, steps=10)
     PDE(policy, problem, seed=0, device="cpu").fit(SimulatedPaths(problem, n, seed=1))
@@ -192,14 +225,17 @@ def peak_memory(policy: str, n: int) -> dict[str, float]:
     return {"megabytes": round(megabytes), "seconds": round(time.process_time() - start, 1)}
 
 
-def run(names: tuple[str, ...] = (), seeds: int = 5, quick: bool = False, out: Path | None = None) -> None:
+def run(
+    names: tuple[str, ...] = (), seeds: int = 5, quick: bool = False, out: Path | None = None
+) -> None:
     """Make the jobs that are missing; each is one line of ``rows.jsonl`` as soon as it is done.
 
     Args:
         names: of cases and classes; all if absent.
         seeds: of each.
         quick: 20 times fewer trajectories, one seed.
-        out: folder; ``benchmarks/results/control_literature``, or ``runs/control_literature_quick`` if quick.
+        out: folder; ``benchmarks/results/control_literature``, or ``runs/control_literature_quick``
+            if quick.
     """
     unknown = sorted(set(names) - set(CASES) - set(CLASSES))
     if unknown:
@@ -215,13 +251,19 @@ def run(names: tuple[str, ...] = (), seeds: int = 5, quick: bool = False, out: P
     command = f"python benchmarks/control_literature.py {shlex.join(sys.argv[1:])}".strip()
     for number, job in enumerate(todo, 1):
         row = execute(job, 20 if quick else 1)
-        made = {"command": command, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **provenance()}
+        made = {
+            "command": command,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **provenance(),
+        }
         append(out / ROWS, {"job": vars(job), "row": row, **made})
         figures = ", ".join(f"{name} {value:.3g}" for name, value in row.items())
-        print(f"[{number}/{len(todo)}] {job.kind} {job.name} seed {job.seed}: {figures}", flush=True)
+        print(
+            f"[{number}/{len(todo)}] {job.kind} {job.name} seed {job.seed}: {figures}", flush=True
+        )
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- report
 
 
 def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -229,7 +271,11 @@ def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     targets = {"seconds": 5.0, "megabytes": 2000.0}
     entries = []
     for kind, name in dict.fromkeys((line["job"]["kind"], line["job"]["name"]) for line in lines):
-        rows = [line["row"] for line in lines if (line["job"]["kind"], line["job"]["name"]) == (kind, name)]
+        rows = [
+            line["row"]
+            for line in lines
+            if (line["job"]["kind"], line["job"]["name"]) == (kind, name)
+        ]
         measure = "megabytes" if kind == "memory" else kind
         values = [row[measure] for row in rows]
         target = CASES[name].target if kind == "error" else targets[measure]
@@ -238,7 +284,13 @@ def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "kind": kind,
                 "name": name,
                 "seeds": len(rows),
-                "trajectories": CASES[name].trajectories if kind == "error" else MILLION if kind == "memory" else 2000,
+                "trajectories": (
+                    CASES[name].trajectories
+                    if kind == "error"
+                    else MILLION
+                    if kind == "memory"
+                    else 2000
+                ),
                 "target": target,
                 "median": statistics.median(values),
                 "worst": max(values),
@@ -247,14 +299,22 @@ def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
             }
         )
     commands = sorted({line["command"] for line in lines})
-    return {"entries": entries, "commands": commands, "versions": lines[-1]["versions"], "hardware": lines[-1]["hardware"]}
+    return {
+        "entries": entries,
+        "commands": commands,
+        "versions": lines[-1]["versions"],
+        "hardware": lines[-1]["hardware"],
+    }
 
 
 def markdown(summary: dict[str, Any]) -> str:
     """The tables."""
     titles = {
         "error": "Relative squared error of the control along paths of the optimum (no control: 1)",
-        "seconds": "Wall-clock seconds of two threads for 2,000 recorded trajectories of 50 steps, model selection included",
+        "seconds": (
+            "Wall-clock seconds of two threads for 2,000 recorded trajectories of 50 steps, model"
+            " selection included"
+        ),
         "memory": "Peak memory (MB), trajectories of 10 steps streamed",
     }
     text = ["# Test problems of the stochastic-control literature", ""]
@@ -264,13 +324,20 @@ def markdown(summary: dict[str, Any]) -> str:
             text += [
                 f"{title}:",
                 "",
-                f"| | trajectories | seeds | target | median | worst | {'' if kind == 'seconds' else 'CPU '}seconds | met |",
+                (
+                    "| | trajectories | seeds | target | median | worst |"
+                    f" {'' if kind == 'seconds' else 'CPU '}seconds | met |"
+                ),
                 "| --- " * 8 + "|",
             ]
             for e in entries:
-                numbers = f"{e['target']:g} | {e['median']:.2g} | {e['worst']:.2g} | {e['cpu_seconds']:.1f}"
+                numbers = (
+                    f"{e['target']:g} | {e['median']:.2g} | {e['worst']:.2g} |"
+                    f" {e['cpu_seconds']:.1f}"
+                )
                 text.append(
-                    f"| {e['name']} | {e['trajectories']:,} | {e['seeds']} | {numbers} | {'yes' if e['met'] else 'no'} |"
+                    f"| {e['name']} | {e['trajectories']:,} | {e['seeds']} | {numbers} |"
+                    f" {'yes' if e['met'] else 'no'} |"
                 )
             text.append("")
     text += ["Made by " + ", ".join(f"`{command}`" for command in summary["commands"]) + ".", ""]

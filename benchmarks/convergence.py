@@ -1,16 +1,21 @@
-"""How fast does policy iteration converge? Measured contraction against that of the theory, the truth in closed form.
+"""How fast does policy iteration converge? Measured contraction against that of the theory, the
+truth in closed form.
 
-    python benchmarks/convergence.py [--parts quadratics mixtures refinement]      what is missing, then the report
+    python benchmarks/convergence.py [--parts quadratics mixtures refinement]      what is missing,
+        then the report
     python benchmarks/convergence.py report
 
-A part is a function that yields named lines of numbers and a function that draws them; each line is kept in ``rows.jsonl`` as
-soon as it is made, and never made twice. To add a part, add it to ``PARTS``.
+A part is a function that yields named lines of numbers and a function that draws them; each line is
+kept in ``rows.jsonl`` as soon as it is made, and never made twice. To add a part, add it to
+``PARTS``.
 
-* ``quadratics``: linear-quadratic chains in one and four dimensions. With V_{k+1} fixed, inner iterates change by at most the
-  factor lambda_k each time, in one dimension by exactly that. The error with m_k = m falls like the m-th power of the largest.
-* ``mixtures``: two and three modes on a line, rewarded linearly, by dynamic programming on a grid; lambda_k from measured
-  gradients of V_{k+1}, and from certified constants.
-* ``refinement``: Euler-Maruyama chains of a linear-quadratic diffusion against the limit of Han et al., eq. (78)-(79).
+* ``quadratics``: linear-quadratic chains in one and four dimensions. With V_{k+1} fixed, inner
+  iterates change by at most the factor lambda_k each time, in one dimension by exactly that. The
+  error with m_k = m falls like the m-th power of the largest.
+* ``mixtures``: two and three modes on a line, rewarded linearly, by dynamic programming on a grid;
+  lambda_k from measured gradients of V_{k+1}, and from certified constants.
+* ``refinement``: Euler-Maruyama chains of a linear-quadratic diffusion against the limit of Han et
+  al., eq. (78)-(79).
 """
 
 from __future__ import annotations
@@ -29,7 +34,11 @@ from torch import Tensor
 
 from girsanov.agents.pi_ft.exact import grid_of, iterate_quadratics, riccati_limit
 from girsanov.agents.pi_ft.lipschitz import mixture_chain
-from girsanov.agents.pi_ft.regularity import iterate_regularity, quadratic_contraction, smallest_temperature
+from girsanov.agents.pi_ft.regularity import (
+    iterate_regularity,
+    quadratic_contraction,
+    smallest_temperature,
+)
 from girsanov.envs.diffusion.denoising import Schedule
 from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture, QuadraticReward
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
@@ -52,12 +61,12 @@ class Part(NamedTuple):
     table: Callable[[dict[str, Row]], list[str]]
 
 
-# --- linear-quadratic chains ------------------------------------------------------------------------------------------
+# --- linear-quadratic chains
 
 
 def quadratic_chain(dimension: int, temperature: float) -> LinearQuadratic:
-    """One dimension: a line of long steps. Four: ``girsanov/LinearQuadratic-v0`` with a tenth of its steps, each ten times as
-    long, so that lambda is not negligible.
+    """One dimension: a line of long steps. Four: ``girsanov/LinearQuadratic-v0`` with a tenth of
+    its steps, each ten times as long, so that lambda is not negligible.
     """
     if dimension == 1:
         return LinearQuadratic(
@@ -71,13 +80,18 @@ def quadratic_chain(dimension: int, temperature: float) -> LinearQuadratic:
             temperature=temperature,
             **DOUBLE,
         )
-    return LinearQuadratic.damped_rotation(dimension, steps=5, temperature=temperature).to(dtype=torch.float64)
+    return LinearQuadratic.damped_rotation(dimension, steps=5, temperature=temperature).to(
+        dtype=torch.float64
+    )
 
 
 def quadratic_jobs() -> Iterator[tuple[str, Callable[[], Row]]]:
     for dimension in (1, 4):
         for temperature in (0.4, 0.8, 1.6, 3.2):
-            yield f"d{dimension} beta{temperature:g}", lambda d=dimension, b=temperature: quadratic_row(d, b)
+            yield (
+                f"d{dimension} beta{temperature:g}",
+                lambda d=dimension, b=temperature: quadratic_row(d, b),
+            )
 
 
 def quadratic_row(dimension: int, temperature: float) -> Row:
@@ -86,11 +100,21 @@ def quadratic_row(dimension: int, temperature: float) -> Row:
     pairs = []
     for k, (gain, shift) in enumerate(found.inner):
         change = torch.linalg.matrix_norm(torch.cat([gain, shift[..., None]], 2).diff(dim=0), 2)
-        pairs += [[float(found.contraction[k]), float(f)] for f in (change[1:] / change[:-1])[change[1:] > 1e-11]]
+        pairs += [
+            [float(found.contraction[k]), float(f)]
+            for f in (change[1:] / change[:-1])[change[1:] > 1e-11]
+        ]
     errors = []
     for m in range(16):
         outer = iterate_quadratics(problem, m)
-        off = [torch.cat([(outer.gain - problem.solution.gain).flatten(), (outer.shift - problem.solution.shift).flatten()])]
+        off = [
+            torch.cat(
+                [
+                    (outer.gain - problem.solution.gain).flatten(),
+                    (outer.shift - problem.solution.shift).flatten(),
+                ]
+            )
+        ]
         errors.append(float(off[0].norm()))
     excess = max(measured / predicted for predicted, measured in pairs)
     return {
@@ -111,7 +135,7 @@ def measured_rate(errors: Sequence[float], floor: float = 1e-11) -> float:
     return (kept[-1] / kept[0]) ** (1 / (len(kept) - 1))
 
 
-# --- mixtures ---------------------------------------------------------------------------------------------------------
+# --- mixtures
 
 
 MODES = {"two modes": ([[-1.0], [1.0]], 0.4), "three modes": ([[-1.2], [0.1], [1.0]], 0.4)}
@@ -120,7 +144,10 @@ MODES = {"two modes": ([[-1.0], [1.0]], 0.4), "three modes": ([[-1.2], [0.1], [1
 def mixture_jobs() -> Iterator[tuple[str, Callable[[], Row]]]:
     for modes in MODES:
         for multiple in (1.0, 2.0, 4.0):
-            yield f"{modes} x{multiple:g}", lambda modes=modes, multiple=multiple: mixture_row(modes, multiple)
+            yield (
+                f"{modes} x{multiple:g}",
+                lambda modes=modes, multiple=multiple: mixture_row(modes, multiple),
+            )
 
 
 def mixture_row(modes: str, multiple: float) -> Row:
@@ -146,12 +173,23 @@ def mixture_row(modes: str, multiple: float) -> Row:
     errors = []
     for m in range(8):
         outer = grid_of(problem, m, **settings)
-        errors.append(max(float((a[-1] - b[-1])[inside].abs().max()) for a, b in zip(outer.inner, optimum.inner, strict=True)))
+        errors.append(
+            max(
+                float((a[-1] - b[-1])[inside].abs().max())
+                for a, b in zip(outer.inner, optimum.inner, strict=True)
+            )
+        )
     rates = {"certified_rate": float(certified.max()), "local_rate": max(s[1] for s in steps)}
-    return {"temperature": beta, **rates, "measured_rate": measured_rate(errors, 1e-9), "steps": steps, "errors": errors}
+    return {
+        "temperature": beta,
+        **rates,
+        "measured_rate": measured_rate(errors, 1e-9),
+        "steps": steps,
+        "errors": errors,
+    }
 
 
-# --- refinement -------------------------------------------------------------------------------------------------------
+# --- refinement
 
 
 def refinement_jobs() -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -160,43 +198,83 @@ def refinement_jobs() -> Iterator[tuple[str, Callable[[], Row]]]:
 
 
 def refinement_row(steps: int) -> Row:
-    A, G = torch.tensor([[-0.5, 1.0], [-1.0, 0.2]], **DOUBLE), torch.tensor([[0.3], [1.0]], **DOUBLE)
-    R, Q = torch.diag(torch.tensor([0.5, 0.1], **DOUBLE)), torch.diag(torch.tensor([1.0, 0.5], **DOUBLE))
+    A, G = (
+        torch.tensor([[-0.5, 1.0], [-1.0, 0.2]], **DOUBLE),
+        torch.tensor([[0.3], [1.0]], **DOUBLE),
+    )
+    R, Q = (
+        torch.diag(torch.tensor([0.5, 0.1], **DOUBLE)),
+        torch.diag(torch.tensor([1.0, 0.5], **DOUBLE)),
+    )
     c, q, slope = (torch.tensor(v, **DOUBLE) for v in ([0.1, -0.2], [0.3, 0.0], [1.0, -0.5]))
-    rest: dict[str, Any] = {"offset": c, "running_slope": q, "terminal_slope": slope, "temperature": 0.8}
+    rest: dict[str, Any] = {
+        "offset": c,
+        "running_slope": q,
+        "terminal_slope": slope,
+        "temperature": 0.8,
+    }
     matrices = {"drift_matrix": A, "control_matrix": G, "running_matrix": R, "terminal_matrix": Q}
     limit = riccati_limit(**matrices, **rest, duration=1.0)
     size = 1 / steps
-    chain = LinearQuadratic.ornstein_uhlenbeck(2, **matrices, **rest, steps=steps, step_size=size, **DOUBLE)
+    chain = LinearQuadratic.ornstein_uhlenbeck(
+        2, **matrices, **rest, steps=steps, step_size=size, **DOUBLE
+    )
     found = iterate_quadratics(chain, 25)
 
     def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-        return math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True)))
+        return math.sqrt(
+            sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True))
+        )
 
     control = (found.gain[0] / math.sqrt(size), found.shift[0] / math.sqrt(size))
     value = (found.matrix[0], found.slope[0], found.constant[0])
-    return {"step": size, "value": distance(value, limit[:3]), "control": distance(control, limit[3:])}
+    return {
+        "step": size,
+        "value": distance(value, limit[:3]),
+        "control": distance(control, limit[3:]),
+    }
 
 
 def order(points: Sequence[tuple[float, float]]) -> float:
     """Of the line through the points on logarithmic axes."""
-    x, y = (torch.tensor([math.log(v) for v in column], **DOUBLE) for column in zip(*points, strict=True))
+    x, y = (
+        torch.tensor([math.log(v) for v in column], **DOUBLE)
+        for column in zip(*points, strict=True)
+    )
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- report
 
 
 def draw_quadratics(figure: Any, rows: dict[str, Row]) -> None:
     factors, errors = figure.subplots(1, 2)
     for i, (name, row) in enumerate(rows.items()):
         marker = "o" if row["dimension"] == 1 else "x"
-        factors.plot(*zip(*row["pairs"], strict=True), marker, markersize=4, color=f"C{i % 4}", label=name)
+        factors.plot(
+            *zip(*row["pairs"], strict=True), marker, markersize=4, color=f"C{i % 4}", label=name
+        )
         style = "-" if row["dimension"] == 1 else "--"
-        errors.plot([e if e > 1e-13 else math.nan for e in row["errors"]], style, color=f"C{i % 4}", label=name)
+        errors.plot(
+            [e if e > 1e-13 else math.nan for e in row["errors"]],
+            style,
+            color=f"C{i % 4}",
+            label=name,
+        )
     factors.axline((0.01, 0.01), slope=1, color="0.5", linewidth=1)
-    factors.set(xscale="log", yscale="log", xlabel="lambda_k", ylabel="measured factor", title="each inner iteration")
-    errors.set(yscale="log", xlabel="m_k = m", ylabel="distance of the control from Riccati's", title="Algorithm 1")
+    factors.set(
+        xscale="log",
+        yscale="log",
+        xlabel="lambda_k",
+        ylabel="measured factor",
+        title="each inner iteration",
+    )
+    errors.set(
+        yscale="log",
+        xlabel="m_k = m",
+        ylabel="distance of the control from Riccati's",
+        title="Algorithm 1",
+    )
     factors.legend(fontsize=7)
 
 
@@ -204,11 +282,24 @@ def draw_mixtures(figure: Any, rows: dict[str, Row]) -> None:
     factors, errors = figure.subplots(1, 2)
     for i, (name, row) in enumerate(rows.items()):
         steps = [s for s in row["steps"] if s[2] > 0]
-        factors.plot([s[1] for s in steps], [s[2] for s in steps], "o", color=f"C{i}", label=f"{name}, measured gradient")
+        factors.plot(
+            [s[1] for s in steps],
+            [s[2] for s in steps],
+            "o",
+            color=f"C{i}",
+            label=f"{name}, measured gradient",
+        )
         factors.plot([s[0] for s in steps], [s[2] for s in steps], "x", color=f"C{i}")
-        errors.plot([e if e > 1e-10 else math.nan for e in row["errors"]], color=f"C{i}", label=name)
+        errors.plot(
+            [e if e > 1e-10 else math.nan for e in row["errors"]], color=f"C{i}", label=name
+        )
     factors.axline((0.01, 0.01), slope=1, color="0.5", linewidth=1)
-    factors.set(xscale="log", yscale="log", xlabel="lambda_k (x: certified)", ylabel="largest measured factor")
+    factors.set(
+        xscale="log",
+        yscale="log",
+        xlabel="lambda_k (x: certified)",
+        ylabel="largest measured factor",
+    )
     errors.set(yscale="log", xlabel="m_k = m", ylabel="largest error of the control")
     factors.legend(fontsize=7)
 
@@ -217,27 +308,59 @@ def draw_refinement(figure: Any, rows: dict[str, Row]) -> None:
     axes = figure.subplots()
     for measure in ("value", "control"):
         points = [(row["step"], row[measure]) for row in rows.values()]
-        axes.plot(*zip(*points, strict=True), marker="o", label=f"{measure}: slope {order(points):.3f}")
-    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="distance from the limit at time 0", title="Euler-Maruyama")
+        axes.plot(
+            *zip(*points, strict=True), marker="o", label=f"{measure}: slope {order(points):.3f}"
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="step",
+        ylabel="distance from the limit at time 0",
+        title="Euler-Maruyama",
+    )
     axes.legend()
 
 
 def quadratic_table(rows: dict[str, Row]) -> list[str]:
-    head = ["| chain | largest lambda_k | rate of the error | measured / lambda_k, smallest | largest |", "|" + " --- |" * 5]
+    head = [
+        (
+            "| chain | largest lambda_k | rate of the error | measured / lambda_k, smallest |"
+            " largest |"
+        ),
+        "|" + " --- |" * 5,
+    ]
     cells = ("rate", "measured_rate", "smallest_ratio", "largest_ratio")
-    return [*head, *(f"| {name} | " + " | ".join(f"{row[c]:.4g}" for c in cells) + " |" for name, row in rows.items())]
+    return [
+        *head,
+        *(
+            f"| {name} | " + " | ".join(f"{row[c]:.4g}" for c in cells) + " |"
+            for name, row in rows.items()
+        ),
+    ]
 
 
 def mixture_table(rows: dict[str, Row]) -> list[str]:
-    head = ["| mixture, multiple of the certified temperature | beta | certified | measured gradient | rate of the error |"]
+    head = [
+        "| mixture, multiple of the certified temperature | beta | certified | measured gradient |"
+        " rate of the error |"
+    ]
     cells = ("temperature", "certified_rate", "local_rate", "measured_rate")
-    body = [f"| {name} | " + " | ".join(f"{row[c]:.4g}" for c in cells) + " |" for name, row in rows.items()]
+    body = [
+        f"| {name} | " + " | ".join(f"{row[c]:.4g}" for c in cells) + " |"
+        for name, row in rows.items()
+    ]
     return [*head, "|" + " --- |" * 5, *body]
 
 
 def refinement_table(rows: dict[str, Row]) -> list[str]:
-    orders = {m: order([(row["step"], row[m]) for row in rows.values()]) for m in ("value", "control")}
-    return ["Order of the error in the step: " + ", ".join(f"{m} {found:.3f}" for m, found in orders.items()) + "."]
+    orders = {
+        m: order([(row["step"], row[m]) for row in rows.values()]) for m in ("value", "control")
+    }
+    return [
+        "Order of the error in the step: "
+        + ", ".join(f"{m} {found:.3f}" for m, found in orders.items())
+        + "."
+    ]
 
 
 PARTS: dict[str, Part] = {
@@ -255,7 +378,9 @@ def read(out: Path) -> dict[str, dict[str, Row]]:
     return found
 
 
-def run(parts: tuple[PartName, ...] = ("quadratics", "mixtures", "refinement"), out: Path = RESULTS) -> None:
+def run(
+    parts: tuple[PartName, ...] = ("quadratics", "mixtures", "refinement"), out: Path = RESULTS
+) -> None:
     """Make the lines that are missing, then the report.
 
     Args:

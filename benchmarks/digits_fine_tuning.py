@@ -1,30 +1,35 @@
-"""PI-FT on real digits: against DPOK, DDPO, adjoint matching, PPO and SAC at equal cost, and the paper's Figures 1 and 3.
+"""PI-FT on real digits: against DPOK, DDPO, adjoint matching, PPO and SAC at equal cost, and the
+paper's Figures 1 and 3.
 
-    python benchmarks/digits_fine_tuning.py                              # everything; killed and started again it goes on
+    python benchmarks/digits_fine_tuning.py                              # everything; killed and
+        started again it goes on
     python benchmarks/digits_fine_tuning.py --parts betas --seeds 0 1
     python benchmarks/digits_fine_tuning.py report
 
-girsanov/Digits-v0; PI-FT is its ``PathwisePolicy``, one step up the gradient of 10 fresh paths an iteration. Parts:
+girsanov/Digits-v0; PI-FT is its ``PathwisePolicy``, one step up the gradient of 10 fresh paths an
+iteration. Parts:
 
-* ``queries``: every method for 2,000 reward queries, hence 100,000 environment steps, at beta 0.3, where the bound is
-  certified.
-* ``seconds``: each cheaper method again, with as many queries as make it as expensive as PI-FT was, by the CPU seconds of
-  their seeds 0.
-* ``betas``: Figure 3 of Han, Razaviyayn and Xu (2025): gradient norm, reward and KL against iterations for five temperatures,
-  at a constant learning rate.
-* ``betas-slow``, ``betas-many``: the same at a quarter of that rate, and with 50 paths an iteration. They were added after runs
-  of the parts before them, in which the noise of 10 paths drowned the differences that were looked for.
-* ``paper``: their Figure 1 at their costs: 1,000 rounds of sampling and 10,000 gradient steps for DPOK, 1,000 gradient steps
-  for PI-FT, 10 paths each: 10,000 reward queries both.
+* ``queries``: every method for 2,000 reward queries, hence 100,000 environment steps, at beta 0.3,
+  where the bound is certified.
+* ``seconds``: each cheaper method again, with as many queries as make it as expensive as PI-FT was,
+  by the CPU seconds of their seeds 0.
+* ``betas``: Figure 3 of Han, Razaviyayn and Xu (2025): gradient norm, reward and KL against
+  iterations for five temperatures, at a constant learning rate.
+* ``betas-slow``, ``betas-many``: the same at a quarter of that rate, and with 50 paths an
+  iteration. They were added after runs of the parts before them, in which the noise of 10 paths
+  drowned the differences that were looked for.
+* ``paper``: their Figure 1 at their costs: 1,000 rounds of sampling and 10,000 gradient steps for
+  DPOK, 1,000 gradient steps for PI-FT, 10 paths each: 10,000 reward queries both.
 
-When has a run of these converged? Two answers, both laid down before the first run. As a policy: when the running means (of 3
-evaluations: 30 iterations, or 12) of reward and KL are, and stay, within 10% of the total change of the last one. In what it
-is worth: when that of the objective is, and stays, within 5% of its total gain. A third was added after the runs of ``betas``,
-as both measure each temperature by a yardstick of its own: when the running mean of the KL is, and stays, within one nat of the
-last.
+When has a run of these converged? Two answers, both laid down before the first run. As a policy:
+when the running means (of 3 evaluations: 30 iterations, or 12) of reward and KL are, and stay,
+within 10% of the total change of the last one. In what it is worth: when that of the objective is,
+and stays, within 5% of its total gain. A third was added after the runs of ``betas``, as both
+measure each temperature by a yardstick of its own: when the running mean of the KL is, and stays,
+within one nat of the last.
 
-The baselines have the settings of ``baselines/hyperparameters.py``. All policies are measured on the same fresh noises.
-Seconds are CPU seconds of one thread in training, evaluation left out.
+The baselines have the settings of ``baselines/hyperparameters.py``. All policies are measured on
+the same fresh noises. Seconds are CPU seconds of one thread in training, evaluation left out.
 """
 
 from __future__ import annotations
@@ -87,8 +92,12 @@ class Sweep(NamedTuple):
 
 SWEEPS = {
     "betas": Sweep("figure3", "the default learning rate"),
-    "betas-slow": Sweep("figure3_slow", "a quarter of the default learning rate", settings={"learning_rate": SLOW}),
-    "betas-many": Sweep("figure3_many", "the default learning rate", 100, 50, 4, {"n_trajectories": 50}),
+    "betas-slow": Sweep(
+        "figure3_slow", "a quarter of the default learning rate", settings={"learning_rate": SLOW}
+    ),
+    "betas-many": Sweep(
+        "figure3_many", "the default learning rate", 100, 50, 4, {"n_trajectories": 50}
+    ),
 }
 
 
@@ -135,7 +144,11 @@ class Run:
         """What this part changes."""
         if self.part in SWEEPS:
             return {"anneal": False, **SWEEPS[self.part].settings}
-        return {"n_trajectories": 10, "gradient_steps": 10} if (self.part, self.agent) == ("paper", "dpok") else {}
+        return (
+            {"n_trajectories": 10, "gradient_steps": 10}
+            if (self.part, self.agent) == ("paper", "dpok")
+            else {}
+        )
 
     @property
     def points(self) -> list[int]:
@@ -152,22 +165,37 @@ def runs(part: str, seeds: Sequence[int], done: dict[str, dict[str, Any]]) -> li
         if part == "queries":
             made += [Run(part, agent, BETA, QUERIES, seed) for agent in AGENTS]
         if part == "seconds":
-            made += [Run(part, agent, BETA, queries, seed) for agent, queries in longer(done).items()]
+            made += [
+                Run(part, agent, BETA, queries, seed) for agent, queries in longer(done).items()
+            ]
         if sweep := SWEEPS.get(part):
-            made += [Run(part, "pi-ft", beta, sweep.iterations * sweep.paths, seed) for beta in reversed(BETAS)]
+            made += [
+                Run(part, "pi-ft", beta, sweep.iterations * sweep.paths, seed)
+                for beta in reversed(BETAS)
+            ]
         if part == "paper":
             made += [Run(part, agent, BETA, 10_000, seed) for agent in ("pi-ft", "dpok")]
     return made
 
 
 def longer(done: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Reward queries that cost the methods cheaper than PI-FT as many seconds, rounded up to 250, by their seed 0."""
+    """Reward queries that cost the methods cheaper than PI-FT as many seconds, rounded up to 250,
+    by their seed 0.
+    """
     first = {agent: done.get(Run("queries", agent, BETA, QUERIES, 0).name) for agent in AGENTS}
     ours = first.pop("pi-ft")
     if ours is None:
         return {}
-    ratios = {agent: ours["seconds"] / found["seconds"] for agent, found in first.items() if found is not None}
-    return {agent: 250 * math.ceil(QUERIES / 250 * ratio) for agent, ratio in ratios.items() if ratio > 1}
+    ratios = {
+        agent: ours["seconds"] / found["seconds"]
+        for agent, found in first.items()
+        if found is not None
+    }
+    return {
+        agent: 250 * math.ceil(QUERIES / 250 * ratio)
+        for agent, ratio in ratios.items()
+        if ratio > 1
+    }
 
 
 class Gauge(NamedTuple):
@@ -205,10 +233,14 @@ class Watch(Curve):
 
 def reference_of(problem: Problem, paths: int, out: Path) -> Reference:
     """J(0) and the bound at ``BETA``, from the folder's file."""
-    return cached_reference(problem, {"env": ENV, "beta": BETA, "reference_paths": paths}, out / "reference.json")
+    return cached_reference(
+        problem, {"env": ENV, "beta": BETA, "reference_paths": paths}, out / "reference.json"
+    )
 
 
-def execute(run: Run, out: Path, reference_paths: int, paths: int = 128, final_paths: int = 2000) -> dict[str, Any]:
+def execute(
+    run: Run, out: Path, reference_paths: int, paths: int = 128, final_paths: int = 2000
+) -> dict[str, Any]:
     """Learn, then measure on fresh paths."""
     torch.set_num_threads(1)
     problem = make_problem(ENV, temperature=run.beta)
@@ -223,7 +255,11 @@ def execute(run: Run, out: Path, reference_paths: int, paths: int = 128, final_p
         keep_samples(problem, policy, out / f"samples_{run.part}_{run.agent}.npz")
         keep_samples(problem, None, out / "samples_pre-trained.npz")
     digits = [
-        {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()} for row in curve
+        {
+            key: float(f"{value:.5g}") if isinstance(value, float) else value
+            for key, value in row.items()
+        }
+        for row in curve
     ]
     spent = {name: digits[-1][name] for name in ("queries", "env_steps", "seconds")}
     return {**spent, **final, "curve": digits, "gradient_norms": watch.norms}
@@ -241,7 +277,14 @@ def finished(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(
-    parts: tuple[PartName, ...] = ("queries", "betas", "betas-slow", "betas-many", "seconds", "paper"),
+    parts: tuple[PartName, ...] = (
+        "queries",
+        "betas",
+        "betas-slow",
+        "betas-many",
+        "seconds",
+        "paper",
+    ),
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     agents: tuple[str, ...] = tuple(AGENTS),
     reference_paths: int = 1 << 14,
@@ -266,15 +309,26 @@ def run(
             if one.agent not in agents or one.name in finished(out):
                 continue
             found = execute(one, out, reference_paths)
-            append(out / "runs.jsonl", {"run": one.name, **asdict(one), **found, "command": command, **provenance()})
-            print(f"{one.name}: J {found['objective']:.3f}, KL {found['kl']:.2f}, {found['seconds']:.0f} CPU s", flush=True)
+            append(
+                out / "runs.jsonl",
+                {"run": one.name, **asdict(one), **found, "command": command, **provenance()},
+            )
+            print(
+                f"{one.name}: J {found['objective']:.3f}, KL {found['kl']:.2f},"
+                f" {found['seconds']:.0f} CPU s",
+                flush=True,
+            )
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- report
 
 
-def settled(values: Sequence[float], share: float = 0.0, within: float = 0.0, window: int = 3) -> int:
-    """Index from which running means stay within ``share`` of the total change of the last one, or ``within`` of it."""
+def settled(
+    values: Sequence[float], share: float = 0.0, within: float = 0.0, window: int = 3
+) -> int:
+    """Index from which running means stay within ``share`` of the total change of the last one, or
+    ``within`` of it.
+    """
     means = np.array([np.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))])
     off = np.abs(means - means[-1]) > max(within, share * abs(means[-1] - values[0]))
     return int(np.flatnonzero(off).max(initial=-1)) + 1
@@ -291,7 +345,9 @@ def convergence(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:
-    low, middle, high = (f"{v:.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    low, middle, high = (
+        f"{v:.{digits}f}" for v in (min(values), statistics.median(values), max(values))
+    )
     return f"{middle} [{low}, {high}]" if len(values) > 1 else middle
 
 
@@ -306,25 +362,44 @@ def score_table(lines: Sequence[dict[str, Any]], rivals: Sequence[dict[str, Any]
     """Medians by agent, and how many of PI-FT's seeds score above the same seed of the agent."""
     ours = {line["seed"]: line["score"] for line in rivals if line["agent"] == "pi-ft"}
     text = [
-        "| method | reward queries | score | KL | taken for a 3 | CPU s | PI-FT's 2,000 queries minus it, by seed |",
+        (
+            "| method | reward queries | score | KL | taken for a 3 | CPU s | PI-FT's 2,000 queries"
+            " minus it, by seed |"
+        ),
         "|" + " --- |" * 7,
     ]
     for agent, group in _groups(lines, "agent").items():
-        column = {key: [line[key] for line in group] for key in ("score", "kl", "success", "seconds")}
-        ahead = [ours[line["seed"]] - line["score"] for line in group if line["seed"] in ours and agent != "pi-ft"]
-        cells = (f"{group[0]['queries']:,}", _spread(column["score"]), _spread(column["kl"], 2), _spread(column["success"], 2))
+        column = {
+            key: [line[key] for line in group] for key in ("score", "kl", "success", "seconds")
+        }
+        ahead = [
+            ours[line["seed"]] - line["score"]
+            for line in group
+            if line["seed"] in ours and agent != "pi-ft"
+        ]
+        cells = (
+            f"{group[0]['queries']:,}",
+            _spread(column["score"]),
+            _spread(column["kl"], 2),
+            _spread(column["success"], 2),
+        )
         seconds = f"{statistics.median(column['seconds']):.0f}"
         text.append(f"| {' | '.join((agent, *cells, seconds, _spread(ahead) if ahead else ''))} |")
     return text
 
 
 def beta_table(lines: Sequence[dict[str, Any]]) -> list[str]:
-    text = ["| beta | converged as a policy | in its worth | KL within a nat | KL | reward | objective | seeds |"]
+    text = [
+        "| beta | converged as a policy | in its worth | KL within a nat | KL | reward | objective"
+        " | seeds |"
+    ]
     text += ["|" + " --- |" * 8]
     for beta, group in sorted(_groups(lines, "beta").items()):
         when = [convergence(line) for line in group]
         cells = [_spread([w[name] for w in when], 0) for name in ("policy", "objective", "nat")]
-        cells += [_spread([line[name] for line in group], 2) for name in ("kl", "reward", "objective")]
+        cells += [
+            _spread([line[name] for line in group], 2) for name in ("kl", "reward", "objective")
+        ]
         text.append(f"| {beta:g} | {' | '.join(cells)} | {len(group)} |")
     return text
 
@@ -341,10 +416,17 @@ def draw_betas(lines: Sequence[dict[str, Any]], path: Path) -> None:
         curves = [(np.arange(len(smooth)) + 20, smooth)]
         for name in ("reward", "kl"):
             at = [row["queries"] // SWEEPS[group[0]["part"]].paths for row in group[0]["curve"]]
-            curves.append((np.array(at), np.median([[row[name] for row in line["curve"]] for line in group], 0)))
+            curves.append(
+                (
+                    np.array(at),
+                    np.median([[row[name] for row in line["curve"]] for line in group], 0),
+                )
+            )
         for axes, (x, y) in zip(panels, curves, strict=True):
             axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
-    for axes, name in zip(panels, ("gradient norm (running median of 20)", "reward", "KL (nats)"), strict=True):
+    for axes, name in zip(
+        panels, ("gradient norm (running median of 20)", "reward", "KL (nats)"), strict=True
+    ):
         axes.set(xlabel="iterations", title=name)
     panels[0].set_yscale("log")
     panels[2].set_yscale("symlog", linthresh=1)
@@ -358,7 +440,9 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4), dpi=100, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, part, unit in zip(panels, ("queries", "seconds"), ("queries", "seconds"), strict=True):
+    for axes, part, unit in zip(
+        panels, ("queries", "seconds"), ("queries", "seconds"), strict=True
+    ):
         for i, agent in enumerate(AGENTS):
             chosen = [x for x in lines if x["agent"] == agent and x["part"] == part]
             if not chosen:  # no cheaper than PI-FT: one run serves for both
@@ -366,7 +450,10 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
             for number, line in enumerate(chosen):
                 x, y = ([row[name] for row in line["curve"]] for name in (unit, "score"))
                 axes.plot(x, y, color=f"C{i}", linewidth=1, label=agent if number == 0 else None)
-        axes.set(xlabel="reward queries" if unit == "queries" else "CPU seconds of training", ylim=(-1, 1.02))
+        axes.set(
+            xlabel="reward queries" if unit == "queries" else "CPU seconds of training",
+            ylim=(-1, 1.02),
+        )
     panels[0].set_ylabel("score")
     panels[0].legend(loc="lower right", fontsize=8)
     FigureCanvasAgg(figure).print_png(str(path))
@@ -375,17 +462,23 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
 def draw_samples(part: str, agents: Sequence[str], title: str, out: Path) -> str | None:
     """One grid an agent, from the same noises; None if there are none."""
     files = {"pre-trained": out / "samples_pre-trained.npz"}
-    files |= {agent: path for agent in agents if (path := out / f"samples_{part}_{agent}.npz").is_file()}
+    files |= {
+        agent: path for agent in agents if (path := out / f"samples_{part}_{agent}.npz").is_file()
+    }
     if len(files) < 2 or not files["pre-trained"].is_file():
         return None
-    figure = samples({name: np.load(path)["images"].astype(np.float32) for name, path in files.items()}, title)
+    figure = samples(
+        {name: np.load(path)["images"].astype(np.float32) for name, path in files.items()}, title
+    )
     figure.savefig(out / f"samples_{part}.png")
     return f"![samples](samples_{part}.png)"
 
 
 def report(out: Path = RESULTS) -> None:
     """Write ``report.md`` and its figures: medians over seeds, and the worst and the best."""
-    lines = sorted(finished(out).values(), key=lambda line: (list(AGENTS).index(line["agent"]), line["seed"]))
+    lines = sorted(
+        finished(out).values(), key=lambda line: (list(AGENTS).index(line["agent"]), line["seed"])
+    )
     if not lines:
         raise ValueError(f"out must hold finished runs; got none in {out}")
     parts = _groups(lines, "part")
@@ -393,33 +486,72 @@ def report(out: Path = RESULTS) -> None:
     text = [
         "# Fine-tuning Digits-v0",
         "",
-        "Medians over seeds; brackets hold the least and the largest. What each part is: `benchmarks/digits_fine_tuning.py`.",
+        (
+            "Medians over seeds; brackets hold the least and the largest. What each part is:"
+            " `benchmarks/digits_fine_tuning.py`."
+        ),
     ]
     if queries:
-        bound = Reference.from_json(json.loads((out / "reference.json").read_text())["reference"]).certificate
-        text += ["", f"## Equal reward queries and environment steps (beta {BETA})", "", *score_table(queries, queries), ""]
+        bound = Reference.from_json(
+            json.loads((out / "reference.json").read_text())["reference"]
+        ).certificate
+        text += [
+            "",
+            f"## Equal reward queries and environment steps (beta {BETA})",
+            "",
+            *score_table(queries, queries),
+            "",
+        ]
         text.append(
-            f"Scores: 0 the pre-trained model, 1 the bound {bound.bound:.3f} ({bound.ess:.0f} of {bound.n} paths carry it)."
+            f"Scores: 0 the pre-trained model, 1 the bound {bound.bound:.3f} ({bound.ess:.0f} of"
+            f" {bound.n} paths carry it)."
         )
         draw_curves([*queries, *parts.get("seconds", [])], out / "curves.png")
         text += ["", "![scores against cost](curves.png)", ""]
-        text += [line] if (line := draw_samples("queries", list(AGENTS), "the same noises", out)) else []
+        text += (
+            [line]
+            if (line := draw_samples("queries", list(AGENTS), "the same noises", out))
+            else []
+        )
     if "seconds" in parts:
         text += ["", "## Equal CPU seconds", "", *score_table(parts["seconds"], queries), ""]
-        text.append("Cheaper methods that are missing here were not run; those that are not cheaper need no second run.")
+        text.append(
+            "Cheaper methods that are missing here were not run; those that are not cheaper need no"
+            " second run."
+        )
     for part, sweep in SWEEPS.items():
         if part in parts:
             draw_betas(parts[part], out / f"{sweep.figure}.png")
             text += [
                 "",
-                f"## Figure 3: {sweep.iterations} iterations of {sweep.paths} paths at five temperatures, {sweep.words}",
+                (
+                    f"## Figure 3: {sweep.iterations} iterations of {sweep.paths} paths at five"
+                    f" temperatures, {sweep.words}"
+                ),
             ]
             text += ["", *beta_table(parts[part]), "", f"![Figure 3]({sweep.figure}.png)"]
     if "paper" in parts:
-        text += ["", "## Figure 1: the paper's costs", "", *score_table(parts["paper"], queries), ""]
-        text += [line] if (line := draw_samples("paper", ["dpok", "pi-ft"], "the same noises", out)) else []
-    made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
-    write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
+        text += [
+            "",
+            "## Figure 1: the paper's costs",
+            "",
+            *score_table(parts["paper"], queries),
+            "",
+        ]
+        text += (
+            [line]
+            if (line := draw_samples("paper", ["dpok", "pi-ft"], "the same noises", out))
+            else []
+        )
+    made = sorted(
+        {
+            f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})"
+            for x in lines
+        }
+    )
+    write_whole(
+        out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode()
+    )
     print(out / "report.md")
 
 

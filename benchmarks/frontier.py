@@ -1,24 +1,30 @@
-"""The question in the title as a picture: what does a good policy cost regression, and what does it cost RL?
+"""The question in the title as a picture: what does a good policy cost regression, and what does it
+cost RL?
 
     python benchmarks/frontier.py --agents ppo sac --betas 2 0.5 0.1 --dimensions 2 8 32 --seeds 2
     python benchmarks/frontier.py report
 
-For each reward strength 1/beta and dimension d of girsanov/GaussianMixture-v0: how many reward queries and how many seconds
-until the score is 0.9? ``pde`` is PDE with adaptive sampling, ``pde-off`` the same from uncontrolled paths alone.
+For each reward strength 1/beta and dimension d of girsanov/GaussianMixture-v0: how many reward
+queries and how many seconds until the score is 0.9? ``pde`` is PDE with adaptive sampling,
+``pde-off`` the same from uncontrolled paths alone.
 
-Score: (J - J(0)) / (J_ref - J(0)) of the deterministic policy. J_ref is the Donsker-Varadhan bound beta log E^0 exp(R / beta),
-which no policy of the discrete chain exceeds. It is estimated by importance sampling, from paths of the closed-form control
-with their Girsanov weights, since hardly any uncontrolled path carries it at beta 0.1. (E V_0(X_0) of the closed form will not
-do: it is exact for infinitely many steps only, and with 50 of them good policies score up to 1.6 against it at d = 32.) The
-score of that control itself, clipped to the environment's action bound like the agents', is each cell's ceiling.
+Score: (J - J(0)) / (J_ref - J(0)) of the deterministic policy. J_ref is the Donsker-Varadhan bound
+beta log E^0 exp(R / beta), which no policy of the discrete chain exceeds. It is estimated by
+importance sampling, from paths of the closed-form control with their Girsanov weights, since hardly
+any uncontrolled path carries it at beta 0.1. (E V_0(X_0) of the closed form will not do: it is
+exact for infinitely many steps only, and with 50 of them good policies score up to 1.6 against it
+at d = 32.) The score of that control itself, clipped to the environment's action bound like the
+agents', is each cell's ceiling.
 
-Evaluation: the same ``paths`` noises for every agent, seed and point of a cell. The returns of no control and of the closed
-form on them, whose means are known from many more paths, are control variates in a regression: at beta 2 that takes the
-standard error of a score near 0.9 from 0.06 to 0.01 to 0.02.
+Evaluation: the same ``paths`` noises for every agent, seed and point of a cell. The returns of no
+control and of the closed form on them, whose means are known from many more paths, are control
+variates in a regression: at beta 2 that takes the standard error of a score near 0.9 from 0.06 to
+0.01 to 0.02.
 
-The point at which a curve reaches 0.9 is the first evaluation whose score, averaged with those before and after it, is at
-least 0.9: one lucky evaluation does not count, nor does the last of a run. Seconds are those of the same evaluation: CPU
-seconds of one thread in training, evaluation left out, so that other processes on the machine change them little.
+The point at which a curve reaches 0.9 is the first evaluation whose score, averaged with those
+before and after it, is at least 0.9: one lucky evaluation does not count, nor does the last of a
+run. Seconds are those of the same evaluation: CPU seconds of one thread in training, evaluation
+left out, so that other processes on the machine change them little.
 
 Killed and started again, ``run`` makes what is missing and repeats no finished run.
 """
@@ -56,11 +62,14 @@ from girsanov.scoreboard.records import check_writable, provenance, read_json, w
 from girsanov.scoreboard.spec import Budget
 
 ENV = "girsanov/GaussianMixture-v0"
-# Like PPO and SAC, PDE has a setting found at beta 0.5 in the plane: more gradient steps a round than its default of 40.
+# Like PPO and SAC, PDE has a setting found at beta 0.5 in the plane: more gradient steps a round
+# than its default of 40.
 AgentName = Literal["pde", "pde-off", "ppo", "sac"]
 AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
     "pde": lambda problem, **kwargs: PDE("MlpPolicy", problem, gradient_steps=150, **kwargs),
-    "pde-off": lambda problem, **kwargs: PDE("MlpPolicy", problem, gradient_steps=150, adaptive=False, **kwargs),
+    "pde-off": lambda problem, **kwargs: PDE(
+        "MlpPolicy", problem, gradient_steps=150, adaptive=False, **kwargs
+    ),
     "ppo": make_ppo,
     "sac": make_sac,
 }
@@ -116,7 +125,7 @@ class Run:
         return f"{self.cell.name}-{self.agent}-seed{self.seed}"
 
 
-# --- what scores are measured against ---------------------------------------------------------------------------------
+# --- what scores are measured against
 
 
 class Reference(NamedTuple):
@@ -136,7 +145,11 @@ class Reference(NamedTuple):
     @torch.no_grad()
     def of(cls, problem: Problem, paths: int, batch: int = 4096) -> Reference:
         """Estimate all of it from ``paths`` uncontrolled and as many controlled paths."""
-        beta, generator, control = problem.temperature, generator_on(problem, REFERENCE_SEED), closed_form(problem)
+        beta, generator, control = (
+            problem.temperature,
+            generator_on(problem, REFERENCE_SEED),
+            closed_form(problem),
+        )
         nothing, controlled, log_weights = [], [], []
         for start in range(0, paths, batch):
             n = min(batch, paths - start)
@@ -147,13 +160,19 @@ class Reference(NamedTuple):
         log_weight = torch.cat(log_weights)
         log_mean = torch.logsumexp(log_weight, 0) - math.log(paths)
         weight = torch.exp(log_weight - log_mean)  # mean 1
-        bound = Estimate(beta * float(log_mean), beta * float(weight.std()) / math.sqrt(paths))  # delta method
+        bound = Estimate(
+            beta * float(log_mean), beta * float(weight.std()) / math.sqrt(paths)
+        )  # delta method
         share = float(weight.sum() ** 2 / weight.square().sum()) / paths
-        return cls(Estimate.of(torch.cat(nothing)), bound, Estimate.of(torch.cat(controlled)), share, paths)
+        return cls(
+            Estimate.of(torch.cat(nothing)), bound, Estimate.of(torch.cat(controlled)), share, paths
+        )
 
     @classmethod
     def cached(cls, cell: Cell, paths: int, out: Path) -> Reference:
-        """From the cell's file, written if it is not there; a ValueError names one that was made from other numbers."""
+        """From the cell's file, written if it is not there; a ValueError names one that was made
+        from other numbers.
+        """
         path = out / "cells" / f"{cell.name}.json"
         if not path.is_file():
             made = {
@@ -163,8 +182,13 @@ class Reference(NamedTuple):
             write_json(path, {"env": ENV, **cell._asdict(), **made, **provenance()})
         found = read_json(path)
         if found["paths"] != paths:
-            raise ValueError(f"{path} was made with reference-paths {found['paths']}, not {paths}; use another --out")
-        uncontrolled, bound, controlled = (Estimate(**found[name]) for name in ("uncontrolled", "bound", "closed_form"))
+            raise ValueError(
+                f"{path} was made with reference-paths {found['paths']}, not {paths}; use another"
+                " --out"
+            )
+        uncontrolled, bound, controlled = (
+            Estimate(**found[name]) for name in ("uncontrolled", "bound", "closed_form")
+        )
         return cls(uncontrolled, bound, controlled, found["ess_share"], paths)
 
 
@@ -189,7 +213,10 @@ class Yardstick:
 
     def __init__(self, problem: Problem, reference: Reference, paths: int) -> None:
         self.problem, self.reference, self.paths = problem, reference, paths
-        known = ((None, reference.uncontrolled.mean), (closed_form(problem), reference.closed_form.mean))
+        known = (
+            (None, reference.uncontrolled.mean),
+            (closed_form(problem), reference.closed_form.mean),
+        )
         controls = [self._run(policy)[0] - mean for policy, mean in known]
         self._design = torch.stack([torch.ones_like(controls[0]), *controls], 1)
         self._inverse = torch.linalg.inv(self._design.T @ self._design)
@@ -200,7 +227,9 @@ class Yardstick:
         return _returns(self.problem, paths), float(paths.kl.mean())
 
     def measure(self, policy: Policy | None) -> dict[str, float]:
-        """Objective and score with their standard errors (the reference taken as exact: it is the same for all), and KL."""
+        """Objective and score with their standard errors (the reference taken as exact: it is the
+        same for all), and KL.
+        """
         returns, kl = self._run(policy)
         coefficients = self._inverse @ (self._design.T @ returns)
         residual = returns - self._design @ coefficients
@@ -216,17 +245,22 @@ class Yardstick:
         }
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+# --- runs
 
 
 def evaluation_points(budget: int) -> list[int]:
-    """Reward queries to evaluate at: 0, then multiples of 50 (a round of PDE) in ratios of about 1.25, then the budget."""
-    points = {50 * round(1.25**k) for k in range(math.ceil(math.log(max(budget, 50) / 50, 1.25)) + 1)}
+    """Reward queries to evaluate at: 0, then multiples of 50 (a round of PDE) in ratios of about
+    1.25, then the budget.
+    """
+    points = {
+        50 * round(1.25**k) for k in range(math.ceil(math.log(max(budget, 50) / 50, 1.25)) + 1)
+    }
     return sorted({0, *(point for point in points if point < budget), budget})
 
 
 class Curve(BaseCallback):
-    """Evaluates the model when it has learnt from each number of reward queries; ends the run when its time is up.
+    """Evaluates the model when it has learnt from each number of reward queries; ends the run when
+    its time is up.
 
     Args:
         yardstick: measures the policy.
@@ -236,10 +270,19 @@ class Curve(BaseCallback):
     """
 
     def __init__(
-        self, yardstick: Yardstick, points: Sequence[int], cpu_seconds: float, on_row: Callable[[dict[str, Any]], None]
+        self,
+        yardstick: Yardstick,
+        points: Sequence[int],
+        cpu_seconds: float,
+        on_row: Callable[[dict[str, Any]], None],
     ) -> None:
         super().__init__()
-        self.yardstick, self.due, self.limit, self.on_row = yardstick, list(points), cpu_seconds, on_row
+        self.yardstick, self.due, self.limit, self.on_row = (
+            yardstick,
+            list(points),
+            cpu_seconds,
+            on_row,
+        )
         self.in_time = True
         self._last, self._before, self._since = -1, 0.0, time.process_time()
 
@@ -253,7 +296,9 @@ class Curve(BaseCallback):
         model: Any = self.model
         steps, lanes = model.num_timesteps, model.n_envs
         # all lanes end together, so an SB3 agent has seen whole rounds of them only
-        queries = getattr(model, "reward_queries", lanes * (steps // lanes // self.yardstick.problem.horizon))
+        queries = getattr(
+            model, "reward_queries", lanes * (steps // lanes // self.yardstick.problem.horizon)
+        )
         return {"queries": queries, "env_steps": steps, "seconds": round(self.seconds, 3)}
 
     def _on_training_start(self) -> None:
@@ -285,12 +330,15 @@ class Curve(BaseCallback):
 
 
 def execute(run: Run, out: Path, reference_paths: int, command: str) -> dict[str, Any]:
-    """Make one run, every evaluation a line of ``curves.jsonl`` at once, and return its last line."""
+    """Make one run, every evaluation a line of ``curves.jsonl`` at once, and return its last
+    line.
+    """
     torch.set_num_threads(1)
     problem, reference = run.cell.problem(), Reference.cached(run.cell, reference_paths, out)
     yardstick = Yardstick(problem, reference, run.paths)
     model = AGENTS[run.agent](problem, seed=run.seed, device="cpu")
-    attempt = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{os.getpid()}"  # tells a finished run from one that was killed
+    # tells a finished run from one that was killed
+    attempt = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{os.getpid()}"
     head = {"run": run.name, "attempt": attempt}
     cell = {"beta": run.beta, "dimension": run.dimension, "agent": run.agent, "seed": run.seed}
 
@@ -302,13 +350,21 @@ def execute(run: Run, out: Path, reference_paths: int, command: str) -> dict[str
     try:
         model.learn(Budget(run.queries).timesteps(problem.horizon, model.n_envs), curve)
         outcome = outcome if curve.in_time else "seconds spent"
-    except ValueError as error:  # SB3's distributions refuse NaN, a problem an infinite reward: the policy diverged
+    except (
+        ValueError
+    ) as error:  # SB3's distributions refuse NaN, a problem an infinite reward: the policy diverged
         outcome = f"diverged: {str(error).splitlines()[0][:100]}"
     end = {
-        "kind": "end", **head, "outcome": outcome, **curve.spent(), "settings": asdict(run),
-        "hyperparameters": _hyperparameters(run.agent, model, problem), "command": command,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **provenance(),
-    }  # fmt: skip
+        "kind": "end",
+        **head,
+        "outcome": outcome,
+        **curve.spent(),
+        "settings": asdict(run),
+        "hyperparameters": _hyperparameters(run.agent, model, problem),
+        "command": command,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **provenance(),
+    }
     append(out / CURVES, end)
     return end
 
@@ -318,7 +374,10 @@ def _hyperparameters(agent: str, model: Any, problem: Problem) -> dict[str, Any]
     if agent in tables:
         return hyperparameters.settings_for(tables[agent], problem)
     values = {name: getattr(model, name) for name in model.hyperparameters}
-    return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in values.items()
+    }
 
 
 def missing(runs: Sequence[Run], out: Path) -> list[Run]:
@@ -327,9 +386,14 @@ def missing(runs: Sequence[Run], out: Path) -> list[Run]:
     for run in runs:
         if run.name in done and (found := done[run.name][0]["settings"]) != asdict(run):
             differs = "; ".join(
-                f"{key} {found.get(key)}, not {value}" for key, value in asdict(run).items() if found.get(key) != value
+                f"{key} {found.get(key)}, not {value}"
+                for key, value in asdict(run).items()
+                if found.get(key) != value
             )
-            raise ValueError(f"{out / CURVES} holds {run.name} with other settings ({differs}); use another --out")
+            raise ValueError(
+                f"{out / CURVES} holds {run.name} with other settings ({differs}); use another"
+                " --out"
+            )
     return [run for run in runs if run.name not in done]
 
 
@@ -361,16 +425,32 @@ def run(
         sac_queries: of SAC.
         cpu_seconds: of training, for each run.
         paths: common noises behind each evaluation.
-        reference_paths: uncontrolled, and as many controlled, paths behind the reference of each cell.
+        reference_paths: uncontrolled, and as many controlled, paths behind the reference of each
+            cell.
         workers: runs at a time, one thread each.
         out: folder of everything.
     """
     if large:
         betas, dimensions, seeds = LARGE["betas"], LARGE["dimensions"], LARGE["seeds"]  # type: ignore[assignment]
     _check("agents", agents, "names, each once,", lambda name: name in AGENTS)
-    _check("betas", betas, "positive numbers, each once,", lambda beta: math.isfinite(beta) and beta > 0)
-    _check("dimensions", dimensions, "even numbers of at least 2, each once,", lambda d: d >= 2 and d % 2 == 0)
-    counts = {"seeds": seeds, "pde-queries": pde_queries, "ppo-queries": ppo_queries, "sac-queries": sac_queries}
+    _check(
+        "betas",
+        betas,
+        "positive numbers, each once,",
+        lambda beta: math.isfinite(beta) and beta > 0,
+    )
+    _check(
+        "dimensions",
+        dimensions,
+        "even numbers of at least 2, each once,",
+        lambda d: d >= 2 and d % 2 == 0,
+    )
+    counts = {
+        "seeds": seeds,
+        "pde-queries": pde_queries,
+        "ppo-queries": ppo_queries,
+        "sac-queries": sac_queries,
+    }
     for name, value in {**counts, "workers": workers}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
@@ -382,7 +462,10 @@ def run(
     check_writable(out)
     budgets = {"pde": pde_queries, "pde-off": pde_queries, "ppo": ppo_queries, "sac": sac_queries}
     grid = itertools.product(range(seeds), dimensions, betas, agents)
-    runs = [Run(agent, beta, d, seed, budgets[agent], cpu_seconds, paths) for seed, d, beta, agent in grid]
+    runs = [
+        Run(agent, beta, d, seed, budgets[agent], cpu_seconds, paths)
+        for seed, d, beta, agent in grid
+    ]
     todo = missing(runs, out)
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished", flush=True)
     torch.set_num_threads(1)
@@ -396,10 +479,14 @@ def run(
 
 def _check(name: str, given: Sequence[Any], allowed: str, good: Callable[[Any], bool]) -> None:
     if not given or len(set(given)) < len(given) or not all(good(value) for value in given):
-        raise ValueError(f"{name} must be {allowed} at least one; got {' '.join(map(str, given)) or 'none'}")
+        raise ValueError(
+            f"{name} must be {allowed} at least one; got {' '.join(map(str, given)) or 'none'}"
+        )
 
 
-def _executed(todo: Sequence[Run], out: Path, reference_paths: int, command: str, workers: int) -> Iterator[dict[str, Any]]:
+def _executed(
+    todo: Sequence[Run], out: Path, reference_paths: int, command: str, workers: int
+) -> Iterator[dict[str, Any]]:
     if workers == 1:
         yield from (execute(run, out, reference_paths, command) for run in todo)
         return

@@ -1,12 +1,15 @@
-"""Functional PI-FT (Algorithm 1 with fitted value functions) against the closed form, on girsanov/GaussianMixture-v0.
+"""Functional PI-FT (Algorithm 1 with fitted value functions) against the closed form, on
+girsanov/GaussianMixture-v0.
 
-    python benchmarks/functional.py             # three temperatures, 5 seeds; killed and started again it goes on
+    python benchmarks/functional.py             # three temperatures, 5 seeds; killed and started
+        again it goes on
     python benchmarks/functional.py report
 
-Both policies are measured on the same noises, with the closed form's value as a control variate (see ``returns``). Scores are
-those of frontier.py: 0 without control, 1 the Donsker-Varadhan bound. The closed form is optimal for infinitely many steps
-only, so that Algorithm 1, which knows the 50 steps as they are, may well pass it. At beta 0.1 the action bound is 2: the
-default of 1 clips the closed form, which is unbounded here. Seconds are CPU seconds of one thread.
+Both policies are measured on the same noises, with the closed form's value as a control variate
+(see ``returns``). Scores are those of frontier.py: 0 without control, 1 the Donsker-Varadhan bound.
+The closed form is optimal for infinitely many steps only, so that Algorithm 1, which knows the 50
+steps as they are, may well pass it. At beta 0.1 the action bound is 2: the default of 1 clips the
+closed form, which is unbounded here. Seconds are CPU seconds of one thread.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ CELLS = {2.0: 1.0, 0.5: 1.0, 0.1: 2.0}
 N_TRAJECTORIES, SWEEPS = 250, 1
 
 
-def execute(beta: float, seed: int, out: Path, reference_paths: int, paths: int) -> list[dict[str, Any]]:
+def execute(
+    beta: float, seed: int, out: Path, reference_paths: int, paths: int
+) -> list[dict[str, Any]]:
     """Measure after every one of ``SWEEPS`` sweeps backwards through time."""
     torch.set_num_threads(1)
     problem: Any = Cell(beta, 2).problem()
@@ -83,14 +88,21 @@ def closed_form(beta: float, paths: int) -> tuple[Tensor, float]:
 
 @torch.no_grad()
 def returns(problem: Any, policy: Policy, paths: int) -> tuple[Tensor, float]:
-    """Unbiased samples of the objective ``(paths,)`` on noises that are the same for all, and the KL.
+    """Unbiased samples of the objective ``(paths,)`` on noises that are the same for all, and the
+    KL.
 
-    With V the closed form's value, ``J = E V_0(X_0) + E sum_k [E_W V_{k+1}(F_k(X_k, a_k + W)) - beta |a_k|^2 / 2 - V_k(X_k)]``
-    for any policy: the sum telescopes. The inner expectation is a quadrature, and what is left of each bracket is small.
+    With V the closed form's value, ``J = E V_0(X_0) + E sum_k [E_W V_{k+1}(F_k(X_k, a_k + W)) -
+    beta |a_k|^2 / 2 - V_k(X_k)]`` for any policy: the sum telescopes. The inner expectation is a
+    quadrature, and what is left of each bracket is small.
     """
     found = rollout(problem, policy, paths, generator_on(problem, FINAL_SEED))
-    z, weight = (torch.tensor(t, dtype=torch.float32) for t in np.polynomial.hermite_e.hermegauss(5))
-    noise, mass = torch.cartesian_prod(z, z)[:, None], torch.cartesian_prod(weight, weight).prod(1) / (2 * math.pi)
+    z, weight = (
+        torch.tensor(t, dtype=torch.float32) for t in np.polynomial.hermite_e.hermegauss(5)
+    )
+    noise, mass = (
+        torch.cartesian_prod(z, z)[:, None],
+        torch.cartesian_prod(weight, weight).prod(1) / (2 * math.pi),
+    )
     total = problem.reference_value(0, found.states[0]).double()
     for k in range(problem.horizon):
         x, a = found.states[k], found.controls[k]
@@ -98,16 +110,23 @@ def returns(problem: Any, policy: Policy, paths: int) -> tuple[Tensor, float]:
         last = k + 1 == problem.horizon
         value = problem.terminal_reward(later) if last else problem.reference_value(k + 1, later)
         ahead = (mass[:, None] * value.view(len(noise), -1)).sum(0)
-        total += (ahead - 0.5 * problem.temperature * a.square().sum(1) - problem.reference_value(k, x)).double()
+        total += (
+            ahead - 0.5 * problem.temperature * a.square().sum(1) - problem.reference_value(k, x)
+        ).double()
     return total, float(found.kl.mean())
 
 
 def finished(out: Path) -> dict[tuple[float, int, int], dict[str, Any]]:
     """Measurements by temperature, seed and sweeps; a torn last line does not count."""
-    return {(line["beta"], line["seed"], line["sweeps"]): line for line in read_lines(out / "runs.jsonl")}
+    return {
+        (line["beta"], line["seed"], line["sweeps"]): line
+        for line in read_lines(out / "runs.jsonl")
+    }
 
 
-def run(seeds: int = 5, reference_paths: int = 1 << 16, paths: int = 1 << 12, out: Path = RESULTS) -> None:
+def run(
+    seeds: int = 5, reference_paths: int = 1 << 16, paths: int = 1 << 12, out: Path = RESULTS
+) -> None:
     """Make every run that is not finished.
 
     Args:
@@ -125,8 +144,14 @@ def run(seeds: int = 5, reference_paths: int = 1 << 16, paths: int = 1 << 12, ou
             if (beta, seed, SWEEPS) in finished(out):
                 continue
             for row in execute(beta, seed, out, reference_paths, paths):
-                append(out / "runs.jsonl", {"beta": beta, "seed": seed, **row, "command": command, **provenance()})
-                print(f"beta {beta:g}, seed {seed}, sweep {row['sweeps']}: {row['ahead']:+.4f}", flush=True)
+                append(
+                    out / "runs.jsonl",
+                    {"beta": beta, "seed": seed, **row, "command": command, **provenance()},
+                )
+                print(
+                    f"beta {beta:g}, seed {seed}, sweep {row['sweeps']}: {row['ahead']:+.4f}",
+                    flush=True,
+                )
 
 
 def report(out: Path = RESULTS) -> None:
@@ -139,7 +164,10 @@ def report(out: Path = RESULTS) -> None:
         "",
         "girsanov/GaussianMixture-v0. Medians over seeds; brackets hold the least and the largest.",
         "",
-        "| beta | sweeps | score | closed form | difference | s.e. | KL | closed form's | paths | queries | CPU s | seeds |",
+        (
+            "| beta | sweeps | score | closed form | difference | s.e. | KL | closed form's | paths"
+            " | queries | CPU s | seeds |"
+        ),
         "|" + " --- |" * 12,
     ]
     for beta, sweeps in itertools.product(CELLS, range(1, SWEEPS + 1)):
@@ -152,12 +180,26 @@ def report(out: Path = RESULTS) -> None:
 
         ahead = [line["ahead"] for line in group]
         cells = [f"{beta:g}", f"{sweeps}", f"{middle('score'):.4f}", f"{middle('closed_form'):.4f}"]
-        cells += [f"{middle('ahead'):+.4f} [{min(ahead):+.4f}, {max(ahead):+.4f}]", f"{middle('ahead_stderr'):.4f}"]
-        cells += [f"{middle('kl'):.2f}", f"{middle('closed_form_kl'):.2f}", f"{middle('paths'):,.0f}"]
+        cells += [
+            f"{middle('ahead'):+.4f} [{min(ahead):+.4f}, {max(ahead):+.4f}]",
+            f"{middle('ahead_stderr'):.4f}",
+        ]
+        cells += [
+            f"{middle('kl'):.2f}",
+            f"{middle('closed_form_kl'):.2f}",
+            f"{middle('paths'):,.0f}",
+        ]
         cells += [f"{middle('reward_queries'):,.0f}", f"{middle('seconds'):.0f}", f"{len(group)}"]
         text.append(f"| {' | '.join(cells)} |")
-    made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
-    write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
+    made = sorted(
+        {
+            f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})"
+            for x in lines
+        }
+    )
+    write_whole(
+        out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode()
+    )
     print(out / "report.md")
 
 

@@ -1,9 +1,10 @@
-"""GPU against CPU of the same machine: the environments' throughput and the four-agent comparison, as ratios.
+"""GPU against CPU of the same machine: the environments' throughput and the four-agent comparison,
+as ratios.
 
     python benchmarks/gpu.py
 
-MuJoCo's robots step by MuJoCo Warp on the GPU and by ``mujoco.rollout`` over all cores on the CPU. Writes
-``benchmarks/results/gpu.json``. Without a CUDA device it says so and ends with code 2.
+MuJoCo's robots step by MuJoCo Warp on the GPU and by ``mujoco.rollout`` over all cores on the CPU.
+Writes ``benchmarks/results/gpu.json``. Without a CUDA device it says so and ends with code 2.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ CHUNK = 25
 
 
 def steps_per_second(env_id: str, device: str, lanes: int, seconds: float = 1.0) -> float:
-    """Environment steps a second of ``ProblemVectorEnv`` with tensors on ``device``, under the uncontrolled process."""
+    """Environment steps a second of ``ProblemVectorEnv`` with tensors on ``device``, under the
+    uncontrolled process.
+    """
     engine = {"engine": "warp"} if device == "cuda" and env_id in NEED_MUJOCO else {}
-    env = ProblemVectorEnv(make_problem(env_id, device, **engine), lanes, autoreset_mode="same_step", tensors=True)
+    env = ProblemVectorEnv(
+        make_problem(env_id, device, **engine), lanes, autoreset_mode="same_step", tensors=True
+    )
     env.reset(seed=0)
     actions = torch.zeros(env.action_space.shape or (), device=device)
 
@@ -52,25 +57,46 @@ def steps_per_second(env_id: str, device: str, lanes: int, seconds: float = 1.0)
     return count * lanes / (time.perf_counter() - start)
 
 
-def throughput(envs: tuple[str, ...], lanes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
+def throughput(
+    envs: tuple[str, ...], lanes: tuple[int, ...], seconds: float
+) -> list[dict[str, Any]]:
     """Both devices side by side, for every environment and number of lanes."""
     rows = []
     for env_id in envs:
         for n in lanes:
-            rate = {device: steps_per_second(env_id, device, n, seconds) for device in ("cpu", "cuda")}
+            rate = {
+                device: steps_per_second(env_id, device, n, seconds) for device in ("cpu", "cuda")
+            }
             rows.append({"env": env_id, "lanes": n, **rate, "ratio": rate["cuda"] / rate["cpu"]})
-            print(f"{slug(env_id):32} {n:7,} lanes: {rate['cuda']:14,.0f} steps/s, {rows[-1]['ratio']:8.2f} x CPU", flush=True)
+            print(
+                f"{slug(env_id):32} {n:7,} lanes: {rate['cuda']:14,.0f} steps/s,"
+                f" {rows[-1]['ratio']:8.2f} x CPU",
+                flush=True,
+            )
     return rows
 
 
 def comparison(agents: tuple[str, ...], env: str, budget: float) -> list[dict[str, Any]]:
-    """Seconds of training of each agent on both devices at the same budget of reward queries, one seed, one at a time."""
-    rows: dict[str, dict[str, Any]] = {agent: {"agent": agent, "env": env, "reward_queries": budget} for agent in agents}
+    """Seconds of training of each agent on both devices at the same budget of reward queries, one
+    seed, one at a time.
+    """
+    rows: dict[str, dict[str, Any]] = {
+        agent: {"agent": agent, "env": env, "reward_queries": budget} for agent in agents
+    }
     plan = EvaluationPlan(points=2, paths=64, final_paths=1000, reference_paths=4096, samples=32)
     with tempfile.TemporaryDirectory() as folder:
         for device in ("cuda", "cpu"):
             out = Path(folder) / device
-            job = Comparison(agents, (env,), (0,), Budget(budget), out, device=device, plan=plan, command="gpu.py")
+            job = Comparison(
+                agents,
+                (env,),
+                (0,),
+                Budget(budget),
+                out,
+                device=device,
+                plan=plan,
+                command="gpu.py",
+            )
             for path in compare(job):
                 record = read_json(path / "record.json")
                 row = rows[record["spec"]["agent"]]
@@ -79,7 +105,8 @@ def comparison(agents: tuple[str, ...], env: str, budget: float) -> list[dict[st
     for row in rows.values():
         row["ratio"] = row["cpu"] / row["cuda"]
         print(
-            f"{row['agent']:8} {row['cuda']:8.1f} s on the GPU, {row['cpu']:8.1f} s on the CPU: {row['ratio']:6.2f} x",
+            f"{row['agent']:8} {row['cuda']:8.1f} s on the GPU, {row['cpu']:8.1f} s on the CPU:"
+            f" {row['ratio']:6.2f} x",
             flush=True,
         )
     return list(rows.values())

@@ -1,19 +1,24 @@
-"""Do PI-FT, DPOK, DDPO and PDE's guidance raise every kind of image reward, on LoRA adapters of two tiny pipelines?
+"""Do PI-FT, DPOK, DDPO and PDE's guidance raise every kind of image reward, on LoRA adapters of two
+tiny pipelines?
 
-    python benchmarks/image_rewards.py [--models latent-digits random] [--price 0.01] [--seeds 0 1 2]
+    python benchmarks/image_rewards.py [--models latent-digits random] [--price 0.01] [--seeds 0 1
+        2]
     python benchmarks/image_rewards.py report
 
-Pipelines: the text-to-image model of painted digits that comes with the package, and one of the same architecture that was
-never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG size in kB (a black box: PI-FT by fitted
-values), and ImageReward's architecture with random weights. One nat costs ``price`` standard deviations of the reward over
-the pre-trained model's images; 0.01 is the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's
-too: a round of every method is 10 trajectories, of which PI-FT takes one pathwise gradient; with fitted values it takes 10
-steps, as DPOK and DDPO do, of as many transitions as a trajectory has; PDE uses uncontrolled samples only. Learning rates are
-those of ``stable_diffusion.py``, tuned there for another reward; with fitted values it is DPOK's. ``pi-ft-score`` follows the
-score function instead.
+Pipelines: the text-to-image model of painted digits that comes with the package, and one of the
+same architecture that was never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG
+size in kB (a black box: PI-FT by fitted values), and ImageReward's architecture with random
+weights. One nat costs ``price`` standard deviations of the reward over the pre-trained model's
+images; 0.01 is the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's
+too: a round of every method is 10 trajectories, of which PI-FT takes one pathwise gradient; with
+fitted values it takes 10 steps, as DPOK and DDPO do, of as many transitions as a trajectory has;
+PDE uses uncontrolled samples only. Learning rates are those of ``stable_diffusion.py``, tuned there
+for another reward; with fitted values it is DPOK's. ``pi-ft-score`` follows the score function
+instead.
 
-Evaluation: the deterministic policy on ``paths`` noises, the same for all; differences are paired. Seconds are CPU seconds of
-one thread in training. Killed and started again, it makes what is missing.
+Evaluation: the deterministic policy on ``paths`` noises, the same for all; differences are paired.
+Seconds are CPU seconds of one thread in training. Killed and started again, it makes what is
+missing.
 """
 
 from __future__ import annotations
@@ -50,13 +55,24 @@ PROMPT, STEPS, TRAJECTORIES = "a yellow three", 10, 10
 ModelName = Literal["latent-digits", "random"]
 RewardName = Literal["brightness", "jpeg", "image-reward"]
 
-MODELS = {"latent-digits": "The painted digits that come with the package", "random": "A pipeline that was never trained"}
+MODELS = {
+    "latent-digits": "The painted digits that come with the package",
+    "random": "A pipeline that was never trained",
+}
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PROMPT.split())
 _SMALL = Architecture(
-    image_size=32, patch_size=8, vision_width=48, vision_layers=3, vision_heads=3,
-    text_width=32, text_layers=2, text_heads=2, vocabulary=len(_WORDS) + 2, positions=40,
-)  # fmt: skip
+    image_size=32,
+    patch_size=8,
+    vision_width=48,
+    vision_layers=3,
+    vision_heads=3,
+    text_width=32,
+    text_layers=2,
+    text_heads=2,
+    vocabulary=len(_WORDS) + 2,
+    positions=40,
+)
 
 
 def _image_reward() -> ImageReward:
@@ -75,13 +91,17 @@ _ROUND = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": ST
 
 
 def _pi_ft(problem: Any, **kwargs: Any) -> BaseAlgorithm:
-    policy, rate = ("LoraPolicy", 3e-3) if problem.reward.differentiable else ("LoraValuePolicy", 1e-3)
+    policy, rate = (
+        ("LoraPolicy", 3e-3) if problem.reward.differentiable else ("LoraValuePolicy", 1e-3)
+    )
     return PIFT(policy, problem, rate, TRAJECTORIES, anneal=True, **kwargs)
 
 
 AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
     "pi-ft": _pi_ft,
-    "pi-ft-score": lambda problem, **kw: PIFT("LoraScorePolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kw),
+    "pi-ft-score": lambda problem, **kw: PIFT(
+        "LoraScorePolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kw
+    ),
     "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
     "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
     "pde": lambda problem, **kw: PDE("CnnPolicy", problem, adaptive=False, **kw),
@@ -113,29 +133,45 @@ class Cell:
     @property
     def name(self) -> str:
         """Unlike any other cell's."""
-        return f"{self.model}-{self.reward}-{self.agent}-price{self.price:g}-{self.rounds}-seed{self.seed}"
+        what = f"{self.model}-{self.reward}-{self.agent}"
+        return f"{what}-price{self.price:g}-{self.rounds}-seed{self.seed}"
 
 
 def make(model: str | Path, reward: str, price: float, paths: int = 256) -> tuple[Problem, float]:
-    """The problem whose temperature is ``price`` standard deviations of the reward, and that deviation."""
-    settings: dict[str, Any] = {"model": model, "prompts": PROMPT, "steps": STEPS, "guidance_scale": 1.0, "batch_size": paths}
+    """The problem whose temperature is ``price`` standard deviations of the reward, and that
+    deviation.
+    """
+    settings: dict[str, Any] = {
+        "model": model,
+        "prompts": PROMPT,
+        "steps": STEPS,
+        "guidance_scale": 1.0,
+        "batch_size": paths,
+    }
     problem: Problem = stable_diffusion(reward=REWARDS[reward](), temperature=1.0, **settings)
     with torch.no_grad():
         spread = float(rollout(problem, None, paths, generator_on(problem, 1)).reward.std())
-    return stable_diffusion(reward=REWARDS[reward](), temperature=price * spread, **settings), spread
+    return (
+        stable_diffusion(reward=REWARDS[reward](), temperature=price * spread, **settings),
+        spread,
+    )
 
 
 def execute(cell: Cell, untrained: Path) -> dict[str, Any]:
     """Train and measure, beside the pre-trained model on the same noises."""
     torch.set_num_threads(1)
-    problem, spread = make(untrained if cell.model == "random" else cell.model, cell.reward, cell.price)
+    problem, spread = make(
+        untrained if cell.model == "random" else cell.model, cell.reward, cell.price
+    )
     model: Any = AGENTS[cell.agent](problem, seed=cell.seed, device="cpu")
     start = time.process_time()
     model.learn(cell.rounds * TRAJECTORIES * STEPS)
     seconds = time.process_time() - start
     with torch.no_grad():
         before = rollout(problem, None, cell.paths, generator_on(problem, FINAL_SEED))
-        after = rollout(problem, policy_of(model, problem), cell.paths, generator_on(problem, FINAL_SEED))
+        after = rollout(
+            problem, policy_of(model, problem), cell.paths, generator_on(problem, FINAL_SEED)
+        )
     return {
         "deviation": spread,
         "before": _rounded(before.reward / spread),
@@ -195,14 +231,24 @@ def run(
         for cell in cells:
             if cell.name in finished(out):
                 continue
-            line = {"name": cell.name, "cell": asdict(cell), **execute(cell, untrained), "command": command, **provenance()}
+            line = {
+                "name": cell.name,
+                "cell": asdict(cell),
+                **execute(cell, untrained),
+                "command": command,
+                **provenance(),
+            }
             append(out / "rows.jsonl", line)
             gain, error = paired([line], value, "before")
-            print(f"{cell.name}: J {gain:+.3f} +- {error:.3f} deviations, {line['cpu_seconds']:.0f} CPU s", flush=True)
+            print(
+                f"{cell.name}: J {gain:+.3f} +- {error:.3f} deviations, {line['cpu_seconds']:.0f}"
+                " CPU s",
+                flush=True,
+            )
     report(out)
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- report
 
 
 def value(line: dict[str, Any]) -> np.ndarray:
@@ -210,9 +256,17 @@ def value(line: dict[str, Any]) -> np.ndarray:
     return np.array(line["reward"]) - line["cell"]["price"] * np.array(line["kl"])
 
 
-def paired(lines: Sequence[dict[str, Any]], of: Any, against: str | Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Mean over paths and seeds of ``of`` less a column or the same of other lines; the error counts paths and seeds."""
-    other = [np.array(line[against]) for line in lines] if isinstance(against, str) else [of(line) for line in against]
+def paired(
+    lines: Sequence[dict[str, Any]], of: Any, against: str | Sequence[dict[str, Any]]
+) -> tuple[float, float]:
+    """Mean over paths and seeds of ``of`` less a column or the same of other lines; the error
+    counts paths and seeds.
+    """
+    other = (
+        [np.array(line[against]) for line in lines]
+        if isinstance(against, str)
+        else [of(line) for line in against]
+    )
     gaps = np.array([of(line) for line in lines]) - np.array(other)
     seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
     mean = gaps.mean(0)
@@ -221,13 +275,18 @@ def paired(lines: Sequence[dict[str, Any]], of: Any, against: str | Sequence[dic
 
 def chosen(lines: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
     """Those whose cells have all these values, by seed."""
-    found = [line for line in lines if all(line["cell"][key] == wish for key, wish in wanted.items())]
+    found = [
+        line for line in lines if all(line["cell"][key] == wish for key, wish in wanted.items())
+    ]
     return sorted(found, key=lambda line: line["cell"]["seed"])
 
 
 def table(lines: Sequence[dict[str, Any]]) -> list[str]:
     """One row a reward and method: gains over the pre-trained model, and what is lost to PI-FT."""
-    text = ["| reward | method | seeds | rewards seen | gain of the reward | KL | gain of J | J above PI-FT's | CPU s |"]
+    text = [
+        "| reward | method | seeds | rewards seen | gain of the reward | KL | gain of J | J above"
+        " PI-FT's | CPU s |"
+    ]
     text.append("|" + " --- |" * 9)
     for reward in REWARDS:
         ours = {line["cell"]["seed"]: line for line in chosen(lines, reward=reward, agent="pi-ft")}
@@ -236,10 +295,28 @@ def table(lines: Sequence[dict[str, Any]]) -> list[str]:
             if not group:
                 continue
             both = [line for line in group if line["cell"]["seed"] in ours and agent != "pi-ft"]
-            against = _pm(*paired(both, value, [ours[line["cell"]["seed"]] for line in both])) if both else ""
-            gain, worth = (_pm(*paired(group, of, "before")) for of in (lambda line: np.array(line["reward"]), value))
-            kl, seconds = (np.mean([np.mean(line[key]) for line in group]) for key in ("kl", "cpu_seconds"))
-            cells = [reward, agent, str(len(group)), f"{group[0]['reward_queries']:,}", gain, f"{kl:.2f}", worth, against]
+            against = (
+                _pm(*paired(both, value, [ours[line["cell"]["seed"]] for line in both]))
+                if both
+                else ""
+            )
+            gain, worth = (
+                _pm(*paired(group, of, "before"))
+                for of in (lambda line: np.array(line["reward"]), value)
+            )
+            kl, seconds = (
+                np.mean([np.mean(line[key]) for line in group]) for key in ("kl", "cpu_seconds")
+            )
+            cells = [
+                reward,
+                agent,
+                str(len(group)),
+                f"{group[0]['reward_queries']:,}",
+                gain,
+                f"{kl:.2f}",
+                worth,
+                against,
+            ]
             text.append(f"| {' | '.join([*cells, f'{seconds:.0f}'])} |")
     return text
 
@@ -252,16 +329,31 @@ def report(out: Path = RESULTS) -> None:
     text = [
         "# Every kind of image reward, on two tiny pipelines",
         "",
-        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. Prices of a nat are in standard deviations of the reward.",
-        "Gains over the pre-trained model in those deviations, paired over noises, with standard errors over noises and seeds.",
+        (
+            f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. Prices of a nat are in"
+            " standard deviations of the reward."
+        ),
+        (
+            "Gains over the pre-trained model in those deviations, paired over noises, with"
+            " standard errors over noises and seeds."
+        ),
         "How: `benchmarks/image_rewards.py`.",
     ]
     for model, words in MODELS.items():
-        for price, rounds in sorted({(line["cell"]["price"], line["cell"]["rounds"]) for line in chosen(lines, model=model)}):
+        for price, rounds in sorted(
+            {(line["cell"]["price"], line["cell"]["rounds"]) for line in chosen(lines, model=model)}
+        ):
             text += ["", f"## {words}; a nat costs {price:g}; {rounds} rounds", ""]
             text += table(chosen(lines, model=model, price=price, rounds=rounds))
-    made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
-    write_whole(out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode())
+    made = sorted(
+        {
+            f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})"
+            for x in lines
+        }
+    )
+    write_whole(
+        out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode()
+    )
     print(out / "report.md")
 
 

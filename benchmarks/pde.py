@@ -1,16 +1,19 @@
 """What the PDE agent reaches, and which of its ingredients bought what.
 
-    python benchmarks/pde.py                  # every table, 5 seeds; killed and started again it goes on
+    python benchmarks/pde.py                  # every table, 5 seeds; killed and started again it
+        goes on
     python benchmarks/pde.py --tables digits
     python benchmarks/pde.py report
 
-Four tables. ``mixture``: girsanov/GaussianMixture-v0 in the plane at three temperatures. ``dimensions``: the same problem in
-2 to 64 dimensions. ``digits``: girsanov/Digits-v0 at two temperatures, and PPO and SAC there with four times the reward
-queries. ``ablation``: Digits-v0 with one ingredient changed at a time.
+Four tables. ``mixture``: girsanov/GaussianMixture-v0 in the plane at three temperatures.
+``dimensions``: the same problem in 2 to 64 dimensions. ``digits``: girsanov/Digits-v0 at two
+temperatures, and PPO and SAC there with four times the reward queries. ``ablation``: Digits-v0 with
+one ingredient changed at a time.
 
-Scores on the mixture are measured as in frontier.py: against the Donsker-Varadhan bound, estimated by importance sampling;
-the closed form's score on the same scale is the ceiling. Scores on Digits are measured as in ``train.py compare``, against
-the bound estimated from uncontrolled paths. Seconds are CPU seconds of one thread, learning alone.
+Scores on the mixture are measured as in frontier.py: against the Donsker-Varadhan bound, estimated
+by importance sampling; the closed form's score on the same scale is the ceiling. Scores on Digits
+are measured as in ``train.py compare``, against the bound estimated from uncontrolled paths.
+Seconds are CPU seconds of one thread, learning alone.
 """
 
 from __future__ import annotations
@@ -34,7 +37,13 @@ from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Policy, Problem, rollout
-from girsanov.scoreboard.evaluation import FINAL_SEED, cached_reference, evaluate, generator_on, policy_of
+from girsanov.scoreboard.evaluation import (
+    FINAL_SEED,
+    cached_reference,
+    evaluate,
+    generator_on,
+    policy_of,
+)
 from girsanov.scoreboard.records import check_writable, provenance, write_whole
 
 RESULTS = Path(__file__).parent / "results" / "pde"
@@ -58,9 +67,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 #: Settings of single rows of the other tables.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "200 gradient steps, gradient averaged over noise": {"gradient_steps": 200, "policy_kwargs": {"draws": 2}},
+    "200 gradient steps, gradient averaged over noise": {
+        "gradient_steps": 200,
+        "policy_kwargs": {"draws": 2},
+    },
 }
-_RAW, _SCALED = "states in place of clean estimates", "control scaled by a factor chosen on 200 of the paths"
+_RAW, _SCALED = (
+    "states in place of clean estimates",
+    "control scaled by a factor chosen on 200 of the paths",
+)
 _FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1)
 #: Variants that are other agents, with the settings of ``baselines/hyperparameters.py``.
 _RL: dict[str, Callable[..., Any]] = {"PPO": make_ppo, "SAC": make_sac}
@@ -93,7 +108,8 @@ class Run:
     @property
     def name(self) -> str:
         """Unlike any other run's."""
-        cell = f"{self.env}{self.dimension}-beta{self.beta:g}-{self.queries}-bound{self.action_bound:g}"
+        cell = f"{self.env}{self.dimension}-beta{self.beta:g}-{self.queries}"
+        cell = f"{cell}-bound{self.action_bound:g}"
         return f"{self.table}-{cell}-{self.variant}-{self.seed}"
 
     @property
@@ -107,8 +123,16 @@ def runs(tables: Sequence[str], seeds: int) -> list[Run]:
     made = []
     for seed in range(seeds):
         if "mixture" in tables:
-            cells = [(0.5, 500, 1.0), (0.5, 1000, 1.0), (2.0, 1000, 1.0), (0.1, 1000, 1.0), (0.1, 1000, 2.0)]
-            made += [Run("mixture", "mixture", b, q, seed, action_bound=bound) for b, q, bound in cells]
+            cells = [
+                (0.5, 500, 1.0),
+                (0.5, 1000, 1.0),
+                (2.0, 1000, 1.0),
+                (0.1, 1000, 1.0),
+                (0.1, 1000, 2.0),
+            ]
+            made += [
+                Run("mixture", "mixture", b, q, seed, action_bound=bound) for b, q, bound in cells
+            ]
             made.append(
                 Run(
                     "mixture",
@@ -123,8 +147,15 @@ def runs(tables: Sequence[str], seeds: int) -> list[Run]:
         if "dimensions" in tables:
             made += [Run("dimensions", "mixture", 0.5, 1000, seed, d) for d in (2, 8, 32, 64)]
         if "digits" in tables:
-            made += [Run("digits", "digits", beta, q, seed, 64) for beta, q in ((0.3, 1000), (0.3, 2000), (1.0, 1000))]
-            made += [Run("digits", "digits", beta, 4000, seed, 64, name) for name in _RL for beta in (0.3, 1.0)]
+            made += [
+                Run("digits", "digits", beta, q, seed, 64)
+                for beta, q in ((0.3, 1000), (0.3, 2000), (1.0, 1000))
+            ]
+            made += [
+                Run("digits", "digits", beta, 4000, seed, 64, name)
+                for name in _RL
+                for beta in (0.3, 1.0)
+            ]
         if "ablation" in tables:
             made += [Run("ablation", "digits", 0.3, 1000, seed, 64, v) for v in VARIANTS]
     return made
@@ -144,7 +175,9 @@ def scaled(problem: Problem, policy: Policy, paths: int, seed: int) -> Policy:
     """``policy`` times the factor that did best on fresh paths, all factors on the same noises."""
 
     def objective(factor: float) -> float:
-        found = rollout(problem, lambda k, x: factor * policy(k, x), paths, generator_on(problem, seed))
+        found = rollout(
+            problem, lambda k, x: factor * policy(k, x), paths, generator_on(problem, seed)
+        )
         return float((found.reward - problem.temperature * found.kl).mean())
 
     with torch.no_grad():
@@ -179,7 +212,10 @@ def execute(run: Run, out: Path, reference_paths: int) -> dict[str, Any]:
         value = evaluate(problem, policy, 2000, generator_on(problem, FINAL_SEED)).value
         score = known.score(value.objective)
         found = {"objective": value.objective.mean, "kl": value.kl.mean}
-        found |= {"score": None if score is None else score.mean, "score_stderr": None if score is None else score.stderr}
+        found |= {
+            "score": None if score is None else score.mean,
+            "score_stderr": None if score is None else score.stderr,
+        }
     return {**found, "seconds": round(seconds, 2)}
 
 
@@ -211,8 +247,15 @@ def run(
     command = shlex.join(["python", "benchmarks/pde.py", *sys.argv[1:]])
     for number, one in enumerate(todo, 1):
         found = execute(one, out, reference_paths)
-        append(out / "runs.jsonl", {"run": one.name, **asdict(one), **found, "command": command, **provenance()})
-        print(f"[{number}/{len(todo)}] {one.name}: score {found['score']}, {found['seconds']:.0f} CPU s", flush=True)
+        append(
+            out / "runs.jsonl",
+            {"run": one.name, **asdict(one), **found, "command": command, **provenance()},
+        )
+        print(
+            f"[{number}/{len(todo)}] {one.name}: score {found['score']}, {found['seconds']:.0f}"
+            " CPU s",
+            flush=True,
+        )
 
 
 def report(out: Path = RESULTS) -> None:
@@ -222,18 +265,24 @@ def report(out: Path = RESULTS) -> None:
         raise ValueError(f"out must hold finished runs; got none in {out}")
     text = [
         "# What the PDE agent reaches\n",
-        "Medians over seeds; brackets hold the worst and the best seed. The ceiling is the closed form's score, clipped to an "
-        "action bound of 1. Each row of the ablation changes one thing and leaves the rest as it is: with settings of their "
-        "own, observed next states five visits ahead reach 0.91 (docs/pde.md).\n",
+        (
+            "Medians over seeds; brackets hold the worst and the best seed. The ceiling is the"
+            " closed form's score, clipped to an action bound of 1. Each row of the ablation"
+            " changes one thing and leaves the rest as it is: with settings of their own, observed"
+            " next states five visits ahead reach 0.91 (docs/pde.md).\n"
+        ),
     ]
     heads: dict[str, Callable[[dict[str, Any]], str]] = {
         "mixture": lambda x: (
             f"beta {x['beta']:g}, {x['queries']:,} queries, action bound {x['action_bound']:g}"
             + (f", {x['variant']}" if x["variant"] != "default" else "")
         ),
-        "dimensions": lambda x: f"d = {x['dimension']}, beta {x['beta']:g}, {x['queries']:,} queries",
+        "dimensions": lambda x: (
+            f"d = {x['dimension']}, beta {x['beta']:g}, {x['queries']:,} queries"
+        ),
         "digits": lambda x: (
-            (f"{x['variant']}, " if x["variant"] in _RL else "") + f"beta {x['beta']:g}, {x['queries']:,} queries"
+            (f"{x['variant']}, " if x["variant"] in _RL else "")
+            + f"beta {x['beta']:g}, {x['queries']:,} queries"
         ),
         "ablation": lambda x: x["variant"],
     }
@@ -249,7 +298,12 @@ def report(out: Path = RESULTS) -> None:
                 "| " + "--- | " * 6,
             ]
             text += [_row(name, group) for name, group in groups.items()]
-    made = sorted({f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines})
+    made = sorted(
+        {
+            f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})"
+            for x in lines
+        }
+    )
     text += ["\nMade by " + "; ".join(made) + ".\n"]
     write_whole(out / "report.md", "\n".join(text).encode())
     print(out / "report.md")
@@ -257,7 +311,11 @@ def report(out: Path = RESULTS) -> None:
 
 def _row(name: str, group: list[dict[str, Any]]) -> str:
     scores = [x["score"] for x in group if x["score"] is not None]
-    score = f"{statistics.median(scores):.3f} [{min(scores):.3f}, {max(scores):.3f}]" if scores else "not certified"
+    score = (
+        f"{statistics.median(scores):.3f} [{min(scores):.3f}, {max(scores):.3f}]"
+        if scores
+        else "not certified"
+    )
     ceiling = f"{group[0]['ceiling']:.3f}" if "ceiling" in group[0] else ""
     kl, seconds = (statistics.median(x[key] for x in group) for key in ("kl", "seconds"))
     return f"| {name} | {score} | {ceiling} | {kl:.2f} | {seconds:.0f} | {len(group)} |"

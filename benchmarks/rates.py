@@ -1,34 +1,41 @@
-"""How fast does regression learn? Errors and regret against the number of uncontrolled trajectories, the truth in closed form.
+"""How fast does regression learn? Errors and regret against the number of uncontrolled
+trajectories, the truth in closed form.
 
     python benchmarks/rates.py            about 20 CPU minutes on one core; --quick: less than one
     python benchmarks/rates.py report
 
-Mou (2025) proves ``|fhat - f| <~ inf over the class |g - f| + complexity / sqrt(n)`` in Sobolev norms. For a class that
-holds f this is n^-1/2, and since the regret is quadratic in the error of the control, n^-1 there. Three studies:
+Mou (2025) proves ``|fhat - f| <~ inf over the class |g - f| + complexity / sqrt(n)`` in Sobolev
+norms. For a class that holds f this is n^-1/2, and since the regret is quadratic in the error of
+the control, n^-1 there. Three studies:
 
-* ``rates``: a class that holds f (quadratics in the state, 8 Chebyshev polynomials of time: f is smooth in time, and the
-  distance of the class to it below 1e-3), from recorded paths alone and with fresh draws of the known transition; a kernel
-  class and a network, from recorded paths alone.
-* ``size``: the two terms of the inequality. Features of time of the quadratics, centres of the kernel class: with few f is
-  not in the class, with many the data do not suffice.
-* ``rl``: the regret of PPO and SAC (the ``default`` entries of their tables) against the trajectories that they used.
+* ``rates``: a class that holds f (quadratics in the state, 8 Chebyshev polynomials of time: f is
+  smooth in time, and the distance of the class to it below 1e-3), from recorded paths alone and
+  with fresh draws of the known transition; a kernel class and a network, from recorded paths alone.
+* ``size``: the two terms of the inequality. Features of time of the quadratics, centres of the
+  kernel class: with few f is not in the class, with many the data do not suffice.
+* ``rl``: the regret of PPO and SAC (the ``default`` entries of their tables) against the
+  trajectories that they used.
 
 Everything is measured on ``girsanov/LinearQuadratic-v0``, whose f is known to 1e-10:
 
-* ``energy`` and ``integral``, relative errors of f in the norms of ``variational.sobolev_errors``, on one set of fresh
-  uncontrolled paths for all, so that its noise is common to all estimates;
+* ``energy`` and ``integral``, relative errors of f in the norms of ``variational.sobolev_errors``,
+  on one set of fresh uncontrolled paths for all, so that its noise is common to all estimates;
 * ``control``, root of ``variational.control_error`` on paths of the optimum;
-* ``regret`` J* - J(pi), from the performance-difference identity. With the Bellman equation of ``envs/known_optimum/linear_quadratic.py``,
-  ``Q_k(x, a) = r_k + E_W V_{k+1}(m + C (a + W)) - beta |a|^2 / 2`` is quadratic in a with Hessian ``-S_k``,
-  ``S_k = beta I + C_k^T P_{k+1} C_k``, and its largest value, at a*, is V_k(x). So ``V_k - Q_k = (a - a*)^T S_k (a - a*) / 2``;
-  summed along paths of pi the V telescope: ``J* - J(pi) = E^pi sum_k (a_k - a*_k)^T S_k (a_k - a*_k) / 2``, exactly. This is
-  a mean of non-negative numbers, known to some percent of itself, where the difference of two estimates of J would be noise.
+* ``regret`` J* - J(pi), from the performance-difference identity. With the Bellman equation of
+  ``linear_quadratic``, ``Q_k(x, a) = r_k + E_W V_{k+1}(m + C (a + W)) - beta |a|^2 / 2`` is
+  quadratic in a with Hessian ``-S_k``, ``S_k = beta I + C_k^T P_{k+1} C_k``, and its largest value,
+  at a*, is V_k(x). So ``V_k - Q_k = (a - a*)^T S_k (a - a*) / 2``; summed along paths of pi the V
+  telescope: ``J* - J(pi) = E^pi sum_k (a_k - a*_k)^T S_k (a_k - a*_k) / 2``, exactly. This is a
+  mean of non-negative numbers, known to some percent of itself, where the difference of two
+  estimates of J would be noise.
 
-Which temperature: errors of f are measured under the uncontrolled process, where the mean of f^2 must not hang on a few
-paths. At the default temperature 0.5 the effective share of paths behind ``E f_T^2`` is 4%, at 1 15%, at 2 42%. So 2 is the
-main problem; the default and 8 dimensions stand beside it. f is bounded (rewards are at most 0): every moment is finite.
+Which temperature: errors of f are measured under the uncontrolled process, where the mean of f^2
+must not hang on a few paths. At the default temperature 0.5 the effective share of paths behind ``E
+f_T^2`` is 4%, at 1 15%, at 2 42%. So 2 is the main problem; the default and 8 dimensions stand
+beside it. f is bounded (rewards are at most 0): every moment is finite.
 
-The quadratics are fitted with a fixed ridge of 1e-8 to all data (``select=False``): only n changes along their lines.
+The quadratics are fitted with a fixed ridge of 1e-8 to all data (``select=False``): only n changes
+along their lines.
 """
 
 from __future__ import annotations
@@ -62,16 +69,33 @@ Study = Literal["rates", "size", "rl"]
 QUICK = Path("runs") / "rates_quick"
 RECORDED = {"lookahead": "observed"}  # nothing but the recorded paths
 PARAMETRIC = {"policy": "PolynomialPolicy", "ridge": 1e-8, "select": False, **RECORDED}
-#: Arguments of PDE by method; ``policy_kwargs`` of those of the size study hold what their size counts.
+#: Arguments of PDE by method; ``policy_kwargs`` of those of the size study hold what their size
+#: counts.
 METHODS: dict[str, dict[str, Any]] = {
     "polynomial": {**PARAMETRIC, "policy_kwargs": {"times": 8}},
-    "polynomial-fresh": {**PARAMETRIC, "policy_kwargs": {"times": 8}, "lookahead": "fresh", "draws": 2},
-    "kernel": {"policy": "KernelPolicy", "policy_kwargs": {"centres": 40, "length": 2.0}, **RECORDED},
+    "polynomial-fresh": {
+        **PARAMETRIC,
+        "policy_kwargs": {"times": 8},
+        "lookahead": "fresh",
+        "draws": 2,
+    },
+    "kernel": {
+        "policy": "KernelPolicy",
+        "policy_kwargs": {"centres": 40, "length": 2.0},
+        **RECORDED,
+    },
     "network": {"policy": "MlpPolicy", "policy_kwargs": {"hidden": (64, 64)}, **RECORDED},
     "times": {**PARAMETRIC, "policy_kwargs": {}},
-    "centres": {"policy": "KernelPolicy", "ridge": 1e-6, "select": False, "policy_kwargs": {"times": 6}, **RECORDED},
+    "centres": {
+        "policy": "KernelPolicy",
+        "ridge": 1e-6,
+        "select": False,
+        "policy_kwargs": {"times": 6},
+        **RECORDED,
+    },
 }
-#: Uncontrolled paths behind errors of f; a quarter as many of the optimum behind errors of the control, and behind a regret.
+#: Uncontrolled paths behind errors of f; a quarter as many of the optimum behind errors of the
+#: control, and behind a regret.
 PATHS = 4096
 RL: dict[str, Callable[..., Any]] = {"ppo": make_ppo, "sac": make_sac}
 
@@ -102,7 +126,9 @@ class Job:
 
 
 def jobs(studies: Sequence[str], quick: bool = False) -> list[Job]:
-    """The whole benchmark, of each study the first seed of every line, then the others line by line."""
+    """The whole benchmark, of each study the first seed of every line, then the others line by
+    line.
+    """
     ns = [500 * 2**i for i in range(7)]
     lines = [  # temperature, dimension, method, numbers of trajectories, seeds
         (2.0, 4, "polynomial", ns, 5),
@@ -112,24 +138,46 @@ def jobs(studies: Sequence[str], quick: bool = False) -> list[Job]:
         (2.0, 4, "kernel", ns[:6], 5),
         (2.0, 4, "network", ns, 3),
     ]
-    sizes = [("times", 0.5, (1, 2, 3, 4, 6, 8, 12, 16, 24), 3), ("centres", 2.0, (10, 20, 40, 80, 160), 2)]
+    sizes = [
+        ("times", 0.5, (1, 2, 3, 4, 6, 8, 12, 16, 24), 3),
+        ("centres", 2.0, (10, 20, 40, 80, 160), 2),
+    ]
     many, rl_n, rl_seeds, seconds = (500, 8000), 20_000, 2, 60.0
     if quick:
         lines = [(2.0, 4, "polynomial", [200, 400, 800], 2), (2.0, 4, "kernel", [200, 400], 2)]
-        sizes, many, rl_n, rl_seeds, seconds = [("times", 0.5, (2, 4, 8), 1)], (200, 800), 200, 1, 5.0
+        sizes, many, rl_n, rl_seeds, seconds = (
+            [("times", 0.5, (2, 4, 8), 1)],
+            (200, 800),
+            200,
+            1,
+            5.0,
+        )
     out = []
     if "rates" in studies:
-        every = [Job("rates", b, d, m, n, s) for b, d, m, grid, count in lines for n in grid for s in range(count)]
+        every = [
+            Job("rates", b, d, m, n, s)
+            for b, d, m, grid, count in lines
+            for n in grid
+            for s in range(count)
+        ]
         out += sorted(every, key=lambda job: job.seed > 0)
     if "size" in studies:
-        every = [Job("size", b, 4, m, n, s, z) for m, b, grid, count in sizes for z in grid for n in many for s in range(count)]
+        every = [
+            Job("size", b, 4, m, n, s, z)
+            for m, b, grid, count in sizes
+            for z in grid
+            for n in many
+            for s in range(count)
+        ]
         out += sorted(every, key=lambda job: job.seed > 0)
     if "rl" in studies:
-        out += [Job("rl", 2.0, 4, m, rl_n, s, cpu_seconds=seconds) for m in RL for s in range(rl_seeds)]
+        out += [
+            Job("rl", 2.0, 4, m, rl_n, s, cpu_seconds=seconds) for m in RL for s in range(rl_seeds)
+        ]
     return out
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
+# --- measuring
 
 
 def curvatures(problem: LinearQuadratic) -> Tensor:
@@ -140,8 +188,12 @@ def curvatures(problem: LinearQuadratic) -> Tensor:
 
 
 @torch.no_grad()
-def regret(problem: LinearQuadratic, policy: Policy | None, n: int, generator: torch.Generator) -> Estimate:
-    """``J* - J(policy)`` by the performance-difference identity, from ``n`` paths of ``policy`` (None: no control)."""
+def regret(
+    problem: LinearQuadratic, policy: Policy | None, n: int, generator: torch.Generator
+) -> Estimate:
+    """``J* - J(policy)`` by the performance-difference identity, from ``n`` paths of ``policy``
+    (None: no control).
+    """
     paths = rollout(problem, policy, n, generator)
     total = torch.zeros(n, dtype=torch.float64)
     for k, curvature in enumerate(curvatures(problem)):
@@ -151,7 +203,9 @@ def regret(problem: LinearQuadratic, policy: Policy | None, n: int, generator: t
 
 
 class Yardstick(NamedTuple):
-    """A problem, the paths that all its policies are measured on, and the regret of no control at all."""
+    """A problem, the paths that all its policies are measured on, and the regret of no control at
+    all.
+    """
 
     problem: LinearQuadratic
     uncontrolled: Trajectories
@@ -172,7 +226,10 @@ class Yardstick(NamedTuple):
         """Errors of f."""
         value = agent.policy.value
         errors = sobolev_errors(
-            self.problem, self.uncontrolled, lambda k, x: value(k, encode(self.problem, k, x).float()), self.log_truth
+            self.problem,
+            self.uncontrolled,
+            lambda k, x: value(k, encode(self.problem, k, x).float()),
+            self.log_truth,
         )
         return errors._asdict()
 
@@ -180,19 +237,27 @@ class Yardstick(NamedTuple):
 @cache
 def yardstick(temperature: float, dimension: int) -> Yardstick:
     """The problem and its paths, the same in every run."""
-    problem = make_problem("girsanov/LinearQuadratic-v0", temperature=temperature, dimension=dimension)
+    problem = make_problem(
+        "girsanov/LinearQuadratic-v0", temperature=temperature, dimension=dimension
+    )
     assert isinstance(problem, LinearQuadratic)
     with torch.no_grad():
         free = rollout(problem, None, PATHS, torch.Generator().manual_seed(1))
-        best = rollout(problem, problem.optimal_control, PATHS // 4, torch.Generator().manual_seed(2))
-    return Yardstick(problem, free, best, regret(problem, None, 4 * PATHS, torch.Generator().manual_seed(4)).mean)
+        best = rollout(
+            problem, problem.optimal_control, PATHS // 4, torch.Generator().manual_seed(2)
+        )
+    return Yardstick(
+        problem, free, best, regret(problem, None, 4 * PATHS, torch.Generator().manual_seed(4)).mean
+    )
 
 
-# --- jobs -------------------------------------------------------------------------------------------------------------
+# --- jobs
 
 
 def fit(job: Job) -> PDE:
-    """Uncontrolled paths, fresh ones for every seed and number, and the agent that learnt from them alone."""
+    """Uncontrolled paths, fresh ones for every seed and number, and the agent that learnt from them
+    alone.
+    """
     problem = yardstick(job.temperature, job.dimension).problem
     arguments = dict(METHODS[job.method])
     if job.study == "size":
@@ -204,9 +269,13 @@ def fit(job: Job) -> PDE:
 
 
 class RegretCurve(BaseCallback):
-    """Measures the policy after about 50, 100, 200, ... trajectories, and ends the run when its CPU seconds are spent."""
+    """Measures the policy after about 50, 100, 200, ... trajectories, and ends the run when its CPU
+    seconds are spent.
+    """
 
-    def __init__(self, measure: Callable[[Any], dict[str, float]], horizon: int, cpu_seconds: float) -> None:
+    def __init__(
+        self, measure: Callable[[Any], dict[str, float]], horizon: int, cpu_seconds: float
+    ) -> None:
         super().__init__()
         self.measure, self.horizon, self.limit = measure, horizon, cpu_seconds
         self.rows: list[dict[str, float]] = []
@@ -236,7 +305,9 @@ class RegretCurve(BaseCallback):
     def _look(self, used: int) -> None:
         self._before, training = self.seconds, self.model.policy.training
         with torch.random.fork_rng([]):  # training goes on as if nobody had looked
-            self.rows.append({"n": used, "seconds": round(self._before, 3), **self.measure(self.model)})
+            self.rows.append(
+                {"n": used, "seconds": round(self._before, 3), **self.measure(self.model)}
+            )
         self.model.policy.set_training_mode(training)
         self._due = 2.0 * max(used, self._due)
         self._since = time.process_time()
@@ -253,12 +324,18 @@ def execute(job: Job) -> list[dict[str, Any]]:
         return [{"n": job.n, "seconds": seconds, **ruler.value(agent), **control}]
     model = RL[job.method](ruler.problem, seed=job.seed, device="cpu")
     horizon = ruler.problem.horizon
-    curve = RegretCurve(lambda m: ruler.control(deterministic_policy(m, ruler.problem)), horizon, job.cpu_seconds)
+    curve = RegretCurve(
+        lambda m: ruler.control(deterministic_policy(m, ruler.problem)), horizon, job.cpu_seconds
+    )
     model.learn(job.n * horizon, curve)
     return curve.rows
 
 
-def run(studies: tuple[Study, ...] = ("rates", "size", "rl"), quick: bool = False, out: Path | None = None) -> None:
+def run(
+    studies: tuple[Study, ...] = ("rates", "size", "rl"),
+    quick: bool = False,
+    out: Path | None = None,
+) -> None:
     """Make the jobs that are missing; each is one line of ``rows.jsonl`` as soon as it is done.
 
     Args:
@@ -267,7 +344,9 @@ def run(studies: tuple[Study, ...] = ("rates", "size", "rl"), quick: bool = Fals
         out: folder; ``benchmarks/results/rates``, or ``runs/rates_quick`` if quick.
     """
     if not studies or len(set(studies)) < len(studies):
-        raise ValueError(f"studies must be names, each once, at least one; got {' '.join(studies) or 'none'}")
+        raise ValueError(
+            f"studies must be names, each once, at least one; got {' '.join(studies) or 'none'}"
+        )
     out = out or (QUICK if quick else RESULTS)
     check_writable(out)
     torch.set_num_threads(1)
@@ -278,11 +357,22 @@ def run(studies: tuple[Study, ...] = ("rates", "size", "rl"), quick: bool = Fals
     command = f"python benchmarks/rates.py {shlex.join(sys.argv[1:])}".strip()
     for number, job in enumerate(todo, 1):
         rows = [{name: _finite(value) for name, value in row.items()} for row in execute(job)]
-        made = {"command": command, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **provenance()}
+        made = {
+            "command": command,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **provenance(),
+        }
         room = yardstick(job.temperature, job.dimension).room
-        append(out / ROWS, {"job": asdict(job), "rows": rows, "regret_without_control": room, **made})
-        figures = ", ".join(f"{name} {value:.3g}" for name, value in rows[-1].items() if value is not None)
-        label = f"{job.study} {job.method} beta {job.temperature:g} d {job.dimension} size {job.size} seed {job.seed}"
+        append(
+            out / ROWS, {"job": asdict(job), "rows": rows, "regret_without_control": room, **made}
+        )
+        figures = ", ".join(
+            f"{name} {value:.3g}" for name, value in rows[-1].items() if value is not None
+        )
+        label = (
+            f"{job.study} {job.method} beta {job.temperature:g} d {job.dimension} size {job.size}"
+            f" seed {job.seed}"
+        )
         print(f"[{number}/{len(todo)}] {label}: {figures}", flush=True)
 
 

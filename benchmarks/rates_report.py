@@ -16,9 +16,20 @@ from girsanov.scoreboard.records import check_writable, write_json, write_whole
 
 RESULTS = Path(__file__).parent / "results" / "rates"
 ROWS = "rows.jsonl"
-#: Measures in their order everywhere, as the report calls them, and the slope that theory gives a class that holds f.
-MEASURES = {"energy": "energy norm", "integral": "integral norm", "control": "control", "regret": "regret"}
-TARGETS = {"energy": (-0.5, 0.1), "integral": (-0.5, 0.1), "control": (-0.5, 0.1), "regret": (-1.0, 0.2)}
+#: Measures in their order everywhere, as the report calls them, and the slope that theory gives a
+#: class that holds f.
+MEASURES = {
+    "energy": "energy norm",
+    "integral": "integral norm",
+    "control": "control",
+    "regret": "regret",
+}
+TARGETS = {
+    "energy": (-0.5, 0.1),
+    "integral": (-0.5, 0.1),
+    "control": (-0.5, 0.1),
+    "regret": (-1.0, 0.2),
+}
 NAMES = {
     "polynomial": "quadratics",
     "polynomial-fresh": "quadratics, transition known",
@@ -33,7 +44,9 @@ COLOURS = {name: f"C{i}" for i, name in enumerate(NAMES)}
 
 
 class Slope(NamedTuple):
-    """Slope of the line through the medians on logarithmic axes, and its 95% bootstrap interval; None with a single seed."""
+    """Slope of the line through the medians on logarithmic axes, and its 95% bootstrap interval;
+    None with a single seed.
+    """
 
     slope: float
     low: float | None
@@ -51,15 +64,18 @@ class Slope(NamedTuple):
 
 
 def fit_slope(groups: Mapping[float, Sequence[float]], draws: int = 2000) -> Slope:
-    """Least squares through ``(log n, log median)``, and percentiles of the same over seeds drawn with replacement.
+    """Least squares through ``(log n, log median)``, and percentiles of the same over seeds drawn
+    with replacement.
 
     Args:
-        groups: values of the seeds, positive, by n; at least two numbers n. Data of different n are independent, so their
-            seeds are drawn independently.
+        groups: values of the seeds, positive, by n; at least two numbers n. Data of different n are
+            independent, so their seeds are drawn independently.
         draws: of the bootstrap.
     """
     if len(groups) < 2 or not all(len(v) and min(v) > 0 for v in groups.values()):
-        raise ValueError(f"groups must hold positive values at two numbers n or more; got {dict(groups)}")
+        raise ValueError(
+            f"groups must hold positive values at two numbers n or more; got {dict(groups)}"
+        )
     x = np.log(np.array(sorted(groups), dtype=float))
     x = (x - x.mean()) / np.square(x - x.mean()).sum()
     values = [np.log(np.asarray(groups[n], dtype=float)) for n in sorted(groups)]
@@ -72,16 +88,28 @@ def fit_slope(groups: Mapping[float, Sequence[float]], draws: int = 2000) -> Slo
     return Slope(slope, float(low), float(high))
 
 
-Series = tuple[str, float, int, str, int]  # study, temperature, dimension, method, and n of the size study (else 0)
+Series = tuple[
+    str, float, int, str, int
+]  # study, temperature, dimension, method, and n of the size study (else 0)
 
 
-def collect(lines: Sequence[Mapping[str, Any]]) -> dict[Series, dict[str, dict[float, list[float]]]]:
-    """Values of the seeds by series, measure and abscissa (n, or the size of the class); a fit that blew up is infinite."""
+def collect(
+    lines: Sequence[Mapping[str, Any]],
+) -> dict[Series, dict[str, dict[float, list[float]]]]:
+    """Values of the seeds by series, measure and abscissa (n, or the size of the class); a fit that
+    blew up is infinite.
+    """
     out: dict[Series, dict[str, dict[float, list[float]]]] = {}
     for line in lines:
         job = line["job"]
         size = job["study"] == "size"
-        key = (job["study"], job["temperature"], job["dimension"], job["method"], job["n"] if size else 0)
+        key = (
+            job["study"],
+            job["temperature"],
+            job["dimension"],
+            job["method"],
+            job["n"] if size else 0,
+        )
         for row in line["rows"]:
             for measure in MEASURES:
                 if measure in row:
@@ -108,24 +136,44 @@ def report(out: Path = RESULTS) -> None:
     picture = io.BytesIO()
     draw(series, summary).savefig(picture, format="png")
     write_whole(out / "rates.png", picture.getvalue())
-    print(f"{markdown(summary)}\nwritten: {out / 'report.md'}, {out / 'report.json'}, {out / 'rates.png'}")
+    print(
+        f"{markdown(summary)}\nwritten: {out / 'report.md'}, {out / 'report.json'},"
+        f" {out / 'rates.png'}"
+    )
 
 
 def summarise(lines: Sequence[Mapping[str, Any]], series: Mapping[Series, Any]) -> dict[str, Any]:
     """Everything that the report says, as plain JSON values."""
     entries = []
-    rooms = {(line["job"]["temperature"], line["job"]["dimension"]): line["regret_without_control"] for line in lines}
+    rooms = {
+        (line["job"]["temperature"], line["job"]["dimension"]): line["regret_without_control"]
+        for line in lines
+    }
     for (study, temperature, dimension, method, n), measures in series.items():
-        medians = {m: {f"{at:g}": _plain(np.median(v)) for at, v in sorted(g.items())} for m, g in measures.items()}
+        medians = {
+            m: {f"{at:g}": _plain(np.median(v)) for at, v in sorted(g.items())}
+            for m, g in measures.items()
+        }
         seeds = min(len(v) for group in measures.values() for v in group.values())
         entry: dict[str, Any] = {
-            "study": study, "temperature": temperature, "dimension": dimension, "method": method, "n": n, "seeds": seeds,
-            "medians": medians, "regret_without_control": rooms[temperature, dimension],
-        }  # fmt: skip
+            "study": study,
+            "temperature": temperature,
+            "dimension": dimension,
+            "method": method,
+            "n": n,
+            "seeds": seeds,
+            "medians": medians,
+            "regret_without_control": rooms[temperature, dimension],
+        }
         if study == "rates":
-            finite = {m: {at: v for at, v in g.items() if np.isfinite(v).all()} for m, g in measures.items()}
+            finite = {
+                m: {at: v for at, v in g.items() if np.isfinite(v).all()}
+                for m, g in measures.items()
+            }
             slopes = {m: fit_slope(g) for m, g in finite.items() if len(g) > 1}
-            entry["slopes"] = {m: {**s._asdict(), "meets_target": s.meets(m)} for m, s in slopes.items()}
+            entry["slopes"] = {
+                m: {**s._asdict(), "meets_target": s.meets(m)} for m, s in slopes.items()
+            }
         entries.append(entry)
     seconds = sum(line["rows"][-1]["seconds"] for line in lines if line["rows"])
     return {
@@ -139,29 +187,38 @@ def summarise(lines: Sequence[Mapping[str, Any]], series: Mapping[Series, Any]) 
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:
-    return [json.loads(text) for text in dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)]
+    return [
+        json.loads(text)
+        for text in dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)
+    ]
 
 
 def _plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- words
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The whole report."""
     parts = [
         "# Rates of regression against the closed form",
-        "Errors and regret against the number n of uncontrolled trajectories, on girsanov/LinearQuadratic-v0. Theory (Mou "
-        "2025) for a class that holds f: errors fall like n^-0.5, the regret like n^-1. Medians over seeds; slopes by least "
-        "squares on logarithmic axes, 95% bootstrap intervals over seeds in brackets; **bold** within 0.1 (regret 0.2) of "
-        "theory. How it was measured: `benchmarks/rates.py`.",
+        (
+            "Errors and regret against the number n of uncontrolled trajectories, on"
+            " girsanov/LinearQuadratic-v0. Theory (Mou 2025) for a class that holds f: errors fall"
+            " like n^-0.5, the regret like n^-1. Medians over seeds; slopes by least squares on"
+            " logarithmic axes, 95% bootstrap intervals over seeds in brackets; **bold** within 0.1"
+            " (regret 0.2) of theory. How it was measured: `benchmarks/rates.py`."
+        ),
         "![rates](rates.png)",
         "## Slopes",
         _slopes(summary),
-        "Only the quadratics hold f. The kernel class and the network approximate it: their errors have both terms of the "
-        "oracle inequality, and the theory's slope is not promised to them.",
+        (
+            "Only the quadratics hold f. The kernel class and the network approximate it: their"
+            " errors have both terms of the oracle inequality, and the theory's slope is not"
+            " promised to them."
+        ),
         "## Medians",
         *(_medians(summary, m) for m in MEASURES),
         _sizes(summary),
@@ -177,7 +234,9 @@ def _label(entry: Mapping[str, Any]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows])
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows]
+    )
 
 
 def _slopes(summary: Mapping[str, Any]) -> str:
@@ -189,7 +248,11 @@ def _slopes(summary: Mapping[str, Any]) -> str:
             text = "-" if found is None else str(Slope(found["slope"], found["low"], found["high"]))
             cells.append(f"**{text}**" if found and found["meets_target"] else text)
         rows.append([_label(entry), str(entry["seeds"]), *cells])
-    return _table(["class", "seeds", *MEASURES.values()], rows) if rows else "No rates have been measured yet."
+    return (
+        _table(["class", "seeds", *MEASURES.values()], rows)
+        if rows
+        else "No rates have been measured yet."
+    )
 
 
 def _number(value: float | None) -> str:
@@ -203,7 +266,9 @@ def _medians(summary: Mapping[str, Any], measure: str) -> str:
     ns = sorted({int(n) for e in entries for n in e["medians"][measure]})
     rows = [[_label(e), *(_cell(e["medians"][measure], n) for n in ns)] for e in entries]
     unit = "in units of the reward" if measure == "regret" else "relative error"
-    return f"{MEASURES[measure].capitalize()} ({unit}) by n:\n\n" + _table(["class", *(f"{n:,}" for n in ns)], rows)
+    return f"{MEASURES[measure].capitalize()} ({unit}) by n:\n\n" + _table(
+        ["class", *(f"{n:,}" for n in ns)], rows
+    )
 
 
 def _cell(medians: Mapping[str, float | None], at: int) -> str:
@@ -219,16 +284,21 @@ def _sizes(summary: Mapping[str, Any]) -> str:
     for method in dict.fromkeys(e["method"] for e in entries):
         group = [e for e in entries if e["method"] == method]
         sizes = sorted({int(s) for e in group for s in e["medians"]["energy"]})
-        rows = [[f"n = {e['n']:,}", *(_cell(e["medians"]["energy"], s) for s in sizes)] for e in group]
-        head = f"{NAMES[method].capitalize()}, beta {group[0]['temperature']:g}: relative error in the energy norm by size."
+        rows = [
+            [f"n = {e['n']:,}", *(_cell(e["medians"]["energy"], s) for s in sizes)] for e in group
+        ]
+        head = (
+            f"{NAMES[method].capitalize()}, beta {group[0]['temperature']:g}: relative error in the"
+            " energy norm by size."
+        )
         parts.append(f"{head}\n\n" + _table(["", *map(str, sizes)], rows))
         for e in group:
             known = {int(s): v for s, v in e["medians"]["energy"].items() if v is not None}
             best = min(known, key=lambda s: known[s])
             last = max(known)
             parts.append(
-                f"At n = {e['n']:,} the least error, {known[best]:.3g}, is at size {best}; at size {last} it is "
-                f"{known[last] / known[best]:.1f} times that."
+                f"At n = {e['n']:,} the least error, {known[best]:.3g}, is at size {best}; at size"
+                f" {last} it is {known[last] / known[best]:.1f} times that."
             )
     return "\n\n".join(parts)
 
@@ -242,9 +312,18 @@ def _rl(summary: Mapping[str, Any]) -> str:
         regrets = {int(n): v for n, v in e["medians"]["regret"].items() if v is not None}
         best = min(regrets, key=lambda n: regrets[n])
         last = max(regrets)
-        rows.append([NAMES[e["method"]], f"{best:,}", _number(regrets[best]), f"{last:,}", _number(regrets[last])])
+        rows.append(
+            [
+                NAMES[e["method"]],
+                f"{best:,}",
+                _number(regrets[best]),
+                f"{last:,}",
+                _number(regrets[last]),
+            ]
+        )
     text = (
-        "Regret of the policy without its exploration noise; trajectories used are PPO's and SAC's own, under their controls."
+        "Regret of the policy without its exploration noise; trajectories used are PPO's and SAC's"
+        " own, under their controls."
     )
     heads = ["agent", "n of the least regret", "least regret", "most n", "regret there"]
     return f"## PPO and SAC, beta 2, d 4\n\n{text}\n\n{_table(heads, rows)}"
@@ -253,22 +332,32 @@ def _rl(summary: Mapping[str, Any]) -> str:
 def _made_with(summary: Mapping[str, Any]) -> str:
     lines = [f"- `{command}`" for command in summary["commands"]]
     for machine in summary["hardware"]:
-        lines.append(f"- {machine['cpu']}, {machine['cores']} cores, {machine['system']}; one thread")
+        lines.append(
+            f"- {machine['cpu']}, {machine['cores']} cores, {machine['system']}; one thread"
+        )
     for versions in summary["versions"]:
         lines.append("- " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    return "\n".join([*lines, f"- {summary['cpu_minutes']:.0f} CPU minutes of learning, measuring left out"])
+    return "\n".join(
+        [*lines, f"- {summary['cpu_minutes']:.0f} CPU minutes of learning, measuring left out"]
+    )
 
 
-# --- picture ----------------------------------------------------------------------------------------------------------
+# --- picture
 
 
 def draw(series: Mapping[Series, Any], summary: Mapping[str, Any]) -> Any:
-    """Four panels: error of f, error of the control, regret (with PPO and SAC), and the size of the class."""
+    """Four panels: error of f, error of the control, regret (with PPO and SAC), and the size of the
+    class.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), dpi=110, layout="constrained")
     panels = figure.subplots(2, 2).flat
-    slopes = {(e["temperature"], e["dimension"], e["method"]): e["slopes"] for e in summary["entries"] if "slopes" in e}
+    slopes = {
+        (e["temperature"], e["dimension"], e["method"]): e["slopes"]
+        for e in summary["entries"]
+        if "slopes" in e
+    }
     for axes, measure in zip(panels, ("energy", "control", "regret"), strict=False):
         for (study, temperature, dimension, method, _), measures in series.items():
             if study == "size" or measure not in measures:
@@ -282,10 +371,22 @@ def draw(series: Mapping[Series, Any], summary: Mapping[str, Any]) -> Any:
             label += f" ({slope['slope']:.2f})" if slope else ""
             dashed = {(2.0, 4): "-", (0.5, 4): "--"}.get((temperature, dimension), ":")
             _line(axes, measures[measure], COLOURS[method], label, dashed)
-        _finish(axes, "trajectories n", {"energy": "relative error of f, energy norm"}.get(measure, ""))
-        axes.set_title(f"{MEASURES[measure]}, theory {TARGETS[measure][0]:g} for quadratics", fontsize=10)
-        axes.set_ylabel({"control": "relative error of the control", "regret": "J* - J"}.get(measure, axes.get_ylabel()))
-        rooms = [e["regret_without_control"] for e in summary["entries"] if (e["temperature"], e["dimension"]) == (2.0, 4)]
+        _finish(
+            axes, "trajectories n", {"energy": "relative error of f, energy norm"}.get(measure, "")
+        )
+        axes.set_title(
+            f"{MEASURES[measure]}, theory {TARGETS[measure][0]:g} for quadratics", fontsize=10
+        )
+        axes.set_ylabel(
+            {"control": "relative error of the control", "regret": "J* - J"}.get(
+                measure, axes.get_ylabel()
+            )
+        )
+        rooms = [
+            e["regret_without_control"]
+            for e in summary["entries"]
+            if (e["temperature"], e["dimension"]) == (2.0, 4)
+        ]
         if measure == "regret" and rooms:
             axes.axhline(rooms[0], color="0.5", linewidth=1, label="no control")
             axes.legend(fontsize=8)
@@ -296,17 +397,34 @@ def draw(series: Mapping[Series, Any], summary: Mapping[str, Any]) -> Any:
             _line(axes, measures["energy"], COLOURS[method], label, "-" if n > 1000 else "--")
     _finish(axes, "size of the class", "relative error of f, energy norm")
     axes.set_title("approximation and complexity", fontsize=10)
-    figure.suptitle("girsanov/LinearQuadratic-v0 (beta 2, d 4 unless said): errors against the closed form, slopes in brackets")
+    figure.suptitle(
+        "girsanov/LinearQuadratic-v0 (beta 2, d 4 unless said): errors against the closed form,"
+        " slopes in brackets"
+    )
     return figure
 
 
-def _line(axes: Any, groups: Mapping[float, Sequence[float]], colour: str, label: str, style: str) -> None:
+def _line(
+    axes: Any, groups: Mapping[float, Sequence[float]], colour: str, label: str, style: str
+) -> None:
     """Medians joined, ranges of the seeds as a band; fits that blew up are left out."""
     kept = {x: v for x, v in sorted(groups.items()) if np.isfinite(np.median(v))}
     if kept:
-        axes.plot(list(kept), [np.median(v) for v in kept.values()], style, color=colour, marker="o", markersize=3, label=label)
+        axes.plot(
+            list(kept),
+            [np.median(v) for v in kept.values()],
+            style,
+            color=colour,
+            marker="o",
+            markersize=3,
+            label=label,
+        )
         axes.fill_between(
-            list(kept), [min(v) for v in kept.values()], [max(v) for v in kept.values()], color=colour, alpha=0.12
+            list(kept),
+            [min(v) for v in kept.values()],
+            [max(v) for v in kept.values()],
+            color=colour,
+            alpha=0.12,
         )
 
 

@@ -1,4 +1,6 @@
-"""What benchmarks share that go on where they were killed: one JSON line a finished piece, and the command line."""
+"""What benchmarks share that go on where they were killed: one JSON line a finished piece, and the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,18 @@ import tyro
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add one line of JSON in a single write, so that two processes may share the file; end a torn one before it."""
+    """Add one line of JSON in a single write, so that two processes may share the file; end a torn
+    one before it.
+    """
     with path.open("a+b") as file:
-        torn = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
-        file.write(b"\n" * torn + json.dumps(line, allow_nan=False).encode() + b"\n")  # one write: shorter than the buffer
+        torn = (
+            file.seek(0, os.SEEK_END) > 0
+            and file.seek(-1, os.SEEK_END) >= 0
+            and file.read() != b"\n"
+        )
+        file.write(
+            b"\n" * torn + json.dumps(line, allow_nan=False).encode() + b"\n"
+        )  # one write: shorter than the buffer
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -31,9 +41,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def command_line(
-    name: str, doc: str | None, run: Callable[..., Any], report: Callable[..., Any], arguments: Sequence[str] | None
+    name: str,
+    doc: str | None,
+    run: Callable[..., Any],
+    report: Callable[..., Any],
+    arguments: Sequence[str] | None,
 ) -> int:
-    """``report ...`` or the arguments of ``run``; returns 2 with one line for what the caller can mend, 130 for Ctrl-C."""
+    """``report ...`` or the arguments of ``run``; returns 2 with one line for what the caller can
+    mend, 130 for Ctrl-C.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["report"]:

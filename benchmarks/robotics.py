@@ -4,9 +4,9 @@
     python benchmarks/robotics.py --envs girsanov/Pendulum-v0 girsanov/Reacher-v0 --seeds 1
     python benchmarks/robotics.py report
 
-Each run is one of ``train.py run``: the same folders, curves and judges. Seeds come before environments and the cheap
-environments before the dear ones, so that every table fills evenly. One thread; the seconds are wall clock, and so upper bounds
-on a machine that does other things.
+Each run is one of ``train.py run``: the same folders, curves and judges. Seeds come before
+environments and the cheap environments before the dear ones, so that every table fills evenly. One
+thread; the seconds are wall clock, and so upper bounds on a machine that does other things.
 """
 
 from __future__ import annotations
@@ -50,20 +50,26 @@ class Task:
     @property
     def plan(self) -> EvaluationPlan:
         """How runs are watched."""
-        return EvaluationPlan(5, 100, 1000, self.reference_paths, reference_starts=self.reference_starts)
+        return EvaluationPlan(
+            5, 100, 1000, self.reference_paths, reference_starts=self.reference_starts
+        )
 
 
 #: Where the equations of motion are known; chosen on the arm with seed 0, the same for all.
 _IMAGINED = {"imagined": 600, "gradient_steps": 200}
 _ANALYTIC = Task(1000, {}, {"pde": _IMAGINED}, 131_072, 1024)
-#: In half steps, where no policy that only shifts the noise comes within 7% of the bound in whole ones (docs/pde.md).
+#: In half steps, where no policy that only shifts the noise comes within 7% of the bound in whole
+#: ones (docs/pde.md).
 _FINE = replace(_ANALYTIC, env_kwargs={"refine": 2})
-#: Cheapest first. The action bound of the inverted pendulums is what a linear regulator needs to keep them up (docs/mujoco.md).
+#: Cheapest first. The action bound of the inverted pendulums is what a linear regulator needs to
+#: keep them up (docs/mujoco.md).
 TASKS = {
     "girsanov/DoubleIntegratorNavigation-v0": _ANALYTIC,
     "girsanov/UnicycleNavigation-v0": _ANALYTIC,
     "girsanov/Pendulum-v0": _ANALYTIC,
-    "girsanov/CartPoleSwingUp-v0": replace(_FINE, agent_kwargs={"pde": {**_IMAGINED, "mean_span": 20}}),
+    "girsanov/CartPoleSwingUp-v0": replace(
+        _FINE, agent_kwargs={"pde": {**_IMAGINED, "mean_span": 20}}
+    ),
     "girsanov/TwoLinkArm-v0": _FINE,
     "girsanov/PlanarQuadrotor-v0": _ANALYTIC,
     "girsanov/Reacher-v0": Task(500),
@@ -97,7 +103,16 @@ def run(
     torch.set_num_threads(1)
     command = shlex.join(["python", "benchmarks/robotics.py", *sys.argv[1:]])
     specs = [
-        RunSpec(env, agent, seed, Budget(task.queries), task.env_kwargs, task.agent_kwargs.get(agent, {}), "cpu", task.plan)
+        RunSpec(
+            env,
+            agent,
+            seed,
+            Budget(task.queries),
+            task.env_kwargs,
+            task.agent_kwargs.get(agent, {}),
+            "cpu",
+            task.plan,
+        )
         for seed in range(seeds)
         for env, task in ((env, TASKS[env]) for env in envs)
         for agent in agents
@@ -105,7 +120,10 @@ def run(
     for number, spec in enumerate(specs, 1):
         final = execute(spec, out, command)["final"]
         score = "not certified" if final["score"] is None else f"{final['score']:.3f}"
-        words = f"score {score}, J {final['objective']:.2f}, success {final['success']:.1%}, {final['seconds']:.0f} s"
+        words = (
+            f"score {score}, J {final['objective']:.2f}, success {final['success']:.1%},"
+            f" {final['seconds']:.0f} s"
+        )
         print(f"[{number}/{len(specs)}] {spec.folder(out).relative_to(out)}: {words}", flush=True)
     report(out)
 

@@ -1,23 +1,29 @@
-"""The paper's experiment (Han, Razaviyayn and Xu 2025, section 5) on a text-to-image model small enough for a CPU.
+"""The paper's experiment (Han, Razaviyayn and Xu 2025, section 5) on a text-to-image model small
+enough for a CPU.
 
-    python benchmarks/stable_diffusion.py [--policy lora|mlp] [--seeds 0 1 2] [--studies prompts betas brightness]
+    python benchmarks/stable_diffusion.py [--policy lora|mlp] [--seeds 0 1 2] [--studies prompts
+        betas brightness]
     python benchmarks/stable_diffusion.py report
 
-The model is the latent diffusion model of painted digits that comes with the package, without guidance; the four prompts
-name a digit in a colour in which the model never saw it, and were chosen before anything was trained. The reward is the
-log-probability that the image shows what the prompt says. Layout and costs are the paper's, smaller:
+The model is the latent diffusion model of painted digits that comes with the package, without
+guidance; the four prompts name a digit in a colour in which the model never saw it, and were chosen
+before anything was trained. The reward is the log-probability that the image shows what the prompt
+says. Layout and costs are the paper's, smaller:
 
-* ``prompts``: the pre-trained model, DPOK, DDPO, PDE's value guidance and PI-FT on each prompt, one model a prompt. A round of
-  PI-FT is one gradient from 10 trajectories; a round of DPOK samples 10 trajectories and takes 10 gradient steps of as many
-  transitions as a trajectory has, as in the paper. All see the same number of rewards.
+* ``prompts``: the pre-trained model, DPOK, DDPO, PDE's value guidance and PI-FT on each prompt, one
+  model a prompt. A round of PI-FT is one gradient from 10 trajectories; a round of DPOK samples 10
+  trajectories and takes 10 gradient steps of as many transitions as a trajectory has, as in the
+  paper. All see the same number of rewards.
 * ``betas``: PI-FT on one prompt for several temperatures.
 * ``brightness``: PI-FT and DPOK for another reward, the mean intensity.
 
-``--policy lora`` trains adapters of rank 4 in the UNet's attention, as in the paper (PDE: a convolutional value network);
-``--policy mlp`` trains a small network from the clean estimate to the control instead, the package's default.
+``--policy lora`` trains adapters of rank 4 in the UNet's attention, as in the paper (PDE: a
+convolutional value network); ``--policy mlp`` trains a small network from the clean estimate to the
+control instead, the package's default.
 
-Evaluation: the deterministic policy on ``paths`` noises that are the same for every agent; differences are paired over them.
-Seconds are CPU seconds of one thread in training, evaluation left out. Killed and started again, it makes what is missing.
+Evaluation: the deterministic policy on ``paths`` noises that are the same for every agent;
+differences are paired over them. Seconds are CPU seconds of one thread in training, evaluation left
+out. Killed and started again, it makes what is missing.
 """
 
 from __future__ import annotations
@@ -39,7 +45,18 @@ import torch
 from resumable import append, command_line
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_diffusion_report import BETAS, PRETRAINED, PROMPTS, RESULTS, ROWS, SAMPLES, SWEPT, name_of, read, report
+from stable_diffusion_report import (
+    BETAS,
+    PRETRAINED,
+    PROMPTS,
+    RESULTS,
+    ROWS,
+    SAMPLES,
+    SWEPT,
+    name_of,
+    read,
+    report,
+)
 
 from girsanov.agents import PDE, PIFT
 from girsanov.baselines.ddpo import DDPO
@@ -63,7 +80,9 @@ _DPOK = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": STE
 #: Policy, agent: what makes it. Learning rates: see the report.
 AGENTS: dict[str, dict[str, Callable[..., BaseAlgorithm]]] = {
     "lora": {
-        "pi-ft": lambda problem, **kw: PIFT("LoraPolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kw),
+        "pi-ft": lambda problem, **kw: PIFT(
+            "LoraPolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kw
+        ),
         "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 1e-3, **_DPOK, **kw),
         "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 1e-3, **_DPOK, **kw),
         "pde": lambda problem, **kw: PDE("CnnPolicy", problem, adaptive=False, **kw),
@@ -121,7 +140,9 @@ class Cell:
         )
 
 
-def cells(studies: Sequence[str], policy: str, seeds: Sequence[int], rounds: int, paths: int) -> list[Cell]:
+def cells(
+    studies: Sequence[str], policy: str, seeds: Sequence[int], rounds: int, paths: int
+) -> list[Cell]:
     """What the studies consist of; seeds count for ``prompts``, the others have the first alone."""
     first = seeds[0]
     before = [Cell("prompts", "-", p, PRETRAINED, TEMPERATURE, 0, 0, paths) for p in PROMPTS]
@@ -131,16 +152,26 @@ def cells(studies: Sequence[str], policy: str, seeds: Sequence[int], rounds: int
         for a in AGENTS[policy]
         for p in PROMPTS
     ]
-    swept = [Cell("betas", policy, SWEPT, "pi-ft", b, first, rounds, paths) for b in BETAS if b != TEMPERATURE]
+    swept = [
+        Cell("betas", policy, SWEPT, "pi-ft", b, first, rounds, paths)
+        for b in BETAS
+        if b != TEMPERATURE
+    ]
     bright = [Cell("brightness", "-", SWEPT, PRETRAINED, 0.01, 0, 0, paths)]
-    bright += [Cell("brightness", policy, SWEPT, a, 0.01, first, rounds, paths) for a in ("pi-ft", "dpok")]
+    bright += [
+        Cell("brightness", policy, SWEPT, a, 0.01, first, rounds, paths) for a in ("pi-ft", "dpok")
+    ]
     # the claims first: PI-FT and DPOK on every prompt, the sweep, then the rest
     claimed = [c for c in main if c.agent in ("pi-ft", "dpok") and c.seed == first]
     order = [*before, *claimed, *swept, *bright, *(c for c in main if c not in claimed)]
-    return [cell for cell in order if cell.study in studies and (cell.policy == "-" or cell.agent in AGENTS[policy])]
+    return [
+        cell
+        for cell in order
+        if cell.study in studies and (cell.policy == "-" or cell.agent in AGENTS[policy])
+    ]
 
 
-# --- one cell ---------------------------------------------------------------------------------------------------------
+# --- one cell
 
 
 class _Norms(KVWriter):
@@ -149,7 +180,9 @@ class _Norms(KVWriter):
     def __init__(self, lines: list[dict[str, float]]) -> None:
         self.lines = lines
 
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0
+    ) -> None:
         if "train/gradient_norm" in key_values:
             self.lines[-1]["gradient_norm"] = float(key_values["train/gradient_norm"])
 
@@ -158,13 +191,19 @@ class _Norms(KVWriter):
 
 
 def train(model: Any, rounds: int) -> list[dict[str, float]]:
-    """Let an agent learn; one line a batch of its own paths: their mean reward and KL, and the gradient's norm."""
+    """Let an agent learn; one line a batch of its own paths: their mean reward and KL, and the
+    gradient's norm.
+    """
     lines: list[dict[str, float]] = []
     collect = model.collect
 
     def watched(policy: Policy | None, n: int | None = None) -> Any:
         paths = collect(policy, n)
-        line = {"reward": float(paths.reward.mean()), "kl": float(paths.kl.mean()), "reward_queries": model.reward_queries}
+        line = {
+            "reward": float(paths.reward.mean()),
+            "kl": float(paths.kl.mean()),
+            "reward_queries": model.reward_queries,
+        }
         lines.append(line)
         return paths
 
@@ -222,7 +261,9 @@ def _judge() -> Judge:
 
 
 def judged(images: torch.Tensor, prompt: str) -> dict[str, float]:
-    """Shares of images that a forest takes for the digit, whose ink is nearest to the colour, and both."""
+    """Shares of images that a forest takes for the digit, whose ink is nearest to the colour, and
+    both.
+    """
     digit, colour = parse(prompt)
     chance = _judge().probabilities(grey(images))
     nearest = torch.cdist(ink_colour(images), torch.tensor(list(COLOURS.values()))).argmin(1)
@@ -231,7 +272,7 @@ def judged(images: torch.Tensor, prompt: str) -> dict[str, float]:
     return {name: float(share.double().mean()) for name, share in shares.items()}
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all of them
 
 
 def run(
@@ -259,16 +300,24 @@ def run(
     asked = cells(studies, policy, seeds, rounds, paths)
     for cell in asked:
         if done.get(cell.name, asdict(cell)) != asdict(cell):
-            raise ValueError(f"{out / ROWS} holds {cell.name} with other settings ({done[cell.name]}); use another --out")
+            raise ValueError(
+                f"{out / ROWS} holds {cell.name} with other settings ({done[cell.name]}); use"
+                " another --out"
+            )
     todo = [cell for cell in asked if cell.name not in done]
     for line in _executed(todo, out, workers, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])):
         reward, kl = np.mean(line["reward"]), np.mean(line["kl"])
-        text = f"reward {reward:.3f}, KL {kl:.2f}, judged {line['judged']['both']:.2f}, {line['cpu_seconds']:.0f} s"
+        text = (
+            f"reward {reward:.3f}, KL {kl:.2f}, judged {line['judged']['both']:.2f},"
+            f" {line['cpu_seconds']:.0f} s"
+        )
         print(f"{line['name']}: {text}", flush=True)
     report(out)
 
 
-def _executed(todo: Sequence[Cell], out: Path, workers: int, command: str) -> Iterator[dict[str, Any]]:
+def _executed(
+    todo: Sequence[Cell], out: Path, workers: int, command: str
+) -> Iterator[dict[str, Any]]:
     if workers == 1:
         yield from (execute(cell, out, command) for cell in todo)
         return

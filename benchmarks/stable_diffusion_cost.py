@@ -1,12 +1,14 @@
-"""What fine-tuning Stable Diffusion v1.5 costs at full size: FLOPs counted anywhere; seconds and memory measured on a GPU.
+"""What fine-tuning Stable Diffusion v1.5 costs at full size: FLOPs counted anywhere; seconds and
+memory measured on a GPU.
 
     python benchmarks/stable_diffusion_cost.py
 
-Counted: the networks are made on torch's ``meta`` device, which knows shapes but does no arithmetic, and every product and
-convolution of a forward and a backward pass is added up; how often each is run in one gradient of PI-FT is observed on a tiny
-pipeline. Measured: gradients of 10 paths of 50 steps by PI-FT on a pipeline of random weights, whose cost is that of the real
-ones, for brightness (``LoraPolicy``) and JPEG size (the black-box forms), one micro-batch at a time. A gradient of
-``LoraValuePolicy`` is one pass over the paths, in however many steps.
+Counted: the networks are made on torch's ``meta`` device, which knows shapes but does no
+arithmetic, and every product and convolution of a forward and a backward pass is added up; how
+often each is run in one gradient of PI-FT is observed on a tiny pipeline. Measured: gradients of 10
+paths of 50 steps by PI-FT on a pipeline of random weights, whose cost is that of the real ones, for
+brightness (``LoraPolicy``) and JPEG size (the black-box forms), one micro-batch at a time. A
+gradient of ``LoraValuePolicy`` is one pass over the paths, in however many steps.
 
 Writes ``results/stable_diffusion_cost.json``; ``measured`` is null where there was no GPU.
 """
@@ -35,7 +37,11 @@ from girsanov.scoreboard.records import provenance, write_json
 
 RESULTS = Path(__file__).parent / "results" / "stable_diffusion_cost.json"
 #: Form of PI-FT and a reward that suits it.
-FORMS = {"LoraPolicy": "brightness", "LoraScorePolicy": "incompressibility", "LoraValuePolicy": "incompressibility"}
+FORMS = {
+    "LoraPolicy": "brightness",
+    "LoraScorePolicy": "incompressibility",
+    "LoraValuePolicy": "incompressibility",
+}
 
 
 def teraflops(run: Callable[[], Any]) -> float:
@@ -46,7 +52,9 @@ def teraflops(run: Callable[[], Any]) -> float:
 
 
 def count_networks() -> dict[str, float]:
-    """TFLOP of each network for one image at 512x512; of the UNet for one noise prediction without guidance."""
+    """TFLOP of each network for one image at 512x512; of the UNet for one noise prediction without
+    guidance.
+    """
     from peft import LoraConfig
 
     with torch.device("meta"):
@@ -58,16 +66,26 @@ def count_networks() -> dict[str, float]:
     with torch.no_grad():
         found["unet_forward"] = teraflops(lambda: unet(x, time_, words))
         found["decoder_forward"] = teraflops(lambda: vae.decode(x))
-    found["decoder_forward_backward"] = teraflops(lambda: vae.decode(1 * state).sample.sum().backward())
+    found["decoder_forward_backward"] = teraflops(
+        lambda: vae.decode(1 * state).sample.sum().backward()
+    )
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=list(TARGETS)))
     found["lora_parameters"] = float(sum(p.numel() for p in unet.parameters() if p.requires_grad))
-    found["lora_forward_backward"] = teraflops(lambda: unet(x, time_, words).sample.sum().backward())
-    found["lora_forward_backward_with_state"] = teraflops(lambda: unet(1 * state, time_, words).sample.sum().backward())
+    found["lora_forward_backward"] = teraflops(
+        lambda: unet(x, time_, words).sample.sum().backward()
+    )
+    found["lora_forward_backward_with_state"] = teraflops(
+        lambda: unet(1 * state, time_, words).sample.sum().backward()
+    )
     return found
 
 
-def count_passes(form: str, guidance_scale: float = 7.5, paths: int = 2, steps: int = 3) -> dict[str, float]:
-    """Noise predictions for each path and step, and decodings for each path, in one gradient; with a graph and without."""
+def count_passes(
+    form: str, guidance_scale: float = 7.5, paths: int = 2, steps: int = 3
+) -> dict[str, float]:
+    """Noise predictions for each path and step, and decodings for each path, in one gradient; with
+    a graph and without.
+    """
     with tempfile.TemporaryDirectory() as folder:
         problem: Any = stable_diffusion(
             model=build_stable_diffusion(Path(folder)),
@@ -88,27 +106,49 @@ def count_passes(form: str, guidance_scale: float = 7.5, paths: int = 2, steps: 
     watch("unet", problem.unet)
     watch("decoder", problem.vae.decoder)
     agent.learn(paths * steps)
-    return {name: count / (paths if name.startswith("decoder") else paths * steps) for name, count in seen.items()}
+    return {
+        name: count / (paths if name.startswith("decoder") else paths * steps)
+        for name, count in seen.items()
+    }
 
 
-def count_gradient(networks: dict[str, float], passes: dict[str, float], paths: int, steps: int) -> float:
+def count_gradient(
+    networks: dict[str, float], passes: dict[str, float], paths: int, steps: int
+) -> float:
     """PFLOP of one gradient."""
     a_step = (
-        passes["unet"] * networks["unet_forward"] + passes["unet_with_graph"] * networks["lora_forward_backward_with_state"]
+        passes["unet"] * networks["unet_forward"]
+        + passes["unet_with_graph"] * networks["lora_forward_backward_with_state"]
     )
     image = (
-        passes["decoder"] * networks["decoder_forward"] + passes["decoder_with_graph"] * networks["decoder_forward_backward"]
+        passes["decoder"] * networks["decoder_forward"]
+        + passes["decoder_with_graph"] * networks["decoder_forward_backward"]
     )
     return paths * (steps * a_step + image) / 1000
 
 
-def measure(form: str, pipeline: Any, paths: int, steps: int, gradients: int, device: str) -> dict[str, float]:
-    """Seconds of a gradient and the most memory held meanwhile, after one gradient to warm up; medians of ``gradients``."""
+def measure(
+    form: str, pipeline: Any, paths: int, steps: int, gradients: int, device: str
+) -> dict[str, float]:
+    """Seconds of a gradient and the most memory held meanwhile, after one gradient to warm up;
+    medians of ``gradients``.
+    """
     problem = stable_diffusion(
-        model=pipeline, reward=make_reward(FORMS[form]), steps=steps, dtype=pipeline.unet.dtype, gradient_checkpointing=True
+        model=pipeline,
+        reward=make_reward(FORMS[form]),
+        steps=steps,
+        dtype=pipeline.unet.dtype,
+        gradient_checkpointing=True,
     )
     kwargs = {"micro_batch": max(2, paths // 5)}
-    agent = PIFT(form, ProblemEnv(problem.to(device)), seed=0, device=device, n_trajectories=paths, policy_kwargs=kwargs)
+    agent = PIFT(
+        form,
+        ProblemEnv(problem.to(device)),
+        seed=0,
+        device=device,
+        n_trajectories=paths,
+        policy_kwargs=kwargs,
+    )
     cuda = device == "cuda"
     seconds = []
     for number in range(gradients + 1):
@@ -119,7 +159,10 @@ def measure(form: str, pipeline: Any, paths: int, steps: int, gradients: int, de
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    found = {"seconds_a_gradient": sorted(seconds[1:])[gradients // 2], "micro_batch": float(kwargs["micro_batch"])}
+    found = {
+        "seconds_a_gradient": sorted(seconds[1:])[gradients // 2],
+        "micro_batch": float(kwargs["micro_batch"]),
+    }
     return {**found, "gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else found
 
 
@@ -140,20 +183,31 @@ def main(
         out: the file to write.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device; use auto or none")
+        raise ValueError(
+            "device 'cuda' was asked for, but torch finds no CUDA device; use auto or none"
+        )
     networks = count_networks()
     forms: dict[str, Any] = {}
     for form in FORMS:
         passes = count_passes(form)
-        forms[form] = {"passes": passes, "pflop_a_gradient": count_gradient(networks, passes, paths, steps)}
-        print(f"{form}: {forms[form]['pflop_a_gradient']:.2f} PFLOP a gradient of {paths} paths of {steps} steps", flush=True)
+        forms[form] = {
+            "passes": passes,
+            "pflop_a_gradient": count_gradient(networks, passes, paths, steps),
+        }
+        print(
+            f"{form}: {forms[form]['pflop_a_gradient']:.2f} PFLOP a gradient of {paths} paths of"
+            f" {steps} steps",
+            flush=True,
+        )
     if device != "none" and torch.cuda.is_available():
         pipeline = full_size_pipeline("cuda", torch.bfloat16)
         for form in FORMS:
             forms[form]["measured"] = measure(form, pipeline, paths, steps, gradients, "cuda")
             print(f"{form}: {forms[form]['measured']}", flush=True)
     command = shlex.join(["python", "benchmarks/stable_diffusion_cost.py", *sys.argv[1:]])
-    write_json(out, {"networks_tflop": networks, "forms": forms, "command": command, **provenance()})
+    write_json(
+        out, {"networks_tflop": networks, "forms": forms, "command": command, **provenance()}
+    )
     print(out)
 
 

@@ -1,16 +1,19 @@
-"""Steps per second of the environments' shells, as ratios measured side by side in one run, on the mixture and the pendulum.
+"""Steps per second of the environments' shells, as ratios measured side by side in one run, on the
+mixture and the pendulum.
 
     python benchmarks/throughput.py
 
-Each ratio's two sides take turns, and medians are compared. What runs on one thread is timed by its CPU time, which other
-processes hardly change; two threads wait for each other when others want the cores, so believe ``vector_4096`` on an idle
-machine only, and ``pendulum_4096`` likewise. Targets: the vector environment at least 20 times the speed of SB3's DummyVecEnv
-over single ones, and on the pendulum at least 10 times that of Gymnasium's SyncVectorEnv over its own, at 4,096 lanes; SB3's
-adapter at least half the speed of the vector environment, at 256 lanes; a step of the single environment within 3 times
-the time of plain NumPy, written by hand for this one problem; MuJoCo's robots at least 0.8 of the speed of ``mujoco.rollout``
-alone, from the same states under the same controls, at 1,024 lanes. Where gymnax is installed (``pip install gymnax six``; it
-is no dependency), its pendulum too, twenty steps of all lanes in one jitted scan: at least 0.5 of its speed, one thread each,
-by the wall clock, as other threads of XLA's might be counted otherwise.
+Each ratio's two sides take turns, and medians are compared. What runs on one thread is timed by its
+CPU time, which other processes hardly change; two threads wait for each other when others want the
+cores, so believe ``vector_4096`` on an idle machine only, and ``pendulum_4096`` likewise. Targets:
+the vector environment at least 20 times the speed of SB3's DummyVecEnv over single ones, and on the
+pendulum at least 10 times that of Gymnasium's SyncVectorEnv over its own, at 4,096 lanes; SB3's
+adapter at least half the speed of the vector environment, at 256 lanes; a step of the single
+environment within 3 times the time of plain NumPy, written by hand for this one problem; MuJoCo's
+robots at least 0.8 of the speed of ``mujoco.rollout`` alone, from the same states under the same
+controls, at 1,024 lanes. Where gymnax is installed (``pip install gymnax six``; it is no
+dependency), its pendulum too, twenty steps of all lanes in one jitted scan: at least 0.5 of its
+speed, one thread each, by the wall clock, as other threads of XLA's might be counted otherwise.
 """
 
 from __future__ import annotations
@@ -47,9 +50,11 @@ RESULTS = Path(__file__).parent / "results" / "throughput.json"
 
 
 class NumpyMixture:
-    """The 2-D mixture chain in plain NumPy: what somebody would write who wants this one environment and no other.
+    """The 2-D mixture chain in plain NumPy: what somebody would write who wants this one
+    environment and no other.
 
-    Same observation, reward, info and errors as ``ProblemEnv``; tables are precomputed to one row a step.
+    Same observation, reward, info and errors as ``ProblemEnv``; tables are precomputed to one row a
+    step.
     """
 
     def __init__(self, problem: GaussianMixture, action_bound: float = 1.0) -> None:
@@ -65,13 +70,18 @@ class NumpyMixture:
         self.precision = (1 / variance).astype(single)
         self.half_precision = (0.5 / variance).astype(single)
         self.constant = constant.astype(single)
-        # (x - slope' (precision x - pull)) folded: x_{k+1} = (shrink - slope precision) x + slope pull + sigma z
+        # (x - slope' (precision x - pull)) folded: x_{k+1} = (shrink - slope precision) x + slope
+        # pull + sigma z
         self.slope = ((1 - alpha) / np.sqrt(alpha)).astype(single).tolist()
         self.shrink = (1 / np.sqrt(alpha)).astype(single).tolist()
         self.sigma = problem.schedule.sigma.numpy().astype(single).tolist()
         self.target = problem.reward.target.numpy().astype(single)
         self.matrix = problem.reward.matrix.numpy().astype(single)
-        self.horizon, self.temperature, self.bound = problem.horizon, problem.temperature, single(action_bound)
+        self.horizon, self.temperature, self.bound = (
+            problem.horizon,
+            problem.temperature,
+            single(action_bound),
+        )
         self.time = (np.arange(self.horizon + 1) / self.horizon).astype(single).tolist()
         self.k = self.horizon
 
@@ -114,7 +124,13 @@ class NumpyMixture:
         kl = 0.5 * float(a.dot(a))
         if not np.isfinite(reward):
             raise ValueError(f"the reward must be finite; got {reward}")
-        return self.observation(), reward - self.temperature * kl, done, False, {"reward": reward, "kl": kl, "state": x.copy()}
+        return (
+            self.observation(),
+            reward - self.temperature * kl,
+            done,
+            False,
+            {"reward": reward, "kl": kl, "state": x.copy()},
+        )
 
     def observation(self) -> np.ndarray:
         """State and time."""
@@ -140,7 +156,9 @@ def check_the_numpy_version(problem: GaussianMixture) -> None:
         np.testing.assert_allclose(observation[:2], ours[0].numpy(), rtol=1e-4, atol=1e-5)
     assert done
     np.testing.assert_allclose(info["reward"], float(problem.terminal_reward(ours)), rtol=1e-4)
-    np.testing.assert_allclose(reward, info["reward"] - problem.temperature * 0.5 * (0.3**2 + 1.0), rtol=1e-4)
+    np.testing.assert_allclose(
+        reward, info["reward"] - problem.temperature * 0.5 * (0.3**2 + 1.0), rtol=1e-4
+    )
 
 
 class Ratio(NamedTuple):
@@ -151,7 +169,12 @@ class Ratio(NamedTuple):
     speed: float  # of the first over that of the second: median of the paired repetitions
 
 
-def compare(first: Callable[[], int], second: Callable[[], int], repetitions: int, clock: Callable[[], float]) -> Ratio:
+def compare(
+    first: Callable[[], int],
+    second: Callable[[], int],
+    repetitions: int,
+    clock: Callable[[], float],
+) -> Ratio:
     """Run both in turns; each returns the number of lane steps that it took."""
     times: tuple[list[float], list[float]] = ([], [])
     first(), second()  # warm up
@@ -160,13 +183,17 @@ def compare(first: Callable[[], int], second: Callable[[], int], repetitions: in
             start = clock()
             steps = run()
             kept.append((clock() - start) / steps * 1e6)
-    return Ratio(median(times[0]), median(times[1]), median(b / a for a, b in zip(*times, strict=True)))
+    return Ratio(
+        median(times[0]), median(times[1]), median(b / a for a, b in zip(*times, strict=True))
+    )
 
 
 def batched(env: Any, lanes: int, steps: int) -> Callable[[], int]:
     """``steps`` steps of an environment of many lanes that resets itself."""
     env.reset()
-    shape = getattr(env, "single_action_space", env.action_space).shape  # SB3's action space is of one lane
+    shape = getattr(
+        env, "single_action_space", env.action_space
+    ).shape  # SB3's action space is of one lane
     actions = np.random.default_rng(0).uniform(-1, 1, (lanes, *shape)).astype(np.float32)
 
     def run() -> int:
@@ -192,7 +219,9 @@ def episodes(env: Any, count: int, horizon: int) -> Callable[[], int]:
 
 
 def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Callable[[], int]:
-    """``steps`` transitions of ``lanes`` robots that all begin afresh, or what ``mujoco.rollout`` alone takes for the same."""
+    """``steps`` transitions of ``lanes`` robots that all begin afresh, or what ``mujoco.rollout``
+    alone takes for the same.
+    """
     generator = torch.Generator().manual_seed(0)
     x = problem.initial(lanes, generator)
     z = torch.randn(steps, lanes, *problem.noise_shape, generator=generator)
@@ -215,7 +244,14 @@ def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Callable[[], 
         state = begun
         for k in range(steps):
             pool.rollout(
-                [model] * lanes, scratch, state, held[k], skip_checks=True, nstep=substeps, state=path, sensordata=sensed
+                [model] * lanes,
+                scratch,
+                state,
+                held[k],
+                skip_checks=True,
+                nstep=substeps,
+                state=path,
+                sensordata=sensed,
             )
             state = path[:, -1].copy()
         return lanes * steps
@@ -224,7 +260,9 @@ def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Callable[[], 
 
 
 def scanned(lanes: int, steps: int) -> Callable[[], int] | None:
-    """The pendulum of gymnax, which resets itself, compiled for one thread of the CPU; None where gymnax is not installed."""
+    """The pendulum of gymnax, which resets itself, compiled for one thread of the CPU; None where
+    gymnax is not installed.
+    """
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ.update(XLA_FLAGS=flags, JAX_PLATFORMS="cpu")  # read when jax is first imported
     try:
@@ -233,14 +271,18 @@ def scanned(lanes: int, steps: int) -> Callable[[], int] | None:
     except ImportError:
         return None
     env, params = gymnax.make("Pendulum-v1")
-    actions = jax.numpy.asarray(np.random.default_rng(0).uniform(-1, 1, (lanes, 1)).astype(np.float32))
+    actions = jax.numpy.asarray(
+        np.random.default_rng(0).uniform(-1, 1, (lanes, 1)).astype(np.float32)
+    )
 
     def step(carry: Any, _: None) -> Any:
         key, state = carry
         key, noise = jax.random.split(key)
         each = jax.random.split(noise, lanes)
         # what ends an episode is one flag before gymnax 1, and two since
-        observation, state, reward, *ends, _ = jax.vmap(env.step, in_axes=(0, 0, 0, None))(each, state, actions, params)
+        observation, state, reward, *ends, _ = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
+            each, state, actions, params
+        )
         return (key, state), (observation, reward, ends)
 
     scan = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=steps))
@@ -260,15 +302,26 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
     """Measure the ratios and write them with the machine and the versions.
 
     Args:
-        repetitions: paired repetitions behind each median (a tenth for DummyVecEnv, which takes long).
+        repetitions: paired repetitions behind each median (a tenth for DummyVecEnv, which takes
+            long).
         out: JSON file to write.
     """
     problem = make_problem(ENV)
     check_the_numpy_version(problem)
-    wide, single = ProblemVectorEnv(problem, 4096, autoreset_mode="same_step"), DummyVecEnv([lambda: gym.make(ENV)] * 4096)
+    wide, single = (
+        ProblemVectorEnv(problem, 4096, autoreset_mode="same_step"),
+        DummyVecEnv([lambda: gym.make(ENV)] * 4096),
+    )
     many = batched(wide, 4096, 20), batched(single, 4096, 1), 1 + repetitions // 10
-    pendulums = ProblemVectorEnv(make_problem(PENDULUM), 4096), gym.make_vec("Pendulum-v1", 4096, vectorization_mode="sync")
-    swinging = batched(pendulums[0], 4096, 20), batched(pendulums[1], 4096, 1), 1 + repetitions // 10
+    pendulums = (
+        ProblemVectorEnv(make_problem(PENDULUM), 4096),
+        gym.make_vec("Pendulum-v1", 4096, vectorization_mode="sync"),
+    )
+    swinging = (
+        batched(pendulums[0], 4096, 20),
+        batched(pendulums[1], 4096, 1),
+        1 + repetitions // 10,
+    )
     torch.set_num_threads(2)
     vector = compare(*many, time.perf_counter)
     pendulum = compare(*swinging, time.perf_counter)
@@ -279,7 +332,12 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
     jitted = {}
     if rival is not None:
         found = compare(swinging[0], rival, repetitions, time.perf_counter)
-        jitted = {"ours": found.first, "gymnax": found.second, "speed_ratio": found.speed, "at_least": 0.5}
+        jitted = {
+            "ours": found.first,
+            "gymnax": found.second,
+            "speed_ratio": found.speed,
+            "at_least": 0.5,
+        }
     raw = ProblemVectorEnv(problem, 256, autoreset_mode="same_step")
     both = batched(ProblemVecEnv(problem, 256), 256, 50), batched(raw, 256, 50)
     adapter = compare(*both, repetitions, time.process_time)
@@ -289,17 +347,32 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
     for name in sorted(NEED_MUJOCO):
         both = (stepped(make_problem(name), 1024, 5, bare) for bare in (False, True))  # type: ignore[arg-type]
         ratio = compare(*both, 1 + repetitions // 10, time.process_time)
-        robots[name] = {"ours": ratio.first, "bare_rollout": ratio.second, "speed_ratio": ratio.speed, "at_least": 0.8}
+        robots[name] = {
+            "ours": ratio.first,
+            "bare_rollout": ratio.second,
+            "speed_ratio": ratio.speed,
+            "at_least": 0.8,
+        }
     report = {
         "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
         "units": "microseconds for one step of one lane, medians",
         "clock": "wall for two threads and beside gymnax, CPU else",
-        "vector_4096": {"ours": vector.first, "dummy_vec_env": vector.second, "speed_ratio": vector.speed, "at_least": 20},
+        "vector_4096": {
+            "ours": vector.first,
+            "dummy_vec_env": vector.second,
+            "speed_ratio": vector.speed,
+            "at_least": 20,
+        },
         "vector_4096_one_thread": {
-            "ours": one_thread.first, "dummy_vec_env": one_thread.second, "speed_ratio": one_thread.speed
+            "ours": one_thread.first,
+            "dummy_vec_env": one_thread.second,
+            "speed_ratio": one_thread.speed,
         },
         "pendulum_4096": {
-            "ours": pendulum.first, "sync_vector_env": pendulum.second, "speed_ratio": pendulum.speed, "at_least": 10
+            "ours": pendulum.first,
+            "sync_vector_env": pendulum.second,
+            "speed_ratio": pendulum.speed,
+            "at_least": 10,
         },
         "pendulum_4096_one_thread": {
             "ours": pendulum_one_thread.first,
@@ -307,17 +380,39 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
             "speed_ratio": pendulum_one_thread.speed,
         },
         **({"pendulum_4096_gymnax_one_thread": jitted} if jitted else {}),
-        "adapter_256": {"adapter": adapter.first, "raw": adapter.second, "speed_ratio": adapter.speed, "at_least": 0.5},
-        "single": {"ours": alone.first, "numpy": alone.second, "time_ratio": 1 / alone.speed, "at_most": 3},
+        "adapter_256": {
+            "adapter": adapter.first,
+            "raw": adapter.second,
+            "speed_ratio": adapter.speed,
+            "at_least": 0.5,
+        },
+        "single": {
+            "ours": alone.first,
+            "numpy": alone.second,
+            "time_ratio": 1 / alone.speed,
+            "at_most": 3,
+        },
         "mujoco_1024_one_thread": robots,
         "repetitions": repetitions,
-        "machine": {"processor": processor(), "cores": cores(), "load": load(), "system": platform.platform()},
+        "machine": {
+            "processor": processor(),
+            "cores": cores(),
+            "load": load(),
+            "system": platform.platform(),
+        },
         "versions": {
             name: version(name)
-            for name in ("torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", *(("gymnax", "jax") if jitted else ()))
+            for name in (
+                "torch",
+                "numpy",
+                "gymnasium",
+                "stable-baselines3",
+                "mujoco",
+                *(("gymnax", "jax") if jitted else ()),
+            )
         }
         | {"python": platform.python_version()},
-    }  # fmt: skip
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
@@ -337,7 +432,10 @@ def processor() -> str:
     """The processor's name, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
 """Random search with early stopping for the baselines, and the learning curve of what it found.
 
-    python benchmarks/tune_sb3.py search --env girsanov/GaussianMixture-v0 --algorithm sac --cpu-minutes 15
+    python benchmarks/tune_sb3.py search --env girsanov/GaussianMixture-v0 --algorithm sac
+        --cpu-minutes 15
     python benchmarks/tune_sb3.py confirm --env girsanov/GaussianMixture-v0 --algorithm sac
-    python benchmarks/tune_sb3.py curve --env girsanov/GaussianMixture-v0 --algorithm sac --cpu-minutes 20
+    python benchmarks/tune_sb3.py curve --env girsanov/GaussianMixture-v0 --algorithm sac
+        --cpu-minutes 20
 
-``search`` draws settings from a fixed seed (the tabled ones go first), trains each once and appends one JSON line a trial.
-A trial is scored after 250, 500, 1000, 2000 and 3000 episodes and is stopped when it is below the median of the trials that
-came as far (asynchronous successive halving in one process). ``confirm`` runs the best few on fresh seeds. ``curve`` trains
-the tabled settings until the time is up.
+``search`` draws settings from a fixed seed (the tabled ones go first), trains each once and appends
+one JSON line a trial. A trial is scored after 250, 500, 1000, 2000 and 3000 episodes and is stopped
+when it is below the median of the trials that came as far (asynchronous successive halving in one
+process). ``confirm`` runs the best few on fresh seeds. ``curve`` trains the tabled settings until
+the time is up.
 
-PPO and SAC keep one learning rate; DPOK, DDPO and adjoint matching let it fall to zero over the last rung's episodes, as they
-do over any budget.
+PPO and SAC keep one learning rate; DPOK, DDPO and adjoint matching let it fall to zero over the
+last rung's episodes, as they do over any budget.
 
-Score: (J - J_0) / (bound - J_0) of the deterministic policy on fresh paths; 0 the pre-trained model, 1 out of reach.
-Seconds are CPU seconds of this process in training, scoring left out, so that a busy machine does not change them much.
+Score: (J - J_0) / (bound - J_0) of the deterministic policy on fresh paths; 0 the pre-trained
+model, 1 out of reach. Seconds are CPU seconds of this process in training, scoring left out, so
+that a busy machine does not change them much.
 """
 
 from __future__ import annotations
@@ -48,8 +52,16 @@ from girsanov.scoreboard.evaluation import policy_of
 
 RESULTS = Path(__file__).parent / "results" / "tune_sb3.jsonl"
 Algorithm = Literal["ppo", "sac", "dpok", "ddpo", "adjoint-matching"]
-TUNERS: dict[str, type[FineTuner]] = {"dpok": DPOK, "ddpo": DDPO, "adjoint-matching": AdjointMatching}
-MAKE: dict[str, Any] = {"ppo": make_ppo, "sac": make_sac, **{name: tuner.tuned for name, tuner in TUNERS.items()}}
+TUNERS: dict[str, type[FineTuner]] = {
+    "dpok": DPOK,
+    "ddpo": DDPO,
+    "adjoint-matching": AdjointMatching,
+}
+MAKE: dict[str, Any] = {
+    "ppo": make_ppo,
+    "sac": make_sac,
+    **{name: tuner.tuned for name, tuner in TUNERS.items()},
+}
 
 
 def tabled(algorithm: Algorithm, problem: Problem) -> dict[str, Any]:
@@ -59,7 +71,9 @@ def tabled(algorithm: Algorithm, problem: Problem) -> dict[str, Any]:
         return hyperparameters.settings_for(tables[algorithm], problem)
     tuner = TUNERS[algorithm]
     arguments = inspect.signature(tuner).parameters
-    defaults = {name: arguments[name].default for name in tuner.hyperparameters if name in arguments}
+    defaults = {
+        name: arguments[name].default for name in tuner.hyperparameters if name in arguments
+    }
     return {**defaults, **hyperparameters.settings_for(tuner.table, problem)}
 
 
@@ -90,7 +104,9 @@ def draw_sac(rng: np.random.Generator) -> dict[str, Any]:
         "learning_rate": round(float(np.exp(rng.uniform(np.log(5e-4), np.log(6e-3)))), 6),
         "tau": float(rng.choice([0.005, 0.01, 0.02, 0.05])),
         "n_steps": int(rng.choice([1, 3, 5, 10])),
-        "ent_coef": round(float(10 ** rng.uniform(-4, -1)), 6) if entropy == "fixed" else "auto_0.01",
+        "ent_coef": (
+            round(float(10 ** rng.uniform(-4, -1)), 6) if entropy == "fixed" else "auto_0.01"
+        ),
         "log_std_init": float(rng.choice([-2.0, -1.5, -1.0, -0.5])),
         "learning_starts": int(rng.choice([0, 0, 1000, 2500])),
         "net_arch": [int(rng.choice([64, 128]))] * 2,
@@ -151,12 +167,18 @@ class Yardstick(NamedTuple):
     action_bound: float = 1.0
 
     @classmethod
-    def of(cls, env: str, paths: int, rollouts: int, out: Path, action_bound: float = 1.0) -> Yardstick:
-        """J_0 and the bound as the most paths have measured them for ``out``, or from ``paths`` uncontrolled paths."""
+    def of(
+        cls, env: str, paths: int, rollouts: int, out: Path, action_bound: float = 1.0
+    ) -> Yardstick:
+        """J_0 and the bound as the most paths have measured them for ``out``, or from ``paths``
+        uncontrolled paths.
+        """
         problem = make_problem(env)
         if known := [r for r in records(out) if r["env"] == env]:
             best = max(known, key=lambda r: r["ess"])
-            return cls(problem, best["uncontrolled"], best["bound"], best["ess"], rollouts, action_bound)
+            return cls(
+                problem, best["uncontrolled"], best["bound"], best["ess"], rollouts, action_bound
+            )
         bound = certificate(problem, paths, torch.Generator().manual_seed(10_001))
         nothing = objective(problem, None, paths, torch.Generator().manual_seed(10_002))
         return cls(problem, nothing.objective.mean, bound.bound, bound.ess, rollouts, action_bound)
@@ -171,14 +193,21 @@ class Yardstick(NamedTuple):
 
 
 class Rungs(BaseCallback):
-    """Scores the model once it has learnt from each number of episodes in ``episodes``; stops it when told to."""
+    """Scores the model once it has learnt from each number of episodes in ``episodes``; stops it
+    when told to.
+    """
 
     def __init__(self, yardstick: Yardstick, episodes: Sequence[int], keep: Any) -> None:
         super().__init__()
         self.yardstick, self.waiting, self.keep = yardstick, list(episodes), keep
         self.points: list[dict[str, Any]] = []
         self.going_on = True
-        self.begin, self.begin_wall, self.spent, self.spent_wall = time.process_time(), time.perf_counter(), 0.0, 0.0
+        self.begin, self.begin_wall, self.spent, self.spent_wall = (
+            time.process_time(),
+            time.perf_counter(),
+            0.0,
+            0.0,
+        )
 
     def _on_rollout_start(self) -> None:  # the model has just been trained on all that it has seen
         done = self.num_timesteps // self.yardstick.problem.horizon
@@ -211,12 +240,17 @@ class Rungs(BaseCallback):
         return self.going_on and bool(self.waiting)
 
 
-def train(yardstick: Yardstick, algorithm: Algorithm, settings: dict[str, Any], seed: int, callback: Rungs) -> str:
+def train(
+    yardstick: Yardstick, algorithm: Algorithm, settings: dict[str, Any], seed: int, callback: Rungs
+) -> str:
     """Train one model under ``callback``; its points hold what came of it. Returns how it ended."""
     env = ProblemEnv(yardstick.problem, action_bound=yardstick.action_bound)
     model = MAKE[algorithm](env, seed=seed, device="cpu", **settings)
     try:
-        model.learn(callback.waiting[-1] * yardstick.problem.horizon if algorithm in TUNERS else 10**9, callback)
+        model.learn(
+            callback.waiting[-1] * yardstick.problem.horizon if algorithm in TUNERS else 10**9,
+            callback,
+        )
     except ValueError as error:  # SB3's distributions refuse NaN: the settings diverged
         return f"diverged: {str(error).splitlines()[0][:100]}"
     return "finished" if callback.going_on else "stopped"
@@ -236,11 +270,15 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def read(path: Path, env: str, algorithm: Algorithm, kind: str) -> list[dict[str, Any]]:
     """The records of one search."""
-    return [r for r in records(path) if (r["env"], r["algorithm"], r["kind"]) == (env, algorithm, kind)]
+    return [
+        r for r in records(path) if (r["env"], r["algorithm"], r["kind"]) == (env, algorithm, kind)
+    ]
 
 
 def merit(record: dict[str, Any], rungs: Sequence[int]) -> float:
-    """Mean score from 1,000 episodes (or the last rung, if that is less) on; minus infinity if it never came to the end."""
+    """Mean score from 1,000 episodes (or the last rung, if that is less) on; minus infinity if it
+    never came to the end.
+    """
     wanted = [rung for rung in rungs if rung >= min(1000, rungs[-1])]
     found = {point["rung"]: point["score"] for point in record["points"]}
     return sum(found.get(rung, -np.inf) for rung in wanted) / len(wanted)
@@ -266,7 +304,8 @@ def search(
         cpu_minutes: CPU minutes of training in all.
         seed: of the draws; trial i trains with seed ``1000 * seed + i``.
         rungs: episodes after which a trial is scored.
-        paths: uncontrolled paths behind the bound and J_0, where ``out`` holds none for this environment.
+        paths: uncontrolled paths behind the bound and J_0, where ``out`` holds none for this
+            environment.
         rollouts: fresh paths behind each score.
         fixed: JSON of settings that are not searched.
         action_bound: of the environment.
@@ -292,12 +331,20 @@ def search(
                 callback = Rungs(yardstick, rungs, keep)
                 outcome = train(yardstick, algorithm, settings, 1000 * seed + trial, callback)
                 record = {
-                    "kind": "search", "env": env, "algorithm": algorithm, "search_seed": seed, "trial": trial,
+                    "kind": "search",
+                    "env": env,
+                    "algorithm": algorithm,
+                    "search_seed": seed,
+                    "trial": trial,
                     "seed": 1000 * seed + trial,
                     "settings": {**tabled(algorithm, yardstick.problem), **settings},
-                    "outcome": outcome, "points": callback.points, "uncontrolled": yardstick.uncontrolled,
-                    "bound": yardstick.bound, "ess": yardstick.ess, "action_bound": action_bound,
-                }  # fmt: skip
+                    "outcome": outcome,
+                    "points": callback.points,
+                    "uncontrolled": yardstick.uncontrolled,
+                    "bound": yardstick.bound,
+                    "ess": yardstick.ess,
+                    "action_bound": action_bound,
+                }
                 append(out, record)
                 past.append(record)
                 spent += callback.points[-1]["seconds"] if callback.points else 1.0
@@ -317,7 +364,9 @@ def confirm(
     changes: str = "",
     out: Path = RESULTS,
 ) -> None:
-    """Run the ``best`` trials of the search again on fresh seeds; given ``changes`` (JSON), the tabled settings so changed."""
+    """Run the ``best`` trials of the search again on fresh seeds; given ``changes`` (JSON), the
+    tabled settings so changed.
+    """
     torch.set_num_threads(1)
     yardstick = Yardstick.of(env, paths, rollouts, out)
     table = tabled(algorithm, yardstick.problem)
@@ -328,12 +377,25 @@ def confirm(
             callback = Rungs(yardstick, rungs, lambda points: True)
             outcome = train(yardstick, algorithm, settings, seed, callback)
             record = {
-                "kind": "confirm", "env": env, "algorithm": algorithm, "seed": seed, "settings": settings,
-                "outcome": outcome, "points": callback.points, "uncontrolled": yardstick.uncontrolled,
-                "bound": yardstick.bound, "ess": yardstick.ess,
-            }  # fmt: skip
+                "kind": "confirm",
+                "env": env,
+                "algorithm": algorithm,
+                "seed": seed,
+                "settings": settings,
+                "outcome": outcome,
+                "points": callback.points,
+                "uncontrolled": yardstick.uncontrolled,
+                "bound": yardstick.bound,
+                "ess": yardstick.ess,
+            }
             append(out, record)
-            print(merit(record, rungs), seed, settings, [(p["rung"], p["score"]) for p in callback.points], flush=True)
+            print(
+                merit(record, rungs),
+                seed,
+                settings,
+                [(p["rung"], p["score"]) for p in callback.points],
+                flush=True,
+            )
 
 
 def curve(
@@ -345,7 +407,9 @@ def curve(
     rollouts: int = 2_000,
     out: Path | None = None,
 ) -> None:
-    """Train the tabled settings until ``cpu_minutes`` are spent, scored at every 1.25 times as many episodes; JSON lines."""
+    """Train the tabled settings until ``cpu_minutes`` are spent, scored at every 1.25 times as many
+    episodes; JSON lines.
+    """
     torch.set_num_threads(1)
     yardstick = Yardstick.of(env, paths, rollouts, RESULTS)
     name = env.split("/")[-1].split("-")[0].lower()
@@ -356,7 +420,16 @@ def curve(
 
     def keep(points: list[dict[str, Any]]) -> bool:
         scale = yardstick.bound - yardstick.uncontrolled
-        append(path, {"env": env, "algorithm": algorithm, "seed": seed, "bound_minus_uncontrolled": scale, **points[-1]})
+        append(
+            path,
+            {
+                "env": env,
+                "algorithm": algorithm,
+                "seed": seed,
+                "bound_minus_uncontrolled": scale,
+                **points[-1],
+            },
+        )
         print(points[-1], flush=True)
         return points[-1]["seconds"] < cpu_minutes * 60
 

@@ -1,4 +1,6 @@
-"""The id registry: the only place where problems meet Gymnasium ids. What an id needs is imported when it is made."""
+"""The id registry: the only place where problems meet Gymnasium ids. What an id needs is imported
+when it is made.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,14 @@ class Factory:
 
 
 _ROBOTS = "robots.gymnasium_robots"
-#: What makes the problem of each id. Every factory takes keyword arguments only, so ``gym.make(id, temperature=0.1)`` works.
+#: What makes the problem of each id. Every factory takes keyword arguments only, so ``gym.make(id,
+#: temperature=0.1)`` works.
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "girsanov/CartPoleSwingUp-v0": Factory("robots.cartpole", "CartPoleSwingUp"),
     "girsanov/Digits-v0": Factory("diffusion.digits", "digits"),
-    "girsanov/DoubleIntegratorNavigation-v0": Factory("robots.navigation", "DoubleIntegratorNavigation"),
+    "girsanov/DoubleIntegratorNavigation-v0": Factory(
+        "robots.navigation", "DoubleIntegratorNavigation"
+    ),
     "girsanov/DoubleWell-v0": Factory("known_optimum.double_well", "DoubleWell"),
     "girsanov/GaussianMixture-v0": Factory("diffusion.gaussian_mixture", "gaussian_mixture"),
     "girsanov/HalfCheetah-v0": Factory(_ROBOTS, "HalfCheetah"),
@@ -53,8 +58,12 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "girsanov/LinearOrnsteinUhlenbeck-v0": Factory(
         "known_optimum.linear_quadratic", "LinearQuadratic.linear_ornstein_uhlenbeck"
     ),
-    "girsanov/LinearQuadratic-v0": Factory("known_optimum.linear_quadratic", "LinearQuadratic.damped_rotation"),
-    "girsanov/OrnsteinUhlenbeck-v0": Factory("known_optimum.linear_quadratic", "LinearQuadratic.ornstein_uhlenbeck"),
+    "girsanov/LinearQuadratic-v0": Factory(
+        "known_optimum.linear_quadratic", "LinearQuadratic.damped_rotation"
+    ),
+    "girsanov/OrnsteinUhlenbeck-v0": Factory(
+        "known_optimum.linear_quadratic", "LinearQuadratic.ornstein_uhlenbeck"
+    ),
     "girsanov/Pendulum-v0": Factory("robots.pendulum", "Pendulum"),
     "girsanov/PlanarQuadrotor-v0": Factory("robots.quadrotor", "PlanarQuadrotor"),
     "girsanov/Reacher-v0": Factory(_ROBOTS, "Reacher"),
@@ -62,10 +71,13 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "girsanov/TwoLinkArm-v0": Factory("robots.two_link_arm", "TwoLinkArm"),
     "girsanov/UnicycleNavigation-v0": Factory("robots.navigation", "UnicycleNavigation"),
 }
-#: Ids whose weights do not come with the package: their factories say what to obtain, and where to name it.
+#: Ids whose weights do not come with the package: their factories say what to obtain, and where to
+#: name it.
 NEED_WEIGHTS = frozenset({"girsanov/StableDiffusion-v0"})
 #: Ids that want ``pip install girsanov[mujoco]``.
-NEED_MUJOCO = frozenset(name for name, make in PROBLEMS.items() if isinstance(make, Factory) and make.module == _ROBOTS)
+NEED_MUJOCO = frozenset(
+    name for name, make in PROBLEMS.items() if isinstance(make, Factory) and make.module == _ROBOTS
+)
 _SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
 
 

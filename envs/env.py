@@ -1,9 +1,11 @@
-"""The two Gymnasium shells around a Problem. They hold the only state: the present step, states and random stream.
+"""The two Gymnasium shells around a Problem. They hold the only state: the present step, states and
+random stream.
 
-Observation: the state, flattened, followed by the time ``k / T`` in [0, 1]; float32. Action: the control in standard
-deviations of the noise, in ``[-action_bound, action_bound]``. Reward: ``r_k - temperature * |a|^2 / 2``, plus the terminal
-reward at the last step, so that an episode's undiscounted return is one sample of the objective. Reaching the horizon is
-``terminated``, never ``truncated``.
+Observation: the state, flattened, followed by the time ``k / T`` in [0, 1]; float32. Action: the
+control in standard deviations of the noise, in ``[-action_bound, action_bound]``. Reward: ``r_k -
+temperature * |a|^2 / 2``, plus the terminal reward at the last step, so that an episode's
+undiscounted return is one sample of the objective. Reaching the horizon is ``terminated``, never
+``truncated``.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def observe(problem: Problem, k: int, x: Tensor) -> Tensor:
 
 
 def unobserve(problem: Problem, observation: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps ``(n,)`` and states ``(n, *state_shape)`` behind observations; the inverse of ``observe``."""
+    """Steps ``(n,)`` and states ``(n, *state_shape)`` behind observations; the inverse of
+    ``observe``.
+    """
     k = (observation[:, -1] * problem.horizon).round().long()
     return k, observation[:, :-1].reshape(-1, *problem.state_shape)
 
@@ -53,15 +57,23 @@ def spaces_of(problem: Problem, action_bound: float) -> tuple[gym.spaces.Box, gy
 
 
 def problem_of(env: Any) -> Problem:
-    """The Problem behind an environment, a (wrapped) vector environment, an SB3 VecEnv, or a Problem itself."""
+    """The Problem behind an environment, a (wrapped) vector environment, an SB3 VecEnv, or a
+    Problem itself.
+    """
     if isinstance(env, Problem):
         return env
     try:
-        found = env.get_attr("problem")[0] if hasattr(env, "get_attr") else env.get_wrapper_attr("problem")
+        found = (
+            env.get_attr("problem")[0]
+            if hasattr(env, "get_attr")
+            else env.get_wrapper_attr("problem")
+        )
     except AttributeError:
         found = getattr(getattr(env, "unwrapped", env), "problem", None)
     if not isinstance(found, Problem):
-        raise ValueError(f"env must be a girsanov environment (one whose `problem` is a Problem); got {env!r}")
+        raise ValueError(
+            f"env must be a girsanov environment (one whose `problem` is a Problem); got {env!r}"
+        )
     return found
 
 
@@ -81,15 +93,19 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
 
     Args:
         problem: what to wrap; its tensors decide the device.
-        action_bound: largest control in any coordinate, in standard deviations of the noise; larger actions are clipped.
+        action_bound: largest control in any coordinate, in standard deviations of the noise; larger
+            actions are clipped.
         render_mode: ``None`` or ``"rgb_array"``.
 
-    ``info`` holds ``reward`` (without the KL price), ``kl`` and ``state`` (float32, ``state_shape``) of the step.
+    ``info`` holds ``reward`` (without the KL price), ``kl`` and ``state`` (float32,
+    ``state_shape``) of the step.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, problem: Problem, action_bound: float = 1.0, render_mode: str | None = None) -> None:
+    def __init__(
+        self, problem: Problem, action_bound: float = 1.0, render_mode: str | None = None
+    ) -> None:
         _check_render_mode(render_mode)
         problem.validate()
         self.problem = problem
@@ -99,12 +115,16 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         self._generator = torch.Generator(device_of(problem))
         self._shape = tuple(self.action_space.shape or ())
         self._noise_shape = (1, *problem.noise_shape)
-        self._has_running_reward = getattr(problem.running_reward, "__func__", None) is not Problem.running_reward
+        self._has_running_reward = (
+            getattr(problem.running_reward, "__func__", None) is not Problem.running_reward
+        )
         self._k = problem.horizon  # nothing to step before the first reset
         self._x: Tensor | None = None
         self._path: list[Tensor] = []
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Draw an initial state; ``seed`` fixes everything that follows."""
         super().reset(seed=seed)
         if seed is not None or self._x is None:
@@ -120,13 +140,17 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         """Steer the noise of one transition by ``action``."""
         action = _check_action(action, self._shape)
         if self._x is None or self._k >= self.problem.horizon:
-            raise gym.error.ResetNeeded("call reset() before step(): the episode has not begun or is over")
+            raise gym.error.ResetNeeded(
+                "call reset() before step(): the episode has not begun or is over"
+            )
         problem, k, x = self.problem, self._k, self._x
         action = action.clip(-self.action_bound, self.action_bound)
         kl = 0.5 * float(action.dot(action))
         if math.isnan(kl):
             raise ValueError(f"action must hold no NaN; got {action.tolist()} at step {k}")
-        z = torch.randn(self._noise_shape, generator=self._generator, device=x.device, dtype=x.dtype)
+        z = torch.randn(
+            self._noise_shape, generator=self._generator, device=x.device, dtype=x.dtype
+        )
         z += torch.from_numpy(action.reshape(self._noise_shape)).to(x)
         reward = problem.running_reward(k, x).item() if self._has_running_reward else 0.0
         self._x = problem.transition(k, x, z)
@@ -135,7 +159,9 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         if terminated:
             reward += problem.terminal_reward(self._x).item()
         if not math.isfinite(reward):
-            raise ValueError(f"the reward of {type(problem).__name__} must be finite; got {reward} at step {k}")
+            raise ValueError(
+                f"the reward of {type(problem).__name__} must be finite; got {reward} at step {k}"
+            )
         if self.render_mode is not None:
             self._path.append(self._x)
         observation, state = self._seen()
@@ -143,7 +169,9 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         return observation, reward - problem.temperature * kl, terminated, False, info
 
     def render(self) -> Any:
-        """The path so far as an ``(H, W, 3)`` uint8 picture; None unless ``render_mode="rgb_array"``."""
+        """The path so far as an ``(H, W, 3)`` uint8 picture; None unless
+        ``render_mode="rgb_array"``.
+        """
         if self.render_mode is None:
             return None
         if not self._path:
@@ -169,9 +197,11 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         problem: what to wrap; its tensors decide the device.
         num_envs: number of lanes.
         action_bound: as in ``ProblemEnv``.
-        autoreset_mode: ``"next_step"`` (Gymnasium's wrappers), ``"same_step"`` (SB3; the last observation is
-            ``infos["final_obs"]``, dense) or ``"disabled"`` (the caller resets); or Gymnasium's ``AutoresetMode``.
-        tensors: return torch tensors on the problem's device instead of numpy arrays, and take them as actions.
+        autoreset_mode: ``"next_step"`` (Gymnasium's wrappers), ``"same_step"`` (SB3; the last
+            observation is ``infos["final_obs"]``, dense) or ``"disabled"`` (the caller resets); or
+            Gymnasium's ``AutoresetMode``.
+        tensors: return torch tensors on the problem's device instead of numpy arrays, and take them
+            as actions.
         render_mode: ``None`` or ``"rgb_array"`` (one picture a lane).
     """
 
@@ -185,11 +215,17 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         render_mode: str | None = None,
     ) -> None:
         _check_render_mode(render_mode)
-        modes = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP, "disabled": AutoresetMode.DISABLED}
+        modes = {
+            "next_step": AutoresetMode.NEXT_STEP,
+            "same_step": AutoresetMode.SAME_STEP,
+            "disabled": AutoresetMode.DISABLED,
+        }
         if isinstance(autoreset_mode, AutoresetMode):
             autoreset_mode = autoreset_mode.name.lower()
         if autoreset_mode not in modes:
-            raise ValueError(f"autoreset_mode must be one of {sorted(modes)}; got {autoreset_mode!r}")
+            raise ValueError(
+                f"autoreset_mode must be one of {sorted(modes)}; got {autoreset_mode!r}"
+            )
         check_integer("num_envs", num_envs)
         problem.validate()
         self.problem = problem
@@ -208,13 +244,19 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._return: Tensor | float = 0.0
         self._path: list[Tensor] = []
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Draw all lanes' initial states; one integer ``seed`` fixes everything that follows."""
         if seed is not None and not isinstance(seed, (int, np.integer)):
-            raise ValueError(f"seed must be one integer for all lanes (they share a random stream); got {seed!r}")
+            raise ValueError(
+                f"seed must be one integer for all lanes (they share a random stream); got {seed!r}"
+            )
         mask = (options or {}).get("reset_mask")
         if mask is not None and not np.all(mask):
-            raise ValueError("options['reset_mask'] must be true for every lane: all lanes end at the same step")
+            raise ValueError(
+                "options['reset_mask'] must be true for every lane: all lanes end at the same step"
+            )
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None or self._x is None:
             self._generator.manual_seed(_torch_seed(self.np_random))
@@ -224,8 +266,12 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steer one transition of every lane; ``actions`` has shape ``(num_envs, noise size)``."""
         a = self._controls(actions)
-        if self._x is None or (self._k >= self.problem.horizon and self._mode is not AutoresetMode.NEXT_STEP):
-            raise gym.error.ResetNeeded("call reset() before step(): the episode has not begun or is over")
+        if self._x is None or (
+            self._k >= self.problem.horizon and self._mode is not AutoresetMode.NEXT_STEP
+        ):
+            raise gym.error.ResetNeeded(
+                "call reset() before step(): the episode has not begun or is over"
+            )
         if self._k >= self.problem.horizon:  # next-step autoreset: the action is ignored
             zero = self._x.new_zeros(self.num_envs)
             return self._restart(), *self._out(zero, zero > 0, zero > 0), self._infos(zero, zero)
@@ -240,8 +286,13 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if ended:
             reward = reward + problem.terminal_reward(self._x)
         self._return = self._return + reward  # NaN and infinity stay in a sum
-        if (ended or not self.tensors) and not torch.isfinite(self._return).all():  # looking would make a GPU wait
-            raise ValueError(f"the reward of {type(problem).__name__} must be finite; got NaN or infinity at step {k}")
+        if (ended or not self.tensors) and not torch.isfinite(
+            self._return
+        ).all():  # looking would make a GPU wait
+            raise ValueError(
+                f"the reward of {type(problem).__name__} must be finite; got NaN or infinity at"
+                f" step {k}"
+            )
         kl = 0.5 * a.flatten(1).square().sum(1)
         infos = self._infos(reward, kl)
         truncated = torch.zeros(self.num_envs, dtype=torch.bool, device=x.device)
@@ -266,12 +317,17 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if not isinstance(actions, Tensor):
             actions = torch.from_numpy(_check_action(actions, shape))
             if actions.isnan().any():
-                raise ValueError(f"action must hold no NaN; got {int(actions.isnan().any(1).sum())} lanes with some")
+                raise ValueError(
+                    f"action must hold no NaN; got {int(actions.isnan().any(1).sum())} lanes with"
+                    " some"
+                )
         elif tuple(actions.shape) != shape:
             raise ValueError(f"action must have shape {shape}; got {tuple(actions.shape)}")
         if self._x is not None:
             actions = actions.to(self._x)
-        return actions.clamp(-self.action_bound, self.action_bound).view(self.num_envs, *self.problem.noise_shape)
+        return actions.clamp(-self.action_bound, self.action_bound).view(
+            self.num_envs, *self.problem.noise_shape
+        )
 
     def _restart(self) -> Any:
         self._k, self._return = 0, 0.0
@@ -287,14 +343,23 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _out(self, *values: Tensor) -> list[Any]:
         if self.tensors:
             return list(values)
-        return [v.cpu().numpy() if v.dtype == torch.bool else v.double().cpu().numpy() for v in values]
+        return [
+            v.cpu().numpy() if v.dtype == torch.bool else v.double().cpu().numpy() for v in values
+        ]
 
     def _infos(self, reward: Tensor, kl: Tensor) -> dict[str, Any]:
         assert self._x is not None
         reward, kl = self._out(reward, kl)
         state = self._x if self.tensors else self._x.float().cpu().numpy().copy()
         every = np.ones(self.num_envs, bool)
-        return {"reward": reward, "_reward": every, "kl": kl, "_kl": every.copy(), "state": state, "_state": every.copy()}
+        return {
+            "reward": reward,
+            "_reward": every,
+            "kl": kl,
+            "_kl": every.copy(),
+            "state": state,
+            "_state": every.copy(),
+        }
 
 
 def _check_render_mode(render_mode: str | None) -> None:
@@ -303,19 +368,36 @@ def _check_render_mode(render_mode: str | None) -> None:
 
 
 def as_env(env: Any, **kwargs: Any) -> Any:
-    """What agents accept as ``env``, made an environment: an id, a bare Problem, or an environment as it is.
+    """What agents accept as ``env``, made an environment: an id, a bare Problem, or an environment
+    as it is.
 
-    Of Gymnasium's vector environments, which stable-baselines3 does not take, one copy is made: problem and action bound.
+    Of Gymnasium's vector environments, which stable-baselines3 does not take, one copy is made:
+    problem and action bound.
     """
     if isinstance(env, gym.vector.VectorEnv):
-        return ProblemEnv(problem_of(env), **{"action_bound": float(np.max(env.single_action_space.high)), **kwargs})  # type: ignore[attr-defined]
+        return ProblemEnv(
+            problem_of(env),
+            **{"action_bound": float(np.max(env.single_action_space.high)), **kwargs},
+        )  # type: ignore[attr-defined]
     if isinstance(env, Problem):
         return ProblemEnv(env, **kwargs)
     if isinstance(env, str):
         return gym.make(env, **kwargs)
     if isinstance(env, type) or not (env is None or hasattr(env, "reset")):
-        raise ValueError(f"env must be an environment, a registered id or a Problem (not its class); got {env!r}")
+        raise ValueError(
+            f"env must be an environment, a registered id or a Problem (not its class); got {env!r}"
+        )
     return env
 
 
-__all__ = ["Policy", "ProblemEnv", "ProblemVectorEnv", "as_env", "device_of", "observe", "problem_of", "spaces_of", "unobserve"]
+__all__ = [
+    "Policy",
+    "ProblemEnv",
+    "ProblemVectorEnv",
+    "as_env",
+    "device_of",
+    "observe",
+    "problem_of",
+    "spaces_of",
+    "unobserve",
+]

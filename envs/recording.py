@@ -1,7 +1,8 @@
 """Recorded paths: what regression learns from, whoever gathered it, in memory or on disk.
 
-A path is a list of visits: the states seen at some of its steps and the reward collected in between. Whole trajectories are
-paths visited at every step; ``(k, x, k', x', reward)`` tuples are paths of two visits.
+A path is a list of visits: the states seen at some of its steps and the reward collected in
+between. Whole trajectories are paths visited at every step; ``(k, x, k', x', reward)`` tuples are
+paths of two visits.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from .problem import Problem, Trajectories, device_of, rollout
 class Recording(NamedTuple):
     """``n`` paths seen at ``S`` of their steps each, path first.
 
-    A path that was seen less often than others repeats its last visit (with zero reward in between): that says nothing new.
-    Steps never fall along a path. The terminal reward of a path whose last visit is before the horizon is not used.
+    A path that was seen less often than others repeats its last visit (with zero reward in
+    between): that says nothing new. Steps never fall along a path. The terminal reward of a path
+    whose last visit is before the horizon is not used.
     """
 
     steps: Tensor  # (n, S) integers from 0 to the horizon
@@ -32,7 +34,8 @@ class Recording(NamedTuple):
     terminal_reward: Tensor  # (n,)
     #: (n, S - 1) log dP^0/dP^pi between visits; None: no control was applied
     log_ratios: Tensor | None = None
-    #: (n, S - 1, *noise_shape) of paths seen at every step, None if not logged. Black-box simulators need them.
+    #: (n, S - 1, *noise_shape) of paths seen at every step, None if not logged. Black-box
+    #: simulators need them.
     noises: Tensor | None = None
     controls: Tensor | None = None
 
@@ -41,8 +44,16 @@ class Recording(NamedTuple):
         """Whole trajectories as a recording."""
         n_steps, n = paths.noises.shape[:2]
         steps = torch.arange(n_steps + 1, device=paths.states.device).expand(n, -1)
-        flipped = (paths.states, paths.running_rewards, paths.log_ratios, paths.noises, paths.controls)
-        states, rewards, log_ratios, noises, controls = (tensor.transpose(0, 1) for tensor in flipped)
+        flipped = (
+            paths.states,
+            paths.running_rewards,
+            paths.log_ratios,
+            paths.noises,
+            paths.controls,
+        )
+        states, rewards, log_ratios, noises, controls = (
+            tensor.transpose(0, 1) for tensor in flipped
+        )
         return cls(steps, states, rewards, paths.terminal_reward, log_ratios, noises, controls)
 
     def at_random_times(self, visits: int, generator: torch.Generator) -> Recording:
@@ -55,7 +66,12 @@ class Recording(NamedTuple):
         n, seen = self.steps.shape
         if not 1 <= visits < seen:
             raise ValueError(f"visits must be between 1 and {seen - 1}; got {visits!r}")
-        order = torch.rand(n, seen - 1, generator=generator, device=self.steps.device).argsort(1)[:, :visits].sort(1).values
+        order = (
+            torch.rand(n, seen - 1, generator=generator, device=self.steps.device)
+            .argsort(1)[:, :visits]
+            .sort(1)
+            .values
+        )
         order = torch.cat([order, torch.full_like(order[:, :1], seen - 1)], 1)
         row = torch.arange(n, device=order.device)[:, None]
 
@@ -68,14 +84,27 @@ class Recording(NamedTuple):
         rewards = between(self.rewards)
         assert rewards is not None
         return Recording(
-            self.steps[row, order], self.states[row, order], rewards, self.terminal_reward, between(self.log_ratios)
+            self.steps[row, order],
+            self.states[row, order],
+            rewards,
+            self.terminal_reward,
+            between(self.log_ratios),
         )
 
     def validate(self, problem: Problem) -> None:
-        """Raise one clear ValueError unless these are finite numbers in the shapes of ``problem``."""
-        if self.steps.dim() != 2 or not len(self.steps) or self.steps.shape[1] < 2 or self.steps.is_floating_point():
+        """Raise one clear ValueError unless these are finite numbers in the shapes of
+        ``problem``.
+        """
+        if (
+            self.steps.dim() != 2
+            or not len(self.steps)
+            or self.steps.shape[1] < 2
+            or self.steps.is_floating_point()
+        ):
             kind = f"{tuple(self.steps.shape)} of {self.steps.dtype}"
-            raise ValueError(f"steps must be integers (n, S) with n >= 1 paths of S >= 2 visits; got {kind}")
+            raise ValueError(
+                f"steps must be integers (n, S) with n >= 1 paths of S >= 2 visits; got {kind}"
+            )
         n, visits = self.steps.shape
         wanted = {
             "states": (n, visits, *problem.state_shape),
@@ -91,16 +120,25 @@ class Recording(NamedTuple):
                 continue
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}; got {tuple(value.shape)}")
-            used = value[self.steps[:, -1] == problem.horizon] if name == "terminal_reward" else value
+            used = (
+                value[self.steps[:, -1] == problem.horizon] if name == "terminal_reward" else value
+            )
             if not torch.isfinite(used).all():
                 bad = int((~torch.isfinite(used)).sum())
-                raise ValueError(f"{name} must be finite; got {bad} NaN or infinite of {used.numel()} values")
+                raise ValueError(
+                    f"{name} must be finite; got {bad} NaN or infinite of {used.numel()} values"
+                )
         low, high = int(self.steps.min()), int(self.steps.max())
         if low < 0 or high > problem.horizon or (self.steps.diff(dim=1) < 0).any():
             allowed = f"not fall along a path and stay between 0 and the horizon {problem.horizon}"
             raise ValueError(f"steps must {allowed}; got steps from {low} to {high}")
-        if (self.noises is not None or self.controls is not None) and (self.steps.diff(dim=1) > 1).any():
-            raise ValueError("noises and controls must come with paths seen at every step; got steps that are not neighbours")
+        if (self.noises is not None or self.controls is not None) and (
+            self.steps.diff(dim=1) > 1
+        ).any():
+            raise ValueError(
+                "noises and controls must come with paths seen at every step; got steps that are"
+                " not neighbours"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears under its name only when it is complete."""
@@ -108,7 +146,9 @@ class Recording(NamedTuple):
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         # clones: safetensors refuses tensors that share memory
         tensors = {
-            name: value.detach().cpu().contiguous().clone() for name, value in self._asdict().items() if value is not None
+            name: value.detach().cpu().contiguous().clone()
+            for name, value in self._asdict().items()
+            if value is not None
         }
         try:
             safetensors.torch.save_file(tensors, partial)
@@ -137,7 +177,9 @@ class RecordedPaths:
 
     def __init__(self, path: str | os.PathLike[str], chunk: int | None = 4096) -> None:
         if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1, or None for all in one part; got {chunk!r}")
+            raise ValueError(
+                f"chunk must be at least 1, or None for all in one part; got {chunk!r}"
+            )
         self.path, self.chunk = Path(path), chunk
         if not self.path.is_file():
             raise ValueError(f"path must name recorded paths; there is no file {str(path)!r}")
@@ -148,9 +190,13 @@ class RecordedPaths:
             if n < 1 and "steps" in names:
                 raise IndexError("it holds no path")
         except (safetensors.SafetensorError, IndexError) as error:
-            raise ValueError(f"path must name recorded paths; {str(path)!r} is corrupt or foreign ({error})") from error
+            raise ValueError(
+                f"path must name recorded paths; {str(path)!r} is corrupt or foreign ({error})"
+            ) from error
         if missing := {"steps", "states", "rewards", "terminal_reward"} - names:
-            raise ValueError(f"path must name recorded paths; {str(path)!r} lacks {sorted(missing)}")
+            raise ValueError(
+                f"path must name recorded paths; {str(path)!r} lacks {sorted(missing)}"
+            )
         self.names = [name for name in Recording._fields if name in names]
         self.n = n
 
@@ -163,11 +209,14 @@ class RecordedPaths:
         with safetensors.safe_open(self.path, "pt") as file:
             parts = {name: file.get_slice(name) for name in self.names}
             for start in range(0, self.n, size):
-                yield Recording(**{name: part[start : start + size] for name, part in parts.items()})
+                yield Recording(
+                    **{name: part[start : start + size] for name, part in parts.items()}
+                )
 
 
 class SimulatedPaths:
-    """Uncontrolled paths that are simulated when they are read, always the same: a data set that needs no memory.
+    """Uncontrolled paths that are simulated when they are read, always the same: a data set that
+    needs no memory.
 
     Args:
         problem: what to simulate.
@@ -187,4 +236,6 @@ class SimulatedPaths:
         generator = torch.Generator(device_of(self.problem)).manual_seed(self.seed)
         for start in range(0, self.n, self.chunk):
             with torch.no_grad():
-                yield Recording.of(rollout(self.problem, None, min(self.chunk, self.n - start), generator))
+                yield Recording.of(
+                    rollout(self.problem, None, min(self.chunk, self.n - start), generator)
+                )

@@ -26,7 +26,9 @@ def pixels(figure: Any) -> np.ndarray:
 
 
 def trace(path: Tensor, horizon: int) -> np.ndarray:
-    """Every coordinate of a path ``(k + 1, *state_shape)`` against the step (at most 16 coordinates)."""
+    """Every coordinate of a path ``(k + 1, *state_shape)`` against the step (at most 16
+    coordinates).
+    """
     figure, axes = canvas(4.0, 3.0)
     axes.plot(path.reshape(len(path), -1)[:, :16].double().numpy(), linewidth=1)
     axes.set_xlim(0, horizon)
@@ -35,7 +37,9 @@ def trace(path: Tensor, horizon: int) -> np.ndarray:
     return pixels(figure)
 
 
-def scene(step: int, horizon: int, x_range: tuple[float, float], y_range: tuple[float, float]) -> tuple[Any, Any]:
+def scene(
+    step: int, horizon: int, x_range: tuple[float, float], y_range: tuple[float, float]
+) -> tuple[Any, Any]:
     """A figure 3 inches high and its axes for things in the plane, both axes to one scale."""
     width, height = x_range[1] - x_range[0], y_range[1] - y_range[0]
     figure, axes = canvas(min(6.0, 3.0 * max(1.0, width / height)), 3.0)

@@ -12,7 +12,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch.utils.tensorboard import SummaryWriter
 
 from ..envs.problem import Estimate, Problem
-from .evaluation import CURVE_SEED, FINAL_SEED, SAMPLE_SEED, Evaluation, Reference, evaluate, generator_on, policy_of
+from .evaluation import (
+    CURVE_SEED,
+    FINAL_SEED,
+    SAMPLE_SEED,
+    Evaluation,
+    Reference,
+    evaluate,
+    generator_on,
+    policy_of,
+)
 from .plots import grid_of
 from .records import Checkpoints
 from .spec import Budget, EvaluationPlan, Spent
@@ -57,23 +66,31 @@ class BudgetCallback(BaseCallback):
     Args:
         problem: what is learnt.
         budget: when to stop.
-        resumed: what an earlier process saved, for a run that goes on: ``base`` is what the model had spent before the run.
+        resumed: what an earlier process saved, for a run that goes on: ``base`` is what the model
+            had spent before the run.
     """
 
-    def __init__(self, problem: Problem, budget: Budget, resumed: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, problem: Problem, budget: Budget, resumed: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.problem, self.budget, self._resumed = problem, budget, resumed
         self._base, self._over = Spent(0, 0, 0.0), False
 
     def _on_training_start(self) -> None:
         # a loaded model has a past
-        self._base = self.spent()._replace(seconds=0.0) if self._resumed is None else Spent(*self._resumed["base"])
+        self._base = (
+            self.spent()._replace(seconds=0.0)
+            if self._resumed is None
+            else Spent(*self._resumed["base"])
+        )
 
     def spent(self) -> Spent:
         """What training has used since it began; no seconds are counted here."""
         model: Any = self.model
         steps, lanes = model.num_timesteps, model.n_envs
-        # All lanes of a batched environment end together, so an SB3 agent has seen whole rounds of them only.
+        # All lanes of a batched environment end together, so an SB3 agent has seen whole rounds of
+        # them only.
         queries = getattr(model, "reward_queries", lanes * (steps // lanes // self.problem.horizon))
         return Spent(steps - self._base.env_steps, queries - self._base.reward_queries, 0.0)
 
@@ -81,30 +98,36 @@ class BudgetCallback(BaseCallback):
         fraction = self.budget.fraction(self.spent())
         if self._over or (self.budget.unit == "seconds" and fraction >= 1):
             return False
-        # A budget in counts ends at the first step beyond it: who collected just enough may still learn from it.
+        # A budget in counts ends at the first step beyond it: who collected just enough may still
+        # learn from it.
         self._over = fraction >= 1
         return True
 
 
 class ScoreCallback(BudgetCallback):
-    """Evaluates the present policy at fixed fractions of the budget and ends the run when it is spent.
+    """Evaluates the present policy at fixed fractions of the budget and ends the run when it is
+    spent.
 
-    Every evaluation is one row of ``progress.jsonl`` and the same TensorBoard scalars for every agent: ``eval/objective``,
-    ``eval/objective_stderr``, ``eval/reward``, ``eval/kl``, ``eval/score``, ``eval/success``, ``time/...`` against env steps,
-    and again as ``eval_by_reward_queries/...`` and ``eval_by_milliseconds/...``. All are dated by training time, so that
-    TensorBoard's relative axis is training time too. Where the problem offers ``images(x)``, a grid of pictures comes along,
-    from noises that are the same at every look; one a prompt where it offers ``prompts_of(x)``, too.
+    Every evaluation is one row of ``progress.jsonl`` and the same TensorBoard scalars for every
+    agent: ``eval/objective``, ``eval/objective_stderr``, ``eval/reward``, ``eval/kl``,
+        ``eval/score``, ``eval/success``, ``time/...`` against env steps,
+    and again as ``eval_by_reward_queries/...`` and ``eval_by_milliseconds/...``. All are dated by
+    training time, so that TensorBoard's relative axis is training time too. Where the problem
+    offers ``images(x)``, a grid of pictures comes along, from noises that are the same at every
+    look; one a prompt where it offers ``prompts_of(x)``, too.
 
     Args:
         problem: what is learnt, on the model's device.
         reference: what scores are measured against.
         budget: when to stop.
         plan: how often and how closely to look.
-        seed: of the run; evaluation noise depends on it alone, so that agents with the same seed share it.
+        seed: of the run; evaluation noise depends on it alone, so that agents with the same seed
+            share it.
         progress: the JSONL file.
         tensorboard: folder of the events.
         on_row: called with each row.
-        checkpoints: where to save, at the end of a round, a model whose policy says that it ``resumes``; nowhere if absent.
+        checkpoints: where to save, at the end of a round, a model whose policy says that it
+            ``resumes``; nowhere if absent.
         resumed: what an earlier process saved there, for a run that goes on.
     """
 
@@ -148,7 +171,12 @@ class ScoreCallback(BudgetCallback):
             return
         self._clock.pause()
         self._saved_at = self._clock.seconds
-        state = {"base": list(self._base), "due": self._due, "start": self._start, "seconds": self._saved_at}
+        state = {
+            "base": list(self._base),
+            "due": self._due,
+            "start": self._start,
+            "seconds": self._saved_at,
+        }
         progress = {"env_steps": self.spent().env_steps, "rows": self._rows}
         self._checkpoints.save(self.model, {**state, **progress})  # type: ignore[union-attr]
         self._clock.resume()
@@ -175,7 +203,11 @@ class ScoreCallback(BudgetCallback):
 
     def spent(self) -> Spent:
         """What training has used since it began."""
-        return super().spent()._replace(seconds=self._clock.seconds if hasattr(self, "_clock") else 0.0)
+        return (
+            super()
+            .spent()
+            ._replace(seconds=self._clock.seconds if hasattr(self, "_clock") else 0.0)
+        )
 
     def _look(self) -> None:
         fraction = self.budget.fraction(self.spent())
@@ -197,7 +229,9 @@ class ScoreCallback(BudgetCallback):
         return row
 
     def _evaluate(self, paths: int, stream: int) -> Evaluation:
-        """The present policy on noises that depend on the seed alone; training goes on as if nobody had looked."""
+        """The present policy on noises that depend on the seed alone; training goes on as if nobody
+        had looked.
+        """
         policy, seed = self.model.policy, stream + self.seed
         training, device = policy.training, torch.device(self.model.device)
         policy.set_training_mode(False)
@@ -220,7 +254,9 @@ class ScoreCallback(BudgetCallback):
         self._writer.flush()
 
     def _show(self) -> None:
-        """Pictures of what the present policy makes of the first noises of the samples that a run keeps."""
+        """Pictures of what the present policy makes of the first noises of the samples that a run
+        keeps.
+        """
         if not hasattr(self.problem, "images"):
             return
         spent = self.spent()
@@ -231,19 +267,33 @@ class ScoreCallback(BudgetCallback):
         for prompt in dict.fromkeys(prompts):
             chosen = images[[i for i, other in enumerate(prompts) if other == prompt]]
             tag = f"images/{prompt}" if prompt else "images"
-            self._writer.add_image(tag, grid_of(chosen), spent.env_steps, self._start + spent.seconds, dataformats="HWC")
+            self._writer.add_image(
+                tag,
+                grid_of(chosen),
+                spent.env_steps,
+                self._start + spent.seconds,
+                dataformats="HWC",
+            )
         self._writer.flush()
 
     def log_hyperparameters(self, settings: dict[str, Any]) -> None:
         """Put the run into TensorBoard's HParams tab with its final figures."""
         assert self.final is not None
-        metrics = {f"final/{name}": self.final[name] for name in ("objective", "reward", "kl", "score", "seconds")}
-        plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in settings.items()}
+        metrics = {
+            f"final/{name}": self.final[name]
+            for name in ("objective", "reward", "kl", "score", "seconds")
+        }
+        plain = {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for key, value in settings.items()
+        }
         known = {key: float(value) for key, value in metrics.items() if value is not None}
         self._writer.add_hparams(plain, known, run_name=".")
 
 
-def row_of(evaluation: Evaluation, reference: Reference, spent: Spent, paths: int) -> dict[str, Any]:
+def row_of(
+    evaluation: Evaluation, reference: Reference, spent: Spent, paths: int
+) -> dict[str, Any]:
     """One row of ``progress.jsonl``."""
     value = evaluation.value
     score, success = reference.score(value.objective), evaluation.success

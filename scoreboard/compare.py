@@ -1,6 +1,8 @@
-"""Agents x environments x seeds at one budget: each run a process of its own, and nothing shared but files.
+"""Agents x environments x seeds at one budget: each run a process of its own, and nothing shared
+but files.
 
-Killed at any moment and started again, a comparison makes the runs that are missing and repeats none that is finished.
+Killed at any moment and started again, a comparison makes the runs that are missing and repeats
+none that is finished.
 """
 
 from __future__ import annotations
@@ -64,12 +66,23 @@ class Comparison:
             raise ValueError(f"workers must be at least 1; got {self.workers}")
         unknown = sorted(set(self.agent_kwargs) - set(self.agents))
         if unknown:
-            raise ValueError(f"agent_kwargs must be for agents of this comparison, {self.agents}; got {unknown}")
+            raise ValueError(
+                f"agent_kwargs must be for agents of this comparison, {self.agents}; got {unknown}"
+            )
 
     def specs(self) -> list[RunSpec]:
         """All runs, seed by seed, so that every agent has a result early."""
         return [
-            RunSpec(env, agent, seed, self.budget, self.env_kwargs, self.agent_kwargs.get(agent, {}), self.device, self.plan)
+            RunSpec(
+                env,
+                agent,
+                seed,
+                self.budget,
+                self.env_kwargs,
+                self.agent_kwargs.get(agent, {}),
+                self.device,
+                self.plan,
+            )
             for env in self.envs
             for seed in self.seeds
             for agent in self.agents
@@ -83,7 +96,12 @@ class _Worker:
         self.spec = spec
         self.folder = RunFolder(comparison.out, spec)
         threads = max(1, (os.cpu_count() or 1) // comparison.workers)
-        request = {"spec": spec.to_json(), "out": str(comparison.out), "command": comparison.command, "threads": threads}
+        request = {
+            "spec": spec.to_json(),
+            "out": str(comparison.out),
+            "command": comparison.command,
+            "threads": threads,
+        }
         self._errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.runner", json.dumps(request)],
@@ -104,7 +122,9 @@ class _Worker:
             return 0.0, name
         last = rows[-1]
         fraction = min(1.0, last[self.spec.budget.unit] / self.spec.budget.amount)
-        figure = f"J {last['objective']:.3g}" if last["score"] is None else f"score {last['score']:.2f}"
+        figure = (
+            f"J {last['objective']:.3g}" if last["score"] is None else f"score {last['score']:.2f}"
+        )
         return fraction, f"{name} {fraction:.0%} {figure}"
 
     def stop(self) -> None:
@@ -116,7 +136,9 @@ class _Worker:
         self.process.stdin.close()
 
     def complaint(self) -> str | None:
-        """None if the run is finished, else one line on what went wrong; the whole of it is kept in ``error.txt``."""
+        """None if the run is finished, else one line on what went wrong; the whole of it is kept in
+        ``error.txt``.
+        """
         self.stop()
         self._errors.seek(0)
         text = self._errors.read().decode(errors="replace").strip()
@@ -136,12 +158,15 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
     """Make every run that is not finished and return the folders of all.
 
     Raises:
-        ValueError: a bad name or argument, a folder that holds other settings (both before anything is run), or runs that
-            failed (after all others were made).
+        ValueError: a bad name or argument, a folder that holds other settings (both before anything
+            is run), or runs that failed (after all others were made).
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
-        raise ValueError(f"compare must be one process, which starts its own; got {processes} (accelerate launch is for run)")
+        raise ValueError(
+            f"compare must be one process, which starts its own; got {processes} (accelerate launch"
+            " is for run)"
+        )
     specs = comparison.specs()
     for agent in comparison.agents:
         find_agent(agent)
@@ -153,7 +178,9 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
         _prepare(missing, envs, comparison.out, bar)
         complaints = _run_all(missing, comparison, bar)
     if complaints:
-        raise ValueError(f"{len(complaints)} of {len(specs)} runs failed; the first: {complaints[0]}")
+        raise ValueError(
+            f"{len(complaints)} of {len(specs)} runs failed; the first: {complaints[0]}"
+        )
     return [spec.folder(comparison.out) for spec in specs]
 
 
@@ -191,7 +218,9 @@ def _run_all(missing: list[RunSpec], comparison: Comparison, bar: Any) -> list[s
 
 
 def _show(bar: Any, done: int, shares: list[tuple[float, str]]) -> None:
-    """Redraw when something has changed: a log file that takes the bar should not grow with the time."""
+    """Redraw when something has changed: a log file that takes the bar should not grow with the
+    time.
+    """
     n, words = done + sum(fraction for fraction, _ in shares), "; ".join(word for _, word in shares)
     if (n, words) != (bar.n, bar.postfix):
         bar.n = n

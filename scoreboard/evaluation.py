@@ -2,8 +2,8 @@
 
     score(pi) = (J(pi) - J(0)) / (J_ref - J(0)):    0 is the pre-trained model, 1 is optimal.
 
-``J_ref`` is the exact optimum where the problem offers one, else the Donsker-Varadhan bound. Where neither can be had (too
-few effective paths carry the bound) there is no score.
+``J_ref`` is the exact optimum where the problem offers one, else the Donsker-Varadhan bound. Where
+neither can be had (too few effective paths carry the bound) there is no score.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ from ..envs.env import device_of
 from ..envs.problem import Estimate, Objective, Policy, Problem, rollout
 from .records import read_json, write_json
 
-#: Seeds of evaluation, far from those of training: one stream each for the reference, the curves, the end, the pictures.
-REFERENCE_SEED, CURVE_SEED, FINAL_SEED, SAMPLE_SEED = 4_000_000_007, 1_000_000_007, 2_000_000_011, 3_000_000_019
+#: Seeds of evaluation, far from those of training: one stream each for the reference, the curves,
+#: the end, the pictures.
+REFERENCE_SEED, CURVE_SEED, FINAL_SEED, SAMPLE_SEED = (
+    4_000_000_007,
+    1_000_000_007,
+    2_000_000_011,
+    3_000_000_019,
+)
 #: Uncontrolled paths from each start of the closer certificate.
 _PATHS_OF_A_START = 4096
 
@@ -33,20 +39,30 @@ def generator_on(problem: Problem, seed: int) -> torch.Generator:
 
 
 def policy_of(model: Any, problem: Problem) -> Policy:
-    """What a model does without exploration, as a batched torch policy: our agents' ``control``, or that of an SB3 model."""
-    return model.policy.control if hasattr(model.policy, "control") else deterministic_policy(model, problem)
+    """What a model does without exploration, as a batched torch policy: our agents' ``control``, or
+    that of an SB3 model.
+    """
+    return (
+        model.policy.control
+        if hasattr(model.policy, "control")
+        else deterministic_policy(model, problem)
+    )
 
 
 class Evaluation(NamedTuple):
     """A policy on fresh paths."""
 
     value: Objective
-    success: Estimate | None  # share of terminal states that solve the task, where the problem says which do
+    success: (
+        Estimate | None
+    )  # share of terminal states that solve the task, where the problem says which do
     states: Tensor  # terminal states (n, *state_shape)
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, policy: Policy | None, n: int, generator: torch.Generator, batch: int = 1024) -> Evaluation:
+def evaluate(
+    problem: Problem, policy: Policy | None, n: int, generator: torch.Generator, batch: int = 1024
+) -> Evaluation:
     """Run ``n`` fresh paths, ``batch`` at a time."""
     rewards, kls, ends = [], [], []
     for start in range(0, n, batch):
@@ -55,9 +71,13 @@ def evaluate(problem: Problem, policy: Policy | None, n: int, generator: torch.G
         kls.append(paths.kl)
         ends.append(paths.states[-1].clone())
     reward, kl, states = torch.cat(rewards).double(), torch.cat(kls).double(), torch.cat(ends)
-    value = Objective(Estimate.of(reward - problem.temperature * kl), Estimate.of(reward), Estimate.of(kl))
+    value = Objective(
+        Estimate.of(reward - problem.temperature * kl), Estimate.of(reward), Estimate.of(kl)
+    )
     success = getattr(problem, "success", None)
-    return Evaluation(value, None if success is None else Estimate.of(success(states).double()), states)
+    return Evaluation(
+        value, None if success is None else Estimate.of(success(states).double()), states
+    )
 
 
 class Reference(NamedTuple):
@@ -73,7 +93,11 @@ class Reference(NamedTuple):
     @property
     def bound(self) -> Certificate:
         """The closest certificate that is certified."""
-        return self.by_start if self.by_start is not None and self.by_start.certified else self.certificate
+        return (
+            self.by_start
+            if self.by_start is not None and self.by_start.certified
+            else self.certificate
+        )
 
     @property
     def target(self) -> Estimate | None:
@@ -83,9 +107,11 @@ class Reference(NamedTuple):
         return Estimate(self.bound.bound, self.bound.stderr) if self.bound.certified else None
 
     def score(self, objective: Estimate) -> Estimate | None:
-        """The score and its standard error (delta method, the three estimates taken as independent).
+        """The score and its standard error (delta method, the three estimates taken as
+        independent).
 
-        None without a ``target``, or when J_ref - J(0) is within 3 standard errors of zero: then there is nothing to gain.
+        None without a ``target``, or when J_ref - J(0) is within 3 standard errors of zero: then
+        there is nothing to gain.
         """
         if self.target is None:
             return None
@@ -97,10 +123,14 @@ class Reference(NamedTuple):
         return Estimate(score, math.hypot(*parts) / room)
 
     def holds(self, objective: Estimate) -> bool | None:
-        """Whether ``J <= bound + 3 standard errors`` (of both estimates); None if the bound is not certified."""
+        """Whether ``J <= bound + 3 standard errors`` (of both estimates); None if the bound is not
+        certified.
+        """
         if not self.bound.certified:
             return None
-        return objective.mean <= self.bound.bound + 3 * math.hypot(objective.stderr, self.bound.stderr)
+        return objective.mean <= self.bound.bound + 3 * math.hypot(
+            objective.stderr, self.bound.stderr
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``from_json`` and for the reader."""
@@ -110,7 +140,11 @@ class Reference(NamedTuple):
             "certificate": _plain(self.certificate),
             "by_start": None if self.by_start is None else _plain(self.by_start),
             "optimum": self.optimum,
-            "closed_form": None if closed is None else {name: part._asdict() for name, part in closed._asdict().items()},
+            "closed_form": (
+                None
+                if closed is None
+                else {name: part._asdict() for name, part in closed._asdict().items()}
+            ),
             "success": None if self.success is None else self.success._asdict(),
         }
 
@@ -122,7 +156,11 @@ class Reference(NamedTuple):
             Estimate(**values["uncontrolled"]),
             _certificate(values["certificate"]),
             values["optimum"],
-            None if closed is None else Objective(**{name: Estimate(**part) for name, part in closed.items()}),
+            (
+                None
+                if closed is None
+                else Objective(**{name: Estimate(**part) for name, part in closed.items()})
+            ),
             None if success is None else Estimate(**success),
             None if by_start is None else _certificate(by_start),
         )
@@ -138,11 +176,17 @@ def _certificate(values: dict[str, Any]) -> Certificate:
 
 @torch.no_grad()
 def reference_of(
-    problem: Problem, n: int, seed: int = REFERENCE_SEED, closed_form_paths: int = 4096, starts: int = 0
+    problem: Problem,
+    n: int,
+    seed: int = REFERENCE_SEED,
+    closed_form_paths: int = 4096,
+    starts: int = 0,
 ) -> Reference:
-    """J(0) and the certificate from the same ``n`` uncontrolled paths, and what the problem knows of its optimum.
+    """J(0) and the certificate from the same ``n`` uncontrolled paths, and what the problem knows
+    of its optimum.
 
-    ``starts`` adds the closer certificate over that many initial states, from 4,096 more paths of each.
+    ``starts`` adds the closer certificate over that many initial states, from 4,096 more paths of
+    each.
     """
     generator = generator_on(problem, seed)
     returns, solved = [], []
@@ -167,7 +211,9 @@ def _optimum(problem: Problem) -> float | None:
 
 
 def _closed_form(problem: Problem, n: int, generator: torch.Generator) -> Objective | None:
-    control = getattr(problem, "optimal_control", None) or getattr(problem, "reference_control", None)
+    control = getattr(problem, "optimal_control", None) or getattr(
+        problem, "reference_control", None
+    )
     if control is None:
         return None
     try:
@@ -177,20 +223,27 @@ def _closed_form(problem: Problem, n: int, generator: torch.Generator) -> Object
 
 
 def cached_reference(problem: Problem, settings: dict[str, Any], path: Path) -> Reference:
-    """The reference of an environment from the file ``path``, computed and written if it is not there.
+    """The reference of an environment from the file ``path``, computed and written if it is not
+    there.
 
-    ``settings`` (id, keyword arguments, ``reference_paths``, ``reference_starts`` if any) must be those of the file, or
-    ValueError names it.
+    ``settings`` (id, keyword arguments, ``reference_paths``, ``reference_starts`` if any) must be
+    those of the file, or ValueError names it.
     """
     if path.is_file():
         found = read_json(path)
         try:
             made_with, reference = found["settings"], Reference.from_json(found["reference"])
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no reference; delete it, or use another output folder ({error!r})") from error
+            raise ValueError(
+                f"{path} holds no reference; delete it, or use another output folder ({error!r})"
+            ) from error
         if made_with != settings:
-            raise ValueError(f"{path} was computed with {made_with}, not {settings}; use another output folder")
+            raise ValueError(
+                f"{path} was computed with {made_with}, not {settings}; use another output folder"
+            )
         return reference
-    reference = reference_of(problem, settings["reference_paths"], starts=settings.get("reference_starts", 0))
+    reference = reference_of(
+        problem, settings["reference_paths"], starts=settings.get("reference_starts", 0)
+    )
     write_json(path, {"settings": settings, "reference": reference.to_json()})
     return reference

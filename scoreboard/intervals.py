@@ -10,7 +10,9 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and its two-sided confidence interval; infinite bounds are None (a single seed has no interval)."""
+    """A mean over seeds and its two-sided confidence interval; infinite bounds are None (a single
+    seed has no interval).
+    """
 
     mean: float
     low: float | None
@@ -35,7 +37,11 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def paired(first: dict[int, float], second: dict[int, float], confidence: float = 0.95) -> Interval | None:
-    """The interval of ``first - second`` over the seeds that both have (their evaluation noise is shared); None if none."""
+def paired(
+    first: dict[int, float], second: dict[int, float], confidence: float = 0.95
+) -> Interval | None:
+    """The interval of ``first - second`` over the seeds that both have (their evaluation noise is
+    shared); None if none.
+    """
     seeds = sorted(first.keys() & second.keys())
     return interval([first[s] - second[s] for s in seeds], confidence) if seeds else None

@@ -10,7 +10,11 @@ import numpy as np
 from .spec import UNITS
 
 Rows = list[dict[str, Any]]
-_LABELS = {"env_steps": "environment steps", "reward_queries": "reward queries", "seconds": "seconds of training"}
+_LABELS = {
+    "env_steps": "environment steps",
+    "reward_queries": "reward queries",
+    "seconds": "seconds of training",
+}
 
 
 def _figure(width: float, height: float) -> Any:
@@ -28,14 +32,20 @@ def curve(rows: Rows, unit: str, quantity: str) -> tuple[np.ndarray, np.ndarray]
     return x, y
 
 
-def mean_curve(runs: Sequence[Rows], unit: str, quantity: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """A grid ``(points,)`` up to the end of the shortest run, and every run's curve on it, ``(runs, points)``."""
+def mean_curve(
+    runs: Sequence[Rows], unit: str, quantity: str, points: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
+    """A grid ``(points,)`` up to the end of the shortest run, and every run's curve on it, ``(runs,
+    points)``.
+    """
     curves = [curve(rows, unit, quantity) for rows in runs]
     grid = np.linspace(0.0, min(x[-1] for x, _ in curves), points)
     return grid, np.stack([np.interp(grid, x, y) for x, y in curves])
 
 
-def learning_curves(runs: Mapping[str, Sequence[Rows]], quantity: str, title: str, target: float | None = None) -> Any:
+def learning_curves(
+    runs: Mapping[str, Sequence[Rows]], quantity: str, title: str, target: float | None = None
+) -> Any:
     """One panel a unit of cost: thin lines are seeds, thick lines their mean, bands their range.
 
     Args:
@@ -53,7 +63,9 @@ def learning_curves(runs: Mapping[str, Sequence[Rows]], quantity: str, title: st
                 axes.plot(*curve(rows, unit, quantity), color=colour, linewidth=0.6, alpha=0.5)
             grid, values = mean_curve(seeds, unit, quantity)
             axes.plot(grid, values.mean(0), color=colour, linewidth=2, label=agent)
-            axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(
+                grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
+            )
         if target is not None:
             axes.axhline(target, color="0.4", linestyle=":", linewidth=1)
         if quantity == "score":
@@ -66,7 +78,9 @@ def learning_curves(runs: Mapping[str, Sequence[Rows]], quantity: str, title: st
         panels[-1].set_xscale("symlog", linthresh=max(min(ends) / 4, 1e-3))
     lowest = min(row[quantity] for seeds in runs.values() for rows in seeds for row in rows)
     if quantity == "score" and lowest < -1:
-        panels[0].set_ylim(-1, 1.1)  # a learner far below the pre-trained model must not flatten the others
+        panels[0].set_ylim(
+            -1, 1.1
+        )  # a learner far below the pre-trained model must not flatten the others
     panels[0].set_ylabel(quantity)
     panels[0].legend(loc="lower right", fontsize=8)
     figure.suptitle(title)
@@ -74,13 +88,17 @@ def learning_curves(runs: Mapping[str, Sequence[Rows]], quantity: str, title: st
 
 
 def samples(states: Mapping[str, np.ndarray], title: str) -> Any | None:
-    """Terminal states side by side: grids of images ``(n, C, H, W)``, scatters of planar states ``(n, 2)``, else None."""
+    """Terminal states side by side: grids of images ``(n, C, H, W)``, scatters of planar states
+    ``(n, 2)``, else None.
+    """
     shape = next(iter(states.values())).shape[1:]
     if len(shape) != 3 and shape != (2,):
         return None
     figure = _figure(3.0 * len(states), 3.4 if shape == (2,) else 2.0)
     limit = float(max(np.abs(points).max() for points in states.values())) * 1.05
-    for axes, (name, points) in zip(np.atleast_1d(figure.subplots(1, len(states))), states.items(), strict=True):
+    for axes, (name, points) in zip(
+        np.atleast_1d(figure.subplots(1, len(states))), states.items(), strict=True
+    ):
         _scatter(axes, points, limit) if shape == (2,) else _images(axes, points)
         axes.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
@@ -88,7 +106,9 @@ def samples(states: Mapping[str, np.ndarray], title: str) -> Any | None:
 
 
 def grid_of(images: np.ndarray, rows: int = 4, columns: int = 8) -> np.ndarray:
-    """The first images ``(n, C, H, W)`` in [-1, 1] as one picture ``(H', W', 3)`` in [0, 1], with a line between them."""
+    """The first images ``(n, C, H, W)`` in [-1, 1] as one picture ``(H', W', 3)`` in [0, 1], with a
+    line between them.
+    """
     chosen = np.clip(images[: rows * columns] * 0.5 + 0.5, 0.0, 1.0)
     n, channels, height, width = chosen.shape
     rows = -(-n // columns)

@@ -1,12 +1,14 @@
-"""The folder of one run on disk, such that a run killed at any moment is either finished or can be begun again.
+"""The folder of one run on disk, such that a run killed at any moment is either finished or can be
+begun again.
 
 spec.json        what was asked, written first
 progress.jsonl   one row an evaluation
 tb/              TensorBoard events
 samples.npy      terminal states, float32
 model.zip        the learnt model
-checkpoint/      of a run that is under way, where the agent can go on exactly: the model and the instrument's state
-record.json      the result, written last and atomically: where it is, the run is finished
+checkpoint/      of a run that is under way, where the agent can go on exactly: the model and the
+instrument's state record.json      the result, written last and atomically: where it is, the run is
+finished
 """
 
 from __future__ import annotations
@@ -70,13 +72,17 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def check_writable(out: Path) -> None:
-    """Make the folder ``out`` if need be and write to it, or raise one ValueError, before anything takes long."""
+    """Make the folder ``out`` if need be and write to it, or raise one ValueError, before anything
+    takes long.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as probe:
             probe.write(b"0" * 4096)
     except OSError as error:
-        raise ValueError(f"out must be a folder that can be written to; got {str(out)!r} ({error.strerror})") from error
+        raise ValueError(
+            f"out must be a folder that can be written to; got {str(out)!r} ({error.strerror})"
+        ) from error
 
 
 class Checkpoints:
@@ -91,7 +97,9 @@ class Checkpoints:
         self.path, self.every = path, every
 
     def save(self, model: Any, state: dict[str, Any]) -> None:
-        """Replace the checkpoint: the new model, then the state that names it, then away with the old model."""
+        """Replace the checkpoint: the new model, then the state that names it, then away with the
+        old model.
+        """
         name = f"{state['env_steps']}.zip"
         model.save(self.path / name)
         write_json(self.path / "state.json", {**state, "model": name})
@@ -106,7 +114,10 @@ class Checkpoints:
             return None
         state = read_json(file)
         if not (isinstance(state, dict) and state.keys() >= _OF_STATES):
-            raise ValueError(f"{file} must be the state of a checkpoint; delete {self.path} to begin the run again")
+            raise ValueError(
+                f"{file} must be the state of a checkpoint; delete {self.path} to begin the run"
+                " again"
+            )
         return {**state, "model": self.path / state["model"]}
 
     def clear(self) -> None:
@@ -129,21 +140,33 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "checkpoint", CHECKPOINT_SECONDS)
 
     def finished(self) -> bool:
-        """True when the result is there. A ValueError names the folder if it belongs to a run with other settings."""
+        """True when the result is there. A ValueError names the folder if it belongs to a run with
+        other settings.
+        """
         asked, path = self.spec.to_json(), self.path / "spec.json"
         if path.is_file():
             found = read_json(path)
-            with contextlib.suppress(TypeError, KeyError, AttributeError):  # settings that came later have their defaults
+            with contextlib.suppress(
+                TypeError, KeyError, AttributeError
+            ):  # settings that came later have their defaults
                 found = RunSpec.from_json(found).to_json()
-            differs = sorted(name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name))
+            differs = sorted(
+                name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name)
+            )
             if differs:
-                detail = "; ".join(f"{name}: {found.get(name)} there, {asked.get(name)} asked" for name in differs)
-                raise ValueError(f"{self.path} holds a run with other settings ({detail}); use another --out or delete it")
+                detail = "; ".join(
+                    f"{name}: {found.get(name)} there, {asked.get(name)} asked" for name in differs
+                )
+                raise ValueError(
+                    f"{self.path} holds a run with other settings ({detail}); use another --out or"
+                    " delete it"
+                )
         return self.record.is_file()
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[None]:
-        """Hold the folder against other processes; clear what an interrupted run left, and clear it again on an error.
+        """Hold the folder against other processes; clear what an interrupted run left, and clear it
+        again on an error.
 
         With a checkpoint nothing is cleared, but the rows that were written after it.
         """
@@ -220,7 +243,11 @@ def provenance() -> dict[str, Any]:
 
     packages = ("torch", "gymnasium", "stable-baselines3", "numpy", "diffusers")
     return {
-        "versions": {"girsanov": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": {
+            "girsanov": __version__,
+            "python": platform.python_version(),
+            **{p: version(p) for p in packages},
+        },
         "hardware": {
             "system": platform.platform(),
             "cpu": _cpu_name(),

@@ -1,4 +1,6 @@
-"""From names to objects: environments by id, agents by name, and either by ``module:attribute`` for your own."""
+"""From names to objects: environments by id, agents by name, and either by ``module:attribute`` for
+your own.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Agent:
     """How the scoreboard makes a learner.
 
     Args:
-        make: ``make(env, seed=..., device=..., **agent_kwargs)`` returns an SB3 algorithm on a ``ProblemEnv``.
+        make: ``make(env, seed=..., device=..., **agent_kwargs)`` returns an SB3 algorithm on a
+            ``ProblemEnv``.
         load: ``load(path, env, device)`` reads one that ``save`` wrote; absent: it can't be loaded.
         access: what the method has to know of the problem, for the table.
     """
@@ -40,18 +43,28 @@ class Agent:
 def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PDE
 
-    if policy is None and hasattr(env.problem, "adapted_noise"):  # latents or images of a diffusers pipeline
+    if policy is None and hasattr(
+        env.problem, "adapted_noise"
+    ):  # latents or images of a diffusers pipeline
         policy = "CnnPolicy"
-    return PDE(policy or ("MlpPolicy" if slopes_of(env.problem).transition else "ModelPolicy"), env, **kwargs)
+    return PDE(
+        policy or ("MlpPolicy" if slopes_of(env.problem).transition else "ModelPolicy"),
+        env,
+        **kwargs,
+    )
 
 
 def _pi_ft(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PIFT
 
-    if policy is None and hasattr(env.problem, "adapted_noise"):  # a diffusers pipeline: adapt its own network
+    if policy is None and hasattr(
+        env.problem, "adapted_noise"
+    ):  # a diffusers pipeline: adapt its own network
         differentiable = getattr(getattr(env.problem, "reward", None), "differentiable", False)
         policy = "LoraPolicy" if differentiable else "LoraValuePolicy"
-    return PIFT(policy or ("MlpPolicy" if all(slopes_of(env.problem)) else "ScorePolicy"), env, **kwargs)
+    return PIFT(
+        policy or ("MlpPolicy" if all(slopes_of(env.problem)) else "ScorePolicy"), env, **kwargs
+    )
 
 
 def _ppo(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
@@ -129,7 +142,9 @@ def _load_adjoint_matching(path: str, env: ProblemEnv, device: str) -> BaseAlgor
 _SAID_OF_BAD_FILES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
-def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+def _load_sb3(
+    algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device: str
+) -> BaseAlgorithm:
     """SB3's own ``load``, whose many ways to fail on a bad file become one ValueError."""
     from stable_baselines3.common.save_util import load_from_zip_file
 
@@ -138,23 +153,29 @@ def _load_sb3(algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device
     try:
         data, _, _ = load_from_zip_file(path, device="cpu")
         lanes, bound = data["n_envs"], float(data["action_space"].high.max())  # type: ignore[index]
-        # the model's own box of actions, which may be tighter than the environment's (see baselines/hyperparameters.py)
+        # the model's own box of actions, which may be tighter than the environment's (see
+        # baselines/hyperparameters.py)
         return algorithm.load(path, env=ProblemVecEnv(env, lanes, bound), device=device)
     except OSError:
         raise
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_SAID_OF_BAD_FILES) as error:
         wanted = f"a checkpoint of {algorithm.__name__} for this environment"
-        raise ValueError(f"load must name {wanted}; got {path} ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"load must name {wanted}; got {path} ({type(error).__name__}: {error})"
+        ) from error
 
 
-# MATH.md section 5. PDE's policy is a gradient through one transition of the pre-trained model, never through the reward.
+# MATH.md section 5. PDE's policy is a gradient through one transition of the pre-trained model,
+# never through the reward.
 _PDE_ACCESS = "black-box reward; pre-trained transition, differentiable in its noise"
 _PI_FT_ACCESS = "reward's gradient; pre-trained transition, differentiable"
 _RL_ACCESS = "black-box reward; interaction"
-# The likelihood of a step is that of its noise, which is therefore seen; where there is a denoiser, its estimate is the input.
+# The likelihood of a step is that of its noise, which is therefore seen; where there is a denoiser,
+# its estimate is the input.
 _SCORE_ACCESS = "black-box reward; interaction with the noise seen; pre-trained estimate as input"
 
-#: The agents by name; yours may join: ``AGENTS["mine"] = Agent(make)``, or name it ``module:attribute`` on the command line.
+#: The agents by name; yours may join: ``AGENTS["mine"] = Agent(make)``, or name it
+#: ``module:attribute`` on the command line.
 AGENTS: dict[str, Agent] = {
     "pde": Agent(_pde, _load_pde, _PDE_ACCESS),
     "pi-ft": Agent(_pi_ft, _load_pi_ft, _PI_FT_ACCESS),
@@ -179,7 +200,8 @@ def find_agent(name: str) -> Agent:
 
 
 def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> ProblemEnv:
-    """The environment of an id or of ``module:attribute`` (a Problem, or a callable that returns one), checked.
+    """The environment of an id or of ``module:attribute`` (a Problem, or a callable that returns
+    one), checked.
 
     ``kwargs`` go to the problem, ``action_bound`` among them to its environment.
     """
@@ -200,7 +222,9 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
         except TypeError as error:
             raise ValueError(f"env_kwargs must suit {name}; got {kwargs} ({error})") from error
     if not isinstance(problem, Problem):
-        raise ValueError(f"env {name!r} must be or return a girsanov Problem; got {type(problem).__name__}")
+        raise ValueError(
+            f"env {name!r} must be or return a girsanov Problem; got {type(problem).__name__}"
+        )
     return ProblemEnv(problem.to(place), **shell)
 
 
@@ -212,7 +236,9 @@ def resolve_device(device: str) -> str:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(device.partition(":")[2] or 0) >= found:
             there = f"{found} of them" if found else "no CUDA device"
-            raise ValueError(f"device {device!r} was asked for, but torch finds {there}; use auto or cpu")
+            raise ValueError(
+                f"device {device!r} was asked for, but torch finds {there}; use auto or cpu"
+            )
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -223,4 +249,6 @@ def _imported(what: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what} must name module:attribute that can be imported; got {name!r} ({error})") from error
+        raise ValueError(
+            f"{what} must name module:attribute that can be imported; got {name!r} ({error})"
+        ) from error

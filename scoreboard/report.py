@@ -24,7 +24,8 @@ _QUANTITIES = ("score", "objective", "reward", "kl", "success", *UNITS)
 
 
 def report(out: Path) -> Path:
-    """Write ``report.md``, ``report.json``, plots and TensorBoard images for the finished runs under ``out``.
+    """Write ``report.md``, ``report.json``, plots and TensorBoard images for the finished runs
+    under ``out``.
 
     Returns:
         The path of ``report.md``.
@@ -34,7 +35,10 @@ def report(out: Path) -> Path:
     """
     found = sorted(out.glob("*/*/seed*/record.json"))
     if not found:
-        raise ValueError(f"out must hold finished runs (<env>/<agent>/seed<k>/record.json); found none under {str(out)!r}")
+        raise ValueError(
+            "out must hold finished runs (<env>/<agent>/seed<k>/record.json); found none under"
+            f" {str(out)!r}"
+        )
     check_writable(out)
     records = [read_record(path) for path in found]
     unfinished = sorted(
@@ -46,7 +50,9 @@ def report(out: Path) -> Path:
         "environments": [summarise(out, group) for group in _grouped(records, "env").values()],
         "unfinished": unfinished,
         "commands": _distinct(record["command"] for record in records if record["command"]),
-        "hardware": _distinct({**r["hardware"], "device": r["device"], "threads": r["threads"]} for r in records),
+        "hardware": _distinct(
+            {**r["hardware"], "device": r["device"], "threads": r["threads"]} for r in records
+        ),
         "versions": _distinct(record["versions"] for record in records),
     }
     write_json(out / "report.json", summary)
@@ -57,9 +63,14 @@ def report(out: Path) -> Path:
 def summarise(out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
     agents = _grouped(records, "agent")
-    rows = {agent: [RunFolder(out, RunSpec.from_json(r["spec"])).rows() for r in group] for agent, group in agents.items()}
+    rows = {
+        agent: [RunFolder(out, RunSpec.from_json(r["spec"])).rows() for r in group]
+        for agent, group in agents.items()
+    }
     reference, env = Reference.from_json(records[0]["reference"]), records[0]["spec"]["env"]
-    quantity = "score" if all(record["final"]["score"] is not None for record in records) else "objective"
+    quantity = (
+        "score" if all(record["final"]["score"] is not None for record in records) else "objective"
+    )
     pictures = _draw(out, env, agents, rows, quantity, reference)
     spec = records[0]["spec"]
     return {
@@ -83,7 +94,11 @@ def summarise(out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
 def _agent(agent: str, group: list[dict[str, Any]]) -> dict[str, Any]:
     finals = [record["final"] for record in group]
     means = {
-        name: interval([final[name] for final in finals])._asdict() if all(f[name] is not None for f in finals) else None
+        name: (
+            interval([final[name] for final in finals])._asdict()
+            if all(f[name] is not None for f in finals)
+            else None
+        )
         for name in _QUANTITIES
     }
     holds = [final["certificate_holds"] for final in finals]
@@ -92,14 +107,21 @@ def _agent(agent: str, group: list[dict[str, Any]]) -> dict[str, Any]:
         "access": group[0]["access"],
         "seeds": [record["spec"]["seed"] for record in group],
         **means,
-        "median_score": None if means["score"] is None else float(np.median([final["score"] for final in finals])),
+        "median_score": (
+            None
+            if means["score"] is None
+            else float(np.median([final["score"] for final in finals]))
+        ),
         "certificate_holds": None if None in holds else sum(holds),
         "runs": finals,
     }
 
 
 def _differences(agents: dict[str, list[dict[str, Any]]], quantity: str) -> list[dict[str, Any]]:
-    values = {agent: {r["spec"]["seed"]: r["final"][quantity] for r in group} for agent, group in agents.items()}
+    values = {
+        agent: {r["spec"]["seed"]: r["final"][quantity] for r in group}
+        for agent, group in agents.items()
+    }
     out = []
     for first, second in itertools.combinations(values, 2):
         difference = paired(values[first], values[second])
@@ -109,7 +131,9 @@ def _differences(agents: dict[str, list[dict[str, Any]]], quantity: str) -> list
 
 
 def _equal_cost(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[str, Any]]:
-    """Every agent, and its success, where the cheapest run stops, in each unit, read off the learning curves."""
+    """Every agent, and its success, where the cheapest run stops, in each unit, read off the
+    learning curves.
+    """
     known = all(run[0].get("success") is not None for seeds in rows.values() for run in seeds)
     out = []
     for unit in UNITS:
@@ -117,22 +141,38 @@ def _equal_cost(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[s
 
         def at(name: str, unit: str = unit, amount: float = amount) -> dict[str, Any]:
             return {
-                agent: interval([float(np.interp(amount, *plots.curve(run, unit, name))) for run in seeds])._asdict()
+                agent: (
+                    interval(
+                        [float(np.interp(amount, *plots.curve(run, unit, name))) for run in seeds]
+                    )._asdict()
+                )
                 for agent, seeds in rows.items()
             }
 
-        out.append({"unit": unit, "amount": amount, "agents": at(quantity), "success": at("success") if known else None})
+        out.append(
+            {
+                "unit": unit,
+                "amount": amount,
+                "agents": at(quantity),
+                "success": at("success") if known else None,
+            }
+        )
     return out
 
 
 def _cost_of_equals(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[str, Any]]:
-    """What each agent, median over its seeds, spends until it is as good as another ends; None: it never is."""
+    """What each agent, median over its seeds, spends until it is as good as another ends; None: it
+    never is.
+    """
     out = []
     for goal, seeds in rows.items():
         target = float(np.median([run[-1][quantity] for run in seeds]))
         spent = {
             agent: {
-                unit: _finite(np.median([_first(*plots.curve(run, unit, quantity), target) for run in runs])) for unit in UNITS
+                unit: _finite(
+                    np.median([_first(*plots.curve(run, unit, quantity), target) for run in runs])
+                )
+                for unit in UNITS
             }
             for agent, runs in rows.items()
         }
@@ -154,7 +194,9 @@ def _finite(value: float) -> float | None:
 
 
 def _closed_form_score(reference: Reference) -> dict[str, float] | None:
-    score = None if reference.closed_form is None else reference.score(reference.closed_form.objective)
+    score = (
+        None if reference.closed_form is None else reference.score(reference.closed_form.objective)
+    )
     return None if score is None else score._asdict()
 
 
@@ -166,7 +208,9 @@ def _draw(
     quantity: str,
     reference: Reference,
 ) -> dict[str, str]:
-    """Draw the pictures of one environment into its folder and TensorBoard; their paths relative to ``out``, by name."""
+    """Draw the pictures of one environment into its folder and TensorBoard; their paths relative to
+    ``out``, by name.
+    """
     goal = reference.target
     target = 1.0 if quantity == "score" else None if goal is None else goal.mean
     title = f"{env}: {quantity} of the deterministic policy"
@@ -201,7 +245,11 @@ def _to_tensorboard(folder: Path, figures: dict[str, Any]) -> None:
     with SummaryWriter(str(folder)) as writer:
         for name, figure in figures.items():
             figure.canvas.draw()
-            writer.add_image(f"report/{name}", np.asarray(figure.canvas.buffer_rgba())[..., :3], dataformats="HWC")
+            writer.add_image(
+                f"report/{name}",
+                np.asarray(figure.canvas.buffer_rgba())[..., :3],
+                dataformats="HWC",
+            )
 
 
 def _grouped(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
@@ -209,7 +257,14 @@ def _grouped(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str
     from .registry import AGENTS
 
     order = {name: i for i, name in enumerate(AGENTS)}
-    ranked = sorted(records, key=lambda r: (order.get(r["spec"]["agent"], len(order)), r["spec"]["agent"], r["spec"]["seed"]))
+    ranked = sorted(
+        records,
+        key=lambda r: (
+            order.get(r["spec"]["agent"], len(order)),
+            r["spec"]["agent"],
+            r["spec"]["seed"],
+        ),
+    )
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in ranked:
         groups[record["spec"][key]].append(record)
@@ -217,4 +272,7 @@ def _grouped(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    return [json.loads(text) for text in dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)]
+    return [
+        json.loads(text)
+        for text in dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)
+    ]

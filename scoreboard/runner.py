@@ -1,7 +1,9 @@
-"""One run: make the environment and the agent, let it learn under the instrument, leave a finished folder.
+"""One run: make the environment and the agent, let it learn under the instrument, leave a finished
+folder.
 
-Of the processes of ``accelerate launch train.py run`` the first executes the run and the others ``assist`` it.
-``python -m girsanov.scoreboard.runner`` is the worker of ``compare``: one run in a process of its own.
+Of the processes of ``accelerate launch train.py run`` the first executes the run and the others
+``assist`` it. ``python -m girsanov.scoreboard.runner`` is the worker of ``compare``: one run in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -30,10 +32,16 @@ if TYPE_CHECKING:
 
 
 def prepare_env(spec: RunSpec, env: ProblemEnv, out: Path) -> Reference:
-    """The environment's reference; the first to come computes it and keeps samples of the uncontrolled process."""
+    """The environment's reference; the first to come computes it and keeps samples of the
+    uncontrolled process.
+    """
     folder = spec.env_folder(out)
     asked = spec.to_json()
-    settings = {"env": spec.env, "env_kwargs": asked["env_kwargs"], "reference_paths": spec.plan.reference_paths}
+    settings = {
+        "env": spec.env,
+        "env_kwargs": asked["env_kwargs"],
+        "reference_paths": spec.plan.reference_paths,
+    }
     if spec.plan.reference_starts:
         settings["reference_starts"] = spec.plan.reference_starts
     reference = cached_reference(env.problem, settings, folder / "reference.json")
@@ -44,7 +52,10 @@ def prepare_env(spec: RunSpec, env: ProblemEnv, out: Path) -> Reference:
 
 
 def execute(
-    spec: RunSpec, out: Path, command: str = "", on_row: Callable[[dict[str, Any]], None] | None = None
+    spec: RunSpec,
+    out: Path,
+    command: str = "",
+    on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Make one run, unless its folder is finished, and return its record.
 
@@ -61,19 +72,34 @@ def execute(
         return read_record(folder.record)
     from .callback import ScoreCallback  # imports SB3 and TensorBoard
 
-    env, model, resumed = _prepare(spec, folder)  # what can go wrong at once does so before anything is written
+    env, model, resumed = _prepare(
+        spec, folder
+    )  # what can go wrong at once does so before anything is written
     check_writable(out)
     reference = prepare_env(spec, env, out)
     with folder.begin():
         callback = ScoreCallback(
-            *(env.problem, reference, spec.budget, spec.plan, spec.seed, folder.progress, folder.tensorboard, on_row),
+            *(
+                env.problem,
+                reference,
+                spec.budget,
+                spec.plan,
+                spec.seed,
+                folder.progress,
+                folder.tensorboard,
+                on_row,
+            ),
             *(folder.checkpoints, resumed),
         )
         try:
             _learn(model, spec, env, callback, resumed)
-            _save_samples(env.problem, policy_of(model, env.problem), spec.plan.samples, folder.samples)
+            _save_samples(
+                env.problem, policy_of(model, env.problem), spec.plan.samples, folder.samples
+            )
             _save(model, folder.model)
-            callback.log_hyperparameters({"agent": spec.agent, "env": spec.env, "seed": spec.seed, **spec.agent_kwargs})
+            callback.log_hyperparameters(
+                {"agent": spec.agent, "env": spec.env, "seed": spec.seed, **spec.agent_kwargs}
+            )
         finally:
             callback.close()
         record = {
@@ -101,7 +127,9 @@ def assists() -> bool:
 
 
 def assist(spec: RunSpec, out: Path) -> None:
-    """The part in a run of every process but the first: its share of the paths. It evaluates and writes nothing."""
+    """The part in a run of every process but the first: its share of the paths. It evaluates and
+    writes nothing.
+    """
     folder = RunFolder(out, spec)
     if folder.finished():
         return
@@ -111,8 +139,12 @@ def assist(spec: RunSpec, out: Path) -> None:
     _learn(model, spec, env, BudgetCallback(env.problem, spec.budget, resumed), resumed)
 
 
-def _prepare(spec: RunSpec, folder: RunFolder) -> tuple[ProblemEnv, BaseAlgorithm, dict[str, Any] | None]:
-    """The environment, the agent, and what an earlier process left; of several processes each on a GPU of its own."""
+def _prepare(
+    spec: RunSpec, folder: RunFolder
+) -> tuple[ProblemEnv, BaseAlgorithm, dict[str, Any] | None]:
+    """The environment, the agent, and what an earlier process left; of several processes each on a
+    GPU of its own.
+    """
     from ..agents.pi_ft.lora import processes
 
     team = processes(torch.device(resolve_device(spec.device)))
@@ -122,9 +154,15 @@ def _prepare(spec: RunSpec, folder: RunFolder) -> tuple[ProblemEnv, BaseAlgorith
     if team is not None:
         if not getattr(model.policy, "shares_paths", False):
             name = type(model.policy).__name__
-            raise ValueError(f"agent must learn by a LoRA policy of PI-FT to share in several processes; got {name}")
+            raise ValueError(
+                "agent must learn by a LoRA policy of PI-FT to share in several processes; got"
+                f" {name}"
+            )
         if spec.budget.unit == "seconds":
-            raise ValueError("budget_unit must be env_steps or reward_queries with several processes; got seconds")
+            raise ValueError(
+                "budget_unit must be env_steps or reward_queries with several processes; got"
+                " seconds"
+            )
         team.wait_for_everyone()  # all have read the checkpoint before the first may replace it
     return env, model, resumed
 
@@ -144,13 +182,23 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
     try:
         model = agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
     except (TypeError, AssertionError) as error:  # SB3 asserts
-        raise ValueError(f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error})") from error
+        raise ValueError(
+            f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error})"
+        ) from error
     if not hasattr(model, "learn"):
-        raise ValueError(f"agent {spec.agent!r} must return a stable-baselines3 algorithm; got {model!r}")
+        raise ValueError(
+            f"agent {spec.agent!r} must return a stable-baselines3 algorithm; got {model!r}"
+        )
     return model
 
 
-def _learn(model: BaseAlgorithm, spec: RunSpec, env: ProblemEnv, callback: Any, resumed: dict[str, Any] | None = None) -> None:
+def _learn(
+    model: BaseAlgorithm,
+    spec: RunSpec,
+    env: ProblemEnv,
+    callback: Any,
+    resumed: dict[str, Any] | None = None,
+) -> None:
     total = spec.budget.timesteps(env.problem.horizon, model.n_envs)
     if resumed is None:
         model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
@@ -178,14 +226,18 @@ def _die_with_parent() -> None:
     """End this process when the pipe from its parent closes, however the parent ended."""
 
     def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: its lock would be held when the interpreter shuts down
+        os.read(
+            sys.stdin.fileno(), 1
+        )  # not sys.stdin.read: its lock would be held when the interpreter shuts down
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
-    """Worker: a JSON request as the only argument. Exit code 2 and one line on stderr for what the user can mend."""
+    """Worker: a JSON request as the only argument. Exit code 2 and one line on stderr for what the
+    user can mend.
+    """
     import json
 
     request = json.loads(sys.argv[1])

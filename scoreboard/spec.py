@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 from ..envs.problem import check_integer
 
 UNITS = ("env_steps", "reward_queries", "seconds")
-#: What ``learn`` is told when the budget is not in steps: never reached, and harmless in a division.
+#: What ``learn`` is told when the budget is not in steps: never reached, and harmless in a
+#: division.
 _ENDLESS = 10**12
 
 
 class Spent(NamedTuple):
-    """What a run has used so far, in all three units; ``seconds`` is training time, without evaluation."""
+    """What a run has used so far, in all three units; ``seconds`` is training time, without
+    evaluation.
+    """
 
     env_steps: int
     reward_queries: int  # terminal rewards seen
@@ -26,7 +29,9 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to learn: ``amount`` of one ``unit`` (``env_steps``, ``reward_queries`` or ``seconds``)."""
+    """How long to learn: ``amount`` of one ``unit`` (``env_steps``, ``reward_queries`` or
+    ``seconds``).
+    """
 
     amount: float
     unit: str = "reward_queries"
@@ -34,15 +39,21 @@ class Budget:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise ValueError(f"budget unit must be one of {UNITS}; got {self.unit!r}")
-        if not (isinstance(self.amount, (int, float)) and math.isfinite(self.amount) and self.amount > 0):
-            raise ValueError(f"budget must be a positive number of {self.unit}; got {self.amount!r}")
+        if not (
+            isinstance(self.amount, (int, float)) and math.isfinite(self.amount) and self.amount > 0
+        ):
+            raise ValueError(
+                f"budget must be a positive number of {self.unit}; got {self.amount!r}"
+            )
 
     def fraction(self, spent: Spent) -> float:
         """Share of the budget that is spent; 1 is all of it."""
         return getattr(spent, self.unit) / self.amount
 
     def timesteps(self, horizon: int, lanes: int = 1) -> int:
-        """``total_timesteps`` for SB3's ``learn`` on ``lanes`` copies of a problem of ``horizon`` steps, which end together."""
+        """``total_timesteps`` for SB3's ``learn`` on ``lanes`` copies of a problem of ``horizon``
+        steps, which end together.
+        """
         if self.unit == "reward_queries":
             return math.ceil(self.amount / lanes) * lanes * horizon
         return math.ceil(self.amount) if self.unit == "env_steps" else _ENDLESS
@@ -50,16 +61,19 @@ class Budget:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How closely runs are watched. Evaluation costs no budget: its rewards are not counted and its clock is stopped.
+    """How closely runs are watched. Evaluation costs no budget: its rewards are not counted and its
+    clock is stopped.
 
     Args:
-        points: evaluations while learning, the one before the first step included; the final one comes on top.
+        points: evaluations while learning, the one before the first step included; the final one
+            comes on top.
         paths: fresh paths at each of them.
         final_paths: fresh paths of the final evaluation.
         reference_paths: uncontrolled paths behind J(0) and the certificate.
         samples: terminal states kept of each agent, all from the same noises.
-        reference_starts: initial states over which a closer certificate is taken, ``E[V_0(X_0)]``, with 4,096 more uncontrolled
-            paths from each; 0: none. Where starts differ much, the certificate of all paths is one that no policy reaches.
+        reference_starts: initial states over which a closer certificate is taken, ``E[V_0(X_0)]``,
+            with 4,096 more uncontrolled paths from each; 0: none. Where starts differ much, the
+            certificate of all paths is one that no policy reaches.
     """
 
     points: int = 10
@@ -70,7 +84,13 @@ class EvaluationPlan:
     reference_starts: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("points", 1), ("paths", 2), ("final_paths", 2), ("reference_paths", 2), ("samples", 1)):
+        for name, least in (
+            ("points", 1),
+            ("paths", 2),
+            ("final_paths", 2),
+            ("reference_paths", 2),
+            ("samples", 1),
+        ):
             check_integer(name, getattr(self, name), least)
         check_integer("reference_starts", self.reference_starts, 0)
         if self.reference_starts == 1:
@@ -115,11 +135,18 @@ class RunSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunSpec:
         """The inverse of ``to_json``."""
-        return cls(**{**values, "budget": Budget(**values["budget"]), "plan": EvaluationPlan(**values["plan"])})
+        return cls(
+            **{
+                **values,
+                "budget": Budget(**values["budget"]),
+                "plan": EvaluationPlan(**values["plan"]),
+            }
+        )
 
     @classmethod
     def read(cls, path: Path) -> RunSpec:
-        """A configuration file: the JSON of ``to_json``, of which ``env`` and ``agent`` must be there; ``about`` is a note.
+        """A configuration file: the JSON of ``to_json``, of which ``env`` and ``agent`` must be
+        there; ``about`` is a note.
 
         Raises:
             ValueError: the file is not there, is no JSON, or says what no run has.
@@ -127,9 +154,13 @@ class RunSpec:
         try:
             values = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"config must be a readable JSON file; got {str(path)!r} ({error})") from error
+            raise ValueError(
+                f"config must be a readable JSON file; got {str(path)!r} ({error})"
+            ) from error
         if not isinstance(values, dict):
-            raise ValueError(f"config must hold a JSON object of settings; {str(path)!r} holds {values!r}"[:500])
+            raise ValueError(
+                f"config must hold a JSON object of settings; {str(path)!r} holds {values!r}"[:500]
+            )
         try:
             values.pop("about", None)
             for name in ("env_kwargs", "agent_kwargs"):
@@ -139,7 +170,9 @@ class RunSpec:
                 raise TypeError(f"seed must be an integer; got {values['seed']!r}")
             return cls(**{key: _nested(key, value) for key, value in values.items()})
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"config must hold the settings of a run; {str(path)!r} does not: {error}") from error
+            raise ValueError(
+                f"config must hold the settings of a run; {str(path)!r} does not: {error}"
+            ) from error
 
     def env_folder(self, out: Path) -> Path:
         """``<out>/<environment>``."""
@@ -156,5 +189,7 @@ def _nested(name: str, value: Any) -> Any:
 
 
 def slug(name: str) -> str:
-    """A folder name for an id or a ``module:attribute``: ``girsanov/Digits-v0`` gives ``Digits-v0``."""
+    """A folder name for an id or a ``module:attribute``: ``girsanov/Digits-v0`` gives
+    ``Digits-v0``.
+    """
     return name.rsplit("/", 1)[-1].replace(":", ".")

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # scripts, which tests import as they stand
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "benchmarks")
+)  # scripts, which tests import as they stand
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
 
@@ -71,10 +73,16 @@ def _sd_pipeline(sd_folder: Path) -> Any:
 
 @pytest.fixture
 def every_id_can_be_made(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Ids whose weights do not come with the package stand for a tiny pipeline of random weights and five steps."""
+    """Ids whose weights do not come with the package stand for a tiny pipeline of random weights
+    and five steps.
+    """
     from girsanov.envs import NEED_WEIGHTS, PROBLEMS
     from girsanov.envs.rewards.images import Brightness
 
-    arguments = {"model": request.getfixturevalue("_sd_pipeline"), "reward": Brightness(), "steps": 5}
+    arguments = {
+        "model": request.getfixturevalue("_sd_pipeline"),
+        "reward": Brightness(),
+        "steps": 5,
+    }
     for env_id in NEED_WEIGHTS:
         monkeypatch.setitem(PROBLEMS, env_id, partial(PROBLEMS[env_id], **arguments))

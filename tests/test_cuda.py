@@ -1,4 +1,6 @@
-"""What must be true on a GPU: the CPU's numbers up to rounding, no waiting inside a step, learning, and models that move."""
+"""What must be true on a GPU: the CPU's numbers up to rounding, no waiting inside a step, learning,
+and models that move.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,18 @@ def test_a_path_is_the_cpus(env_id: str, generator: torch.Generator) -> None:
     x = ours.initial(16, generator)
     for k in range(10):
         z = 0.3 * torch.randn(16, *ours.noise_shape, generator=generator, dtype=x.dtype)
-        close = {"rtol": 1e-3, "atol": 1e-3} if env_id in NEED_MUJOCO else {"rtol": 1e-4, "atol": 1e-4}
-        torch.testing.assert_close(theirs.running_reward(k, x.to(DEVICE)).cpu(), ours.running_reward(k, x), **close)
+        close = (
+            {"rtol": 1e-3, "atol": 1e-3} if env_id in NEED_MUJOCO else {"rtol": 1e-4, "atol": 1e-4}
+        )
+        torch.testing.assert_close(
+            theirs.running_reward(k, x.to(DEVICE)).cpu(), ours.running_reward(k, x), **close
+        )
         found, x = theirs.transition(k, x.to(DEVICE), z.to(DEVICE)), ours.transition(k, x, z)
         assert found.device.type == DEVICE and found.dtype == x.dtype
         torch.testing.assert_close(found.cpu(), x, **close)
-    torch.testing.assert_close(theirs.terminal_reward(x.to(DEVICE)).cpu(), ours.terminal_reward(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        theirs.terminal_reward(x.to(DEVICE)).cpu(), ours.terminal_reward(x), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("env_id", HERE)
@@ -68,18 +76,34 @@ def test_a_step_never_makes_the_host_wait(env_id: str) -> None:
 REGRESSIONS = [
     *(
         (PDE, name)
-        for name in ("MlpPolicy", "PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy", "ModelPolicy")
+        for name in (
+            "MlpPolicy",
+            "PolynomialPolicy",
+            "FourierPolicy",
+            "KernelPolicy",
+            "RadialPolicy",
+            "ModelPolicy",
+        )
     ),
-    *((PIFT, name) for name in ("PathwisePolicy", "ValuePolicy", "FittedPolicy", "FunctionalPolicy")),
+    *(
+        (PIFT, name)
+        for name in ("PathwisePolicy", "ValuePolicy", "FittedPolicy", "FunctionalPolicy")
+    ),
     *((kind, "MlpPolicy") for kind in (AdjointMatching, DDPO, DPOK)),
 ]
 
 
-@pytest.mark.parametrize(("kind", "policy"), REGRESSIONS, ids=[f"{kind.__name__}-{policy}" for kind, policy in REGRESSIONS])
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    REGRESSIONS,
+    ids=[f"{kind.__name__}-{policy}" for kind, policy in REGRESSIONS],
+)
 def test_agents_learn_as_on_the_cpu_and_move(kind: Any, policy: str, tmp_path: Path) -> None:
     linear = kind is PDE and policy not in ("MlpPolicy", "ModelPolicy")
     worth: dict[str, list[Any]] = {"cpu": [], DEVICE: []}
-    for seed in range(5 if linear else 1):  # one seed in five of a linear class learns next to nothing from 200 episodes
+    for seed in range(
+        5 if linear else 1
+    ):  # one seed in five of a linear class learns next to nothing from 200 episodes
         for device, found in worth.items():
             problem = make_problem(MIXTURE, device)
             model = kind(policy, problem, seed=seed, device=device).learn(200 * problem.horizon)
@@ -94,27 +118,35 @@ def test_agents_learn_as_on_the_cpu_and_move(kind: Any, policy: str, tmp_path: P
     )
     last = worth[DEVICE][-1]
     assert there.mean == pytest.approx(last.mean, abs=5 * (there.stderr + last.stderr))
-    ours, theirs = (float(np.median([one.mean for one in found])) for found in (worth[DEVICE], worth["cpu"]))
+    ours, theirs = (
+        float(np.median([one.mean for one in found])) for found in (worth[DEVICE], worth["cpu"])
+    )
     assert ours > nothing.mean - 5 * nothing.stderr  # after 200 episodes some have hardly begun
     assert ours == pytest.approx(theirs, abs=0.6)  # equal up to luck: random streams differ
 
 
 @pytest.mark.parametrize("policy", ["PolynomialPolicy", "FourierPolicy", "KernelPolicy"])
-def test_given_paths_teach_what_they_teach_on_the_cpu(policy: str, generator: torch.Generator) -> None:
+def test_given_paths_teach_what_they_teach_on_the_cpu(
+    policy: str, generator: torch.Generator
+) -> None:
     chain = make_problem("girsanov/LinearQuadratic-v0")
     paths = rollout(chain, None, 1000, generator)
     worth = {}
     for device in ("cpu", DEVICE):
         problem = make_problem("girsanov/LinearQuadratic-v0", device)
         model = PDE(policy, problem, seed=0, device=device).fit(paths)
-        worth[device] = evaluate(problem, model.policy.control, 2000, torch.Generator(device).manual_seed(1)).value.objective
+        worth[device] = evaluate(
+            problem, model.policy.control, 2000, torch.Generator(device).manual_seed(1)
+        ).value.objective
     luck = 5 * (worth["cpu"].stderr + worth[DEVICE].stderr)
     assert worth[DEVICE].mean == pytest.approx(worth["cpu"].mean, abs=luck)
 
 
 def test_imagined_paths_are_simulated_there() -> None:
     problem = make_problem("girsanov/TwoLinkArm-v0", DEVICE)
-    model = PDE("MlpPolicy", problem, seed=0, device=DEVICE, imagined=100, gradient_steps=50).learn(300 * problem.horizon)
+    model = PDE("MlpPolicy", problem, seed=0, device=DEVICE, imagined=100, gradient_steps=50).learn(
+        300 * problem.horizon
+    )
     found, nothing = (
         evaluate(problem, policy, 2000, torch.Generator(DEVICE).manual_seed(1)).value.objective
         for policy in (policy_of(model, problem), None)
@@ -127,5 +159,7 @@ def test_imagined_paths_are_simulated_there() -> None:
 def test_sb3s_agents_run_on_it(make: Any) -> None:
     problem = make_problem(MIXTURE, DEVICE)
     model = make(problem, seed=0, device=DEVICE).learn(20 * problem.horizon)
-    found = evaluate(problem, policy_of(model, problem), 500, torch.Generator(DEVICE).manual_seed(1)).value
+    found = evaluate(
+        problem, policy_of(model, problem), 500, torch.Generator(DEVICE).manual_seed(1)
+    ).value
     assert math.isfinite(found.objective.mean) and model.device.type == DEVICE

@@ -1,4 +1,6 @@
-"""What a user installs: the files, the metadata and the versions. The wheel is built here by setuptools, without a network."""
+"""What a user installs: the files, the metadata and the versions. The wheel is built here by
+setuptools, without a network.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +71,21 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
 
 def test_console_script(wheel: zipfile.ZipFile) -> None:
     (name,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
-    assert wheel.read(name).decode().split() == ["[console_scripts]", "girsanov", "=", "girsanov.train:main"]
+    assert wheel.read(name).decode().split() == [
+        "[console_scripts]",
+        "girsanov",
+        "=",
+        "girsanov.train:main",
+    ]
 
 
 def test_one_version_everywhere(metadata: Message) -> None:
-    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
-    changelog = re.search(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    citation = re.search(
+        r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M
+    )
+    changelog = re.search(
+        r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
+    )
     assert citation and changelog
     assert girsanov.__version__ == metadata["Version"] == citation[1] == changelog[1]
 
@@ -91,12 +102,18 @@ def imports(path: Path) -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency(requirements: list[Requirement]) -> None:
-    declared = {canonicalize_name(r.name) for r in requirements if r.marker is None or "dev" not in str(r.marker)}
+    declared = {
+        canonicalize_name(r.name)
+        for r in requirements
+        if r.marker is None or "dev" not in str(r.marker)
+    }
     providers = packages_distributions()
     for path in sources(ROOT):
         for module in imports(path):
             found = {canonicalize_name(name) for name in providers.get(module, ())}
-            assert found & declared, f"{path.relative_to(ROOT)} imports {module}, which no declared dependency provides"
+            assert found & declared, (
+                f"{path.relative_to(ROOT)} imports {module}, which no declared dependency provides"
+            )
 
 
 def test_imports_point_one_way() -> None:
@@ -113,16 +130,32 @@ def test_imports_point_one_way() -> None:
                 if node.level == 0:  # from girsanov.x import y
                     known = set(module[1:2]) if module[0] == "girsanov" else set()
                 else:  # from ..x import y, from .. import x; one dot stays in the folder
-                    known = set() if node.level == 1 else {module[0]} if module[0] else {alias.name for alias in node.names}
-                assert not known & later, f"{path.relative_to(ROOT)}:{node.lineno} imports {known & later}"
+                    known = (
+                        set()
+                        if node.level == 1
+                        else {module[0]}
+                        if module[0]
+                        else {alias.name for alias in node.names}
+                    )
+                assert not known & later, (
+                    f"{path.relative_to(ROOT)}:{node.lineno} imports {known & later}"
+                )
 
 
 def test_the_base_install_is_enough_for_all_but_the_extras(requirements: list[Requirement]) -> None:
-    extras = {canonicalize_name(r.name) for r in requirements if r.marker is not None} - {"girsanov"}
-    absent = [module for module, names in packages_distributions().items() if {canonicalize_name(n) for n in names} & extras]
-    script = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]))\n"  # None in sys.modules: the import fails
+    extras = {canonicalize_name(r.name) for r in requirements if r.marker is not None} - {
+        "girsanov"
+    }
+    absent = [
+        module
+        for module, names in packages_distributions().items()
+        if {canonicalize_name(n) for n in names} & extras
+    ]
+    # None in sys.modules: the import fails
+    script = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]))\n"
     script += (
-        "import girsanov.train, girsanov.agents, girsanov.baselines, girsanov.scoreboard.compare, girsanov.scoreboard.runner"
+        "import girsanov.train, girsanov.agents, girsanov.baselines, girsanov.scoreboard.compare,"
+        " girsanov.scoreboard.runner"
     )
     subprocess.run([sys.executable, "-c", script, *sorted(absent)], check=True, cwd=ROOT.parent)
 
@@ -137,4 +170,6 @@ def test_every_dependency_has_a_tested_version(requirements: list[Requirement]) 
         if name == "girsanov":  # an extra that takes in others
             continue
         assert name in tested, f"constraints.txt lacks {name}"
-        assert requirement.specifier.contains(tested[name]), f"constraints.txt holds {name} {tested[name]}; not {requirement}"
+        assert requirement.specifier.contains(tested[name]), (
+            f"constraints.txt holds {name} {tested[name]}; not {requirement}"
+        )

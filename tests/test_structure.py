@@ -17,15 +17,32 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("scoreboard", "baselines", "agents", "envs")
 #: One concept fills them.
 LONG = {
-    "agents/pde/variational.py": "the relative residual of the variational inequality, its weights and its gradients",
-    "agents/pi_ft/exact.py": "policy iteration without a fit: one table for each problem that has a closed form",
+    "agents/pde/variational.py": (
+        "the relative residual of the variational inequality, its weights and its gradients"
+    ),
+    "agents/pi_ft/exact.py": (
+        "policy iteration without a fit: one table for each problem that has a closed form"
+    ),
+    "agents/pde/agent.py": "PDE's arguments and what each means",
+    "agents/pi_ft/gradient.py": "gradient steps of the objective, in four forms",
     "baselines/hyperparameters.py": "one table",
+    "envs/env.py": "the two Gymnasium shells, which must agree",
+    "envs/known_optimum/linear_quadratic.py": "the Riccati recursion and its instances",
+    "envs/pretraining/latent_digits.py": "what trains the text-to-image model",
+    "envs/problem.py": "the seam",
 }
 
 
 def modules() -> dict[str, Path]:
-    """The package's modules by their dotted names below ``girsanov``; a folder's face is not one of them."""
-    files = [path for folder in ORDER for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py"]
+    """The package's modules by their dotted names below ``girsanov``; a folder's face is not one of
+    them.
+    """
+    files = [
+        path
+        for folder in ORDER
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    ]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
 
 
@@ -89,7 +106,9 @@ def test_a_circle_and_a_climb_would_be_seen() -> None:
     assert against({"envs.a": {"agents.b"}, "agents.b": set()}) == ["envs.a -> agents.b"]
 
 
-@pytest.mark.parametrize("path, other", [("agents/pi_ft/form.py", "agent"), ("envs/robots/engine.py", "warp")])
+@pytest.mark.parametrize(
+    "path, other", [("agents/pi_ft/form.py", "agent"), ("envs/robots/engine.py", "warp")]
+)
 def test_what_is_below_does_not_know_what_is_above(path: str, other: str) -> None:
     name = path.removesuffix(".py").replace("/", ".")
     assert f"{name.rpartition('.')[0]}.{other}" not in graph()[name]
@@ -97,15 +116,25 @@ def test_what_is_below_does_not_know_what_is_above(path: str, other: str) -> Non
 
 def test_no_folder_overflows_and_no_module_is_long() -> None:
     folders = {path.parent for path in modules().values()}
-    crowded = {str(f.relative_to(ROOT)): n for f in folders if (n := len(list(f.glob("*.py")))) > 14}
+    crowded = {
+        str(f.relative_to(ROOT)): n for f in folders if (n := len(list(f.glob("*.py")))) > 14
+    }
     assert crowded == {}
-    lengths = {p.relative_to(ROOT).as_posix(): len(p.read_text(encoding="utf-8").splitlines()) for p in modules().values()}
+    lengths = {
+        p.relative_to(ROOT).as_posix(): len(p.read_text(encoding="utf-8").splitlines())
+        for p in modules().values()
+    }
     assert {name: n for name, n in lengths.items() if n > 350 and name not in LONG} == {}
-    assert {name for name in LONG if lengths.get(name, 0) <= 350} == set()  # the list holds no more than it must
+    assert {
+        name for name in LONG if lengths.get(name, 0) <= 350
+    } == set()  # the list holds no more than it must
 
 
 def test_import_costs_no_torch() -> None:
-    code = "import girsanov, sys; assert 'torch' not in sys.modules; girsanov.Problem; assert 'torch' in sys.modules"
+    code = (
+        "import girsanov, sys; assert 'torch' not in sys.modules; girsanov.Problem; assert 'torch'"
+        " in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
@@ -124,7 +153,9 @@ def test_old_paths_lead_to_the_same_objects() -> None:
     for old, new in _lazy.MOVED.items():
         module = importlib.import_module(new)
         assert importlib.import_module(old) is module
-        assert module.__name__ == new and module.__spec__ is not None and module.__spec__.name == new
+        assert (
+            module.__name__ == new and module.__spec__ is not None and module.__spec__.name == new
+        )
     from girsanov.envs.certificates import certificate
     from girsanov.envs.problem import certificate as before  # type: ignore[attr-defined]
 

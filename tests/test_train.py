@@ -12,18 +12,45 @@ import pytest
 from girsanov.train import main, pairs
 
 MIXTURE = "girsanov/GaussianMixture-v0"
-SMALL = ["--points", "2", "--paths", "20", "--final-paths", "40", "--reference-paths", "256", "--device", "cpu"]
+SMALL = [
+    "--points",
+    "2",
+    "--paths",
+    "20",
+    "--final-paths",
+    "40",
+    "--reference-paths",
+    "256",
+    "--device",
+    "cpu",
+]
 PPO = ["--agent-kwargs", "n_envs=4", "batch_size=20", "n_epochs=1"]
-RUN = ["run", "--env", MIXTURE, "--env-kwargs", "steps=5", "--agent", "ppo", *PPO, "--budget", "8", *SMALL]
+RUN = [
+    "run",
+    "--env",
+    MIXTURE,
+    "--env-kwargs",
+    "steps=5",
+    "--agent",
+    "ppo",
+    *PPO,
+    "--budget",
+    "8",
+    *SMALL,
+]
 
 
 def _replaced(arguments: list[str], flag: str, *values: str) -> list[str]:
     at = arguments.index(flag)
-    end = next((i for i in range(at + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    end = next(
+        (i for i in range(at + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments)
+    )
     return [*arguments[: at + 1], *values, *arguments[end:]]
 
 
-def test_run_writes_a_folder_and_prints_its_last_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_writes_a_folder_and_prints_its_last_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [*RUN, "--out", str(tmp_path)]
     assert main(arguments) == 0
     folder = tmp_path / "GaussianMixture-v0" / "ppo" / "seed0"
@@ -31,7 +58,11 @@ def test_run_writes_a_folder_and_prints_its_last_row(tmp_path: Path, capsys: pyt
     assert {"spec.json", "progress.jsonl", "record.json", "model.zip", "samples.npy", "tb"} <= names
     assert f"{folder}: J " in capsys.readouterr().out
     record = json.loads((folder / "record.json").read_text())
-    assert record["spec"]["env_kwargs"] == {"steps": 5} and record["horizon"] == 5 and record["final"]["reward_queries"] == 8
+    assert (
+        record["spec"]["env_kwargs"] == {"steps": 5}
+        and record["horizon"] == 5
+        and record["final"]["reward_queries"] == 8
+    )
     stamp = (folder / "record.json").stat().st_mtime_ns
     assert main(arguments) == 0  # finished: shown again, not run again
     assert (folder / "record.json").stat().st_mtime_ns == stamp
@@ -40,9 +71,19 @@ def test_run_writes_a_folder_and_prints_its_last_row(tmp_path: Path, capsys: pyt
     assert main(["report", "--out", str(tmp_path)]) == 0
     assert "**ppo** (1 seed)" in capsys.readouterr().out
 
-    more = [*_replaced(RUN, "--agent-kwargs"), "--out", str(tmp_path / "more"), "--load", str(folder / "model.zip")]
+    more = [
+        *_replaced(RUN, "--agent-kwargs"),
+        "--out",
+        str(tmp_path / "more"),
+        "--load",
+        str(folder / "model.zip"),
+    ]
     assert main(more) == 0
-    rows = (tmp_path / "more" / "GaussianMixture-v0" / "ppo" / "seed0" / "progress.jsonl").read_text().splitlines()
+    rows = (
+        (tmp_path / "more" / "GaussianMixture-v0" / "ppo" / "seed0" / "progress.jsonl")
+        .read_text()
+        .splitlines()
+    )
     assert json.loads(rows[0])["env_steps"] == 0 and json.loads(rows[-1])["reward_queries"] == 8
 
     (tmp_path / "cut.zip").write_bytes((folder / "model.zip").read_bytes()[:2000])
@@ -53,7 +94,9 @@ def test_run_writes_a_folder_and_prints_its_last_row(tmp_path: Path, capsys: pyt
         assert error.startswith("error: ") and bad in error
     elsewhere = _replaced(_replaced(more, "--env", "girsanov/Pendulum-v0"), "--env-kwargs")
     assert main([*elsewhere, "--out", str(tmp_path / "bad")]) == 2
-    assert "error: load must name a checkpoint of PPO for this environment" in capsys.readouterr().err
+    assert (
+        "error: load must name a checkpoint of PPO for this environment" in capsys.readouterr().err
+    )
     assert not (tmp_path / "bad").exists()
 
 
@@ -61,7 +104,14 @@ def test_a_configuration_file_gives_defaults_that_the_command_line_overrides(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "c.json"
-    plan = {"points": 2, "paths": 20, "final_paths": 40, "reference_paths": 256, "samples": 3, "reference_starts": 2}
+    plan = {
+        "points": 2,
+        "paths": 20,
+        "final_paths": 40,
+        "reference_paths": 256,
+        "samples": 3,
+        "reference_starts": 2,
+    }
     agent_kwargs = {"n_envs": 4, "batch_size": 20, "n_epochs": 1}
     settings = {
         "env": MIXTURE,
@@ -70,50 +120,119 @@ def test_a_configuration_file_gives_defaults_that_the_command_line_overrides(
         "device": "cpu",
         "plan": plan,
     }
-    config.write_text(json.dumps({**settings, "env_kwargs": {"steps": 5, "temperature": 0.7}, "agent_kwargs": agent_kwargs}))
+    config.write_text(
+        json.dumps(
+            {
+                **settings,
+                "env_kwargs": {"steps": 5, "temperature": 0.7},
+                "agent_kwargs": agent_kwargs,
+            }
+        )
+    )
     out = ["--out", str(tmp_path), "--env-kwargs", "temperature=0.9", "--seed", "3"]
     assert main(["run", "--config", str(config), *out]) == 0
-    spec = json.loads((tmp_path / "GaussianMixture-v0" / "ppo" / "seed3" / "record.json").read_text())["spec"]
-    assert spec["env_kwargs"] == {"steps": 5, "temperature": 0.9} and spec["agent_kwargs"] == agent_kwargs
+    spec = json.loads(
+        (tmp_path / "GaussianMixture-v0" / "ppo" / "seed3" / "record.json").read_text()
+    )["spec"]
+    assert (
+        spec["env_kwargs"] == {"steps": 5, "temperature": 0.9}
+        and spec["agent_kwargs"] == agent_kwargs
+    )
     assert spec["plan"] == plan and spec["budget"] == {"amount": 8, "unit": "reward_queries"}
     config.write_text("{")
     assert main(["run", "--config", str(config), *out]) == 2
     assert "error: config must be a readable JSON file" in capsys.readouterr().err
 
 
-def test_the_shipped_configuration_fine_tunes_the_shipped_text_to_image_model(tmp_path: Path) -> None:
+def test_the_shipped_configuration_fine_tunes_the_shipped_text_to_image_model(
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("diffusers")
     config = Path(__file__).parents[1] / "benchmarks" / "configs" / "latent_digits.json"
-    few = ["--budget", "4", "--env-kwargs", "steps=2", "--agent-kwargs", "n_trajectories=2", *SMALL, "--out", str(tmp_path)]
+    few = [
+        "--budget",
+        "4",
+        "--env-kwargs",
+        "steps=2",
+        "--agent-kwargs",
+        "n_trajectories=2",
+        *SMALL,
+        "--out",
+        str(tmp_path),
+    ]
     assert main(["run", "--config", str(config), *few]) == 0
-    record = json.loads((tmp_path / "StableDiffusion-v0" / "pi-ft" / "seed0" / "record.json").read_text())
-    assert record["final"]["reward_queries"] == 4 and record["final"]["kl"] > 0 and 0 <= record["final"]["success"] <= 1
+    record = json.loads(
+        (tmp_path / "StableDiffusion-v0" / "pi-ft" / "seed0" / "record.json").read_text()
+    )
+    assert (
+        record["final"]["reward_queries"] == 4
+        and record["final"]["kl"] > 0
+        and 0 <= record["final"]["success"] <= 1
+    )
     assert record["spec"]["agent_kwargs"]["policy"] == "LoraPolicy" and record["horizon"] == 2
 
 
 BAD = {
-    "unknown id": ({"--env": ["girsanov/X-v0"]}, "env must be one of .*GaussianMixture-v0.*; got 'girsanov/X-v0'"),
+    "unknown id": (
+        {"--env": ["girsanov/X-v0"]},
+        "env must be one of .*GaussianMixture-v0.*; got 'girsanov/X-v0'",
+    ),
     "unknown agent": (
         {"--agent": ["dqn"]},
-        r"agent must be one of \['adjoint-matching', 'ddpo', 'dpok', 'pde', 'pi-ft', 'ppo', 'sac'\].*; got 'dqn'",
+        (
+            r"agent must be one of \['adjoint-matching', 'ddpo', 'dpok', 'pde', 'pi-ft', 'ppo',"
+            r" 'sac'\].*; got 'dqn'"
+        ),
     ),
-    "no budget": ({"--budget": ["0"]}, "budget must be a positive number of reward_queries; got 0.0"),
-    "negative temperature": ({"--env-kwargs": ["temperature=-1"]}, "temperature must be a positive number; got -1"),
-    "temperature in words": ({"--env-kwargs": ["temperature=hot"]}, "temperature must be a positive number; got 'hot'"),
-    "unknown argument": ({"--env-kwargs": ["colour=1"]}, "env_kwargs must suit girsanov/GaussianMixture-v0"),
-    "no pair": ({"--env-kwargs": ["temperature"]}, "env-kwargs must be key=value pairs; got 'temperature'"),
+    "no budget": (
+        {"--budget": ["0"]},
+        "budget must be a positive number of reward_queries; got 0.0",
+    ),
+    "negative temperature": (
+        {"--env-kwargs": ["temperature=-1"]},
+        "temperature must be a positive number; got -1",
+    ),
+    "temperature in words": (
+        {"--env-kwargs": ["temperature=hot"]},
+        "temperature must be a positive number; got 'hot'",
+    ),
+    "unknown argument": (
+        {"--env-kwargs": ["colour=1"]},
+        "env_kwargs must suit girsanov/GaussianMixture-v0",
+    ),
+    "no pair": (
+        {"--env-kwargs": ["temperature"]},
+        "env-kwargs must be key=value pairs; got 'temperature'",
+    ),
     "unknown agent argument": ({"--agent-kwargs": ["colour=1"]}, "agent_kwargs must suit ppo"),
-    "no module": ({"--env": ["nowhere:make"]}, "env must name module:attribute that can be imported"),
-    "no attribute": ({"--env": ["girsanov.envs:nothing"]}, "env must name module:attribute that can be imported"),
-    "no problem": ({"--env": ["builtins:dict"]}, "'builtins:dict' must be or return a girsanov Problem; got dict"),
-    "an agent that is none": ({"--agent": ["math:pi"]}, "agent 'math:pi' must be an Agent or what makes one; got 3.14"),
-    "a device that is not there": ({"--device": ["cuda:99"]}, "device 'cuda:99' was asked for, but torch finds"),
+    "no module": (
+        {"--env": ["nowhere:make"]},
+        "env must name module:attribute that can be imported",
+    ),
+    "no attribute": (
+        {"--env": ["girsanov.envs:nothing"]},
+        "env must name module:attribute that can be imported",
+    ),
+    "no problem": (
+        {"--env": ["builtins:dict"]},
+        "'builtins:dict' must be or return a girsanov Problem; got dict",
+    ),
+    "an agent that is none": (
+        {"--agent": ["math:pi"]},
+        "agent 'math:pi' must be an Agent or what makes one; got 3.14",
+    ),
+    "a device that is not there": (
+        {"--device": ["cuda:99"]},
+        "device 'cuda:99' was asked for, but torch finds",
+    ),
     "one path": ({"--paths": ["1"]}, "paths must be an integer of at least 2; got 1"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_leaves_no_trace(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line_and_leaves_no_trace(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes, message = BAD[case]
     arguments = RUN
     for flag, values in changes.items():
@@ -125,16 +244,22 @@ def test_bad_input_is_one_line_and_leaves_no_trace(case: str, tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("command", ["run", "compare"])
-def test_an_output_folder_that_cannot_be_written_to(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_cannot_be_written_to(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    arguments = RUN if command == "run" else ["compare", "--envs", MIXTURE, "--agents", "ppo", *SMALL]
+    arguments = (
+        RUN if command == "run" else ["compare", "--envs", MIXTURE, "--agents", "ppo", *SMALL]
+    )
     assert main([*arguments, "--out", str(tmp_path / "file" / "out")]) == 2
     assert "error: out must be a folder that can be written to" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     def few_bytes() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # room for the rows, not for the model
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (40_000, 40_000)
+        )  # room for the rows, not for the model
 
     command = [sys.executable, "-m", "girsanov.train", *RUN, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=few_bytes)
@@ -164,18 +289,29 @@ def test_an_agent_of_your_own_that_returns_nothing_is_one_line(
 ) -> None:
     (tmp_path / "returns_nothing.py").write_text("def make(env, **kwargs):\n    pass\n")
     monkeypatch.chdir(tmp_path)
-    arguments = [*_replaced(_replaced(RUN, "--agent", "returns_nothing:make"), "--agent-kwargs"), "--out", "out"]
+    arguments = [
+        *_replaced(_replaced(RUN, "--agent", "returns_nothing:make"), "--agent-kwargs"),
+        "--out",
+        "out",
+    ]
     assert main(arguments) == 2
-    assert "'returns_nothing:make' must return a stable-baselines3 algorithm; got None" in capsys.readouterr().err
+    assert (
+        "'returns_nothing:make' must return a stable-baselines3 algorithm; got None"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_compare_checks_agents_and_their_arguments_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_checks_agents_and_their_arguments_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     compare = ["compare", "--envs", MIXTURE, "--out", str(tmp_path / "out")]
     assert main([*compare, "--agents", "ppo", "dqn"]) == 2
     assert "got 'dqn'" in capsys.readouterr().err
     assert main([*compare, "--agent-kwargs", "learning_rate=1"]) == 2
-    assert "agent-kwargs must be agent.key=value pairs; got 'learning_rate'" in capsys.readouterr().err
+    assert (
+        "agent-kwargs must be agent.key=value pairs; got 'learning_rate'" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -192,8 +328,14 @@ def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_help_is_quick() -> None:
     script = Path(sys.modules["girsanov.train"].__file__ or "")
-    code = f"import runpy, sys; sys.argv = ['train.py', '--help']\ntry: runpy.run_path({str(script)!r}, run_name='__main__')\n"
-    code += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'stable_baselines3' not in sys.modules"
+    code = (
+        "import runpy, sys; sys.argv = ['train.py', '--help']\ntry:"
+        f" runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    code += (
+        "except SystemExit: pass\nassert 'torch' not in sys.modules and 'stable_baselines3' not in"
+        " sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("run", "compare", "report"))
@@ -209,6 +351,8 @@ def test_pairs_read_python_literals() -> None:
     }
 
 
-def test_pretrain_refuses_what_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pretrain_refuses_what_it_cannot_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["pretrain", "--path", str(tmp_path / "digits.bin"), "--device", "cpu"]) == 2
     assert "error: path must end in .safetensors" in capsys.readouterr().err

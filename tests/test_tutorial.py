@@ -20,26 +20,48 @@ def block(containing: str) -> str:
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TUTORIAL) if not link.startswith("http")]
+    links = [
+        link for link in re.findall(r"\]\(([^)#]+)\)", TUTORIAL) if not link.startswith("http")
+    ]
     assert len(links) >= 5
     assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
 
 
 def test_from_a_model_to_a_comparison_and_a_film(tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
-    for name, mark in (("arm.xml", "<mujoco"), ("my_arm.py", "MujocoProblem("), ("look.py", "certificate(problem")):
+    for name, mark in (
+        ("arm.xml", "<mujoco"),
+        ("my_arm.py", "MujocoProblem("),
+        ("look.py", "certificate(problem"),
+    ):
         (tmp_path / name).write_text(block(mark))
     seen = run(["look.py"], tmp_path)
     found = re.search(r"worth more than (\S+) \((\d+) of 8000", seen)
     assert found is not None and int(found[2]) >= 50, seen  # the task is one that can be certified
-    commands = [re.sub(r"--budget \d+ --seeds 0 1 2", "--budget 64 --seeds 0", c) for c in block("compare").splitlines()]
-    small = ["--points", "1", "--paths", "16", "--final-paths", "32", "--reference-paths", "500", "--workers", "1"]
+    commands = [
+        re.sub(r"--budget \d+ --seeds 0 1 2", "--budget 64 --seeds 0", c)
+        for c in block("compare").splitlines()
+    ]
+    small = [
+        "--points",
+        "1",
+        "--paths",
+        "16",
+        "--final-paths",
+        "32",
+        "--reference-paths",
+        "500",
+        "--workers",
+        "1",
+    ]
     agents = ["--agents", "pde", "ppo"]
     run(["-m", "girsanov.train", *commands[0].split()[1:], *agents, *small], tmp_path)
     records = [json.loads(path.read_text()) for path in tmp_path.glob("runs/my_arm/**/record.json")]
@@ -50,7 +72,20 @@ def test_from_a_model_to_a_comparison_and_a_film(tmp_path: Path) -> None:
 
 def test_from_equations(tmp_path: Path) -> None:
     (tmp_path / "my_cart.py").write_text(block("ControlAffine("))
-    command = re.sub(r"--budget \d+ --seeds 0 1 2", "--budget 30 --seeds 0", block("compare").splitlines()[1])
-    small = ["--points", "1", "--paths", "16", "--final-paths", "32", "--reference-paths", "500", "--agents", "pde"]
+    command = re.sub(
+        r"--budget \d+ --seeds 0 1 2", "--budget 30 --seeds 0", block("compare").splitlines()[1]
+    )
+    small = [
+        "--points",
+        "1",
+        "--paths",
+        "16",
+        "--final-paths",
+        "32",
+        "--reference-paths",
+        "500",
+        "--agents",
+        "pde",
+    ]
     run(["-m", "girsanov.train", *command.split()[1:], *small], tmp_path)
     assert (tmp_path / "runs/my_cart/report.md").is_file()

@@ -1,9 +1,10 @@
 """PDE: fine-tuning as supervised regression (Mou 2025).
 
-Cole-Hopf, ``f = exp(V / temperature)``, turns the Hamilton-Jacobi-Bellman equation into a linear one. It is solved as a
-variational inequality on paths whose rewards are a black box: recorded ones (``fit``), uncontrolled ones, or paths of the
-current policy, which stay unbiased for the same equation through their one-step Girsanov weights. The policy is the gradient
-of ``log f``, or a regression of the noise where the transition can't be differentiated.
+Cole-Hopf, ``f = exp(V / temperature)``, turns the Hamilton-Jacobi-Bellman equation into a linear
+one. It is solved as a variational inequality on paths whose rewards are a black box: recorded ones
+(``fit``), uncontrolled ones, or paths of the current policy, which stay unbiased for the same
+equation through their one-step Girsanov weights. The policy is the gradient of ``log f``, or a
+regression of the noise where the transition can't be differentiated.
 """
 
 from __future__ import annotations
@@ -43,42 +44,50 @@ class PDE(Regression):
     """Regression instead of reinforcement learning.
 
     Args:
-        policy: the function class of ``log f``: ``"MlpPolicy"`` (networks), ``"CnnPolicy"`` and ``"StateCnnPolicy"``
-            (convolutional, for images and latents; see ``image_policies``), ``"PolynomialPolicy"``, ``"FourierPolicy"``,
-            ``"KernelPolicy"`` (Nystrom) or ``"RadialPolicy"`` (positive radial bases), whose gradient through the transition
-            is the control; where it can't be differentiated ``"ModelPolicy"`` (networks, one of them a learned transition) or
-            ``"NoisePolicy"`` (a regression of the noise); or a ``ValuePolicy`` class.
-        env: an environment, a vector environment, a registered id, or a bare Problem. The reward is a black box.
+        policy: the function class of ``log f``: ``"MlpPolicy"`` (networks), ``"CnnPolicy"`` and
+            ``"StateCnnPolicy"`` (convolutional, for images and latents; see ``image_policies``),
+            ``"PolynomialPolicy"``, ``"FourierPolicy"``, ``"KernelPolicy"`` (Nystrom) or
+            ``"RadialPolicy"`` (positive radial bases), whose gradient through the transition is the
+            control; where it can't be differentiated ``"ModelPolicy"`` (networks, one of them a
+            learned transition) or ``"NoisePolicy"`` (a regression of the noise); or a
+            ``ValuePolicy`` class.
+        env: an environment, a vector environment, a registered id, or a bare Problem. The reward is
+            a black box.
         n_uncontrolled: paths gathered without control in the first round.
         n_trajectories: paths gathered in each later round.
-        adaptive: gather later rounds under the current policy; False never applies a control (off-policy).
-        exploration: standard deviation of a control, constant along a path and drawn for each, that every other path gets on
-            top of the policy's (of none in the first round). It leads where neither noise nor the present policy does;
-            classes with ``times=None``, which need no path weights, learn from it.
-        imagined: paths simulated in each round but the first under the current policy, by the known transition and by rewards
-            that networks learn from those seen: no reward is asked for, but as many more transitions are evaluated, which are
-            not counted. Regression then sees these and the newest round alone, whose targets have little noise near the
-            optimum, however far ahead they look. For networks that know the transition, where it is cheap.
+        adaptive: gather later rounds under the current policy; False never applies a control
+            (off-policy).
+        exploration: standard deviation of a control, constant along a path and drawn for each, that
+            every other path gets on top of the policy's (of none in the first round). It leads
+            where neither noise nor the present policy does; classes with ``times=None``, which need
+            no path weights, learn from it.
+        imagined: paths simulated in each round but the first under the current policy, by the known
+            transition and by rewards that networks learn from those seen: no reward is asked for,
+            but as many more transitions are evaluated, which are not counted. Regression then sees
+            these and the newest round alone, whose targets have little noise near the optimum,
+            however far ahead they look. For networks that know the transition, where it is cheap.
         gradient_steps: of the network, in each round.
         batch_size: observations in a gradient step.
-        mean_span: mean distance in visits between an observation and its observed target: 1 is one-step regression, ``horizon``
-            and more tends to Monte-Carlo regression. Absent: 5 for networks (10 with ``imagined`` paths), 1 for linear classes
-            (which round it).
-        lookahead: what stands for the later value: ``"observed"`` (the recorded state), ``"fresh"`` (the mean over ``draws``
-            antithetic pairs of fresh noise; networks draw them once a visit and use one of them at a time) or
-            ``"generator"`` (automatic differentiation; exact trace if ``draws`` is 0, else that many Hutchinson probes). The
-            latter two know the transition and always look one step ahead. Absent: the policy's own where the data hold every
-            step (``"fresh"`` for most that differentiate the transition, and so know it), else ``"observed"``, as with
-            ``imagined`` paths.
+        mean_span: mean distance in visits between an observation and its observed target: 1 is
+            one-step regression, ``horizon`` and more tends to Monte-Carlo regression. Absent: 5 for
+            networks (10 with ``imagined`` paths), 1 for linear classes (which round it).
+        lookahead: what stands for the later value: ``"observed"`` (the recorded state), ``"fresh"``
+            (the mean over ``draws`` antithetic pairs of fresh noise; networks draw them once a
+            visit and use one of them at a time) or ``"generator"`` (automatic differentiation;
+            exact trace if ``draws`` is 0, else that many Hutchinson probes). The latter two know
+            the transition and always look one step ahead. Absent: the policy's own where the data
+            hold every step (``"fresh"`` for most that differentiate the transition, and so know
+            it), else ``"observed"``, as with ``imagined`` paths.
         draws: see ``lookahead``; 0 takes four pairs of fresh noise.
         max_weight: largest density ratio of one observation, at least 1.
         averaging: decay of the averaged network, which gives targets and policy.
         weight_decay: of AdamW.
         gradient_penalty: of networks, on the mean square of the control (the energy norm of log f).
-        ridge: of linear classes, a share of the matrix's mean diagonal; absent: chosen by held-out variational residual.
+        ridge: of linear classes, a share of the matrix's mean diagonal; absent: chosen by held-out
+            variational residual.
         select: choose the linear classes' length scale or width, and the ridge, on paths held out.
-        learning_rate: of AdamW; a number or an SB3 schedule. Absent: the policy's own (``MlpPolicy``: 6e-3, but
-            2e-3 on denoisers; others: 2e-3).
+        learning_rate: of AdamW; a number or an SB3 schedule. Absent: the policy's own
+            (``MlpPolicy``: 6e-3, but 2e-3 on denoisers; others: 2e-3).
 
     The other arguments are stable-baselines3's.
     """
@@ -137,7 +146,10 @@ class PDE(Regression):
         check_whole("n_uncontrolled", n_uncontrolled, 2)
         check_range("exploration", exploration, 0)
         if exploration and not adaptive:
-            raise ValueError(f"exploration must be 0 where adaptive is False (no control is applied); got {exploration!r}")
+            raise ValueError(
+                "exploration must be 0 where adaptive is False (no control is applied); got"
+                f" {exploration!r}"
+            )
         check_whole("imagined", imagined, 0)
         check_whole("gradient_steps", gradient_steps, 1)
         check_whole("batch_size", batch_size, 1)
@@ -151,7 +163,9 @@ class PDE(Regression):
         if ridge is not None:
             check_range("ridge", ridge, 0)
         if lookahead is not None and lookahead not in LOOKAHEADS:
-            raise ValueError(f"lookahead must be one of {sorted(LOOKAHEADS)}, or None; got {lookahead!r}")
+            raise ValueError(
+                f"lookahead must be one of {sorted(LOOKAHEADS)}, or None; got {lookahead!r}"
+            )
         self.n_uncontrolled = n_uncontrolled
         self.adaptive = adaptive
         self.exploration = exploration
@@ -181,9 +195,12 @@ class PDE(Regression):
             if not (known and isinstance(self.policy.value, NetworkValue)):
                 name = type(self.policy).__name__
                 raise ValueError(
-                    f"imagined must be 0 for {name}: it is for networks that know the transition; got {self.imagined}"
+                    f"imagined must be 0 for {name}: it is for networks that know the transition;"
+                    f" got {self.imagined}"
                 )
-            self.rewards = LearnedRewards(self.policy.n_inputs, self.problem.horizon).to(self.device)
+            self.rewards = LearnedRewards(self.policy.n_inputs, self.problem.horizon).to(
+                self.device
+            )
         self._start_learner()
 
     def networks(self) -> dict[str, Any]:
@@ -194,7 +211,7 @@ class PDE(Regression):
         """See ProblemAgent."""
         self.rounds = []
 
-    # --- learning from the environment ------------------------------------------------------------------------------
+    # --- learning from the environment
 
     def iterate(self) -> None:
         """One round: gather paths, extend the replay, regress."""
@@ -213,7 +230,9 @@ class PDE(Regression):
                 self._place(self.policy.value, Replay.joined(rounds))
             else:
                 self._weigh_rounds()
-                rounds = rounds[::-1]  # the first lends paths to judge by, and near the optimum these judge sharply
+                rounds = rounds[
+                    ::-1
+                ]  # the first lends paths to judge by, and near the optimum these judge sharply
             self._solve(rounds, cold=self._n_updates == 0)
         else:
             every = Replay.joined(self.rounds)
@@ -224,21 +243,29 @@ class PDE(Regression):
         self._record_error(fresh)
 
     def _imagined(self, every: Replay, fresh: Replay, control: Policy | None) -> Replay:
-        """The newest round, and paths of its control with rewards learned from all rounds (of the first, the round alone)."""
+        """The newest round, and paths of its control with rewards learned from all rounds (of the
+        first, the round alone).
+        """
         first = len(self.rounds) == 1
-        running, terminal = self.rewards.regress(every, _REWARD_STEPS * (3 if first else 1), self.generator)
+        running, terminal = self.rewards.regress(
+            every, _REWARD_STEPS * (3 if first else 1), self.generator
+        )
         self.logger.record("train/running_reward_loss", running)
         self.logger.record("train/terminal_reward_loss", terminal)
         if first:
             return fresh
-        return Replay.joined([fresh, imagine(self.problem, self.rewards, control, self.imagined, self.generator)])
+        return Replay.joined(
+            [fresh, imagine(self.problem, self.rewards, control, self.imagined, self.generator)]
+        )
 
     def _explored(self, control: Policy | None, n: int) -> Policy | None:
         """``control`` plus a constant push of every other of ``n`` paths."""
         if not self.exploration:
             return control
         bound, shape = self.policy.action_bound, self.problem.noise_shape
-        push = self.exploration * torch.randn(n, *shape, generator=self.generator, device=self.device)
+        push = self.exploration * torch.randn(
+            n, *shape, generator=self.generator, device=self.device
+        )
         push[::2] = 0
 
         def explored(k: int, x: Tensor) -> Tensor:
@@ -247,29 +274,36 @@ class PDE(Regression):
 
         return explored
 
-    # --- learning from recorded paths -------------------------------------------------------------------------------
+    # --- learning from recorded paths
 
-    def fit(self: SelfPDE, data: Data, gradient_steps: int = 2000, progress_bar: bool = False) -> SelfPDE:
+    def fit(
+        self: SelfPDE, data: Data, gradient_steps: int = 2000, progress_bar: bool = False
+    ) -> SelfPDE:
         """Learn from recorded paths alone: no step is taken in the environment.
 
         Args:
-            data: whole trajectories, a ``Recording`` (of paths seen at random times, say), the name of a file that
-                ``Recording.save`` wrote, or anything that yields these in parts whenever it is iterated over
-                (``RecordedPaths``, ``SimulatedPaths``, a list): linear classes never hold more than one part.
+            data: whole trajectories, a ``Recording`` (of paths seen at random times, say), the name
+                of a file that ``Recording.save`` wrote, or anything that yields these in parts
+                whenever it is iterated over (``RecordedPaths``, ``SimulatedPaths``, a list): linear
+                classes never hold more than one part.
             gradient_steps: of networks, annealed over this call.
             progress_bar: show one.
 
         Raises:
-            ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was seen at its end.
+            ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was
+                seen at its end.
         """
         check_whole("gradient_steps", gradient_steps, 1)
         if self.imagined:
-            raise ValueError(f"imagined must be 0 for fit, which simulates nothing; got {self.imagined}")
+            raise ValueError(
+                f"imagined must be 0 for fit, which simulates nothing; got {self.imagined}"
+            )
         parts = Parts(data, self.policy.problem, self.device, lambda: self.policy.value.bounds)
         first = next(iter(parts), None)
         if first is None or not bool(first.seen.any()):
             raise ValueError(
-                "the first part of data must hold a path that was seen at its end: without a terminal reward nothing is learnt"
+                "the first part of data must hold a path that was seen at its end: without a"
+                " terminal reward nothing is learnt"
             )
         self._set_up_logger()
         self.rounds = []
@@ -296,12 +330,18 @@ class PDE(Regression):
         from stable_baselines3.common import utils
 
         if not self._custom_logger and not hasattr(self, "_logger"):
-            self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, type(self).__name__, True)
+            self._logger = utils.configure_logger(
+                self.verbose, self.tensorboard_log, type(self).__name__, True
+            )
 
     def _record_error(self, data: Replay) -> None:
-        """The Sobolev error on the newest data, where the problem knows its optimum and a log is kept."""
+        """The Sobolev error on the newest data, where the problem knows its optimum and a log is
+        kept.
+        """
         problem: Any = self.policy.problem
-        optimum = getattr(problem, "optimal_control", None) or getattr(problem, "reference_control", None)
+        optimum = getattr(problem, "optimal_control", None) or getattr(
+            problem, "reference_control", None
+        )
         if optimum is not None and self.logger.output_formats:
             error = energy_error(data, problem.horizon, self.policy.control, optimum)
             self.logger.record("pde/sobolev_error", error)

@@ -1,13 +1,16 @@
-"""Linear classes with weights of their own at every step, fitted from the last step back to the first.
+"""Linear classes with weights of their own at every step, fitted from the last step back to the
+first.
 
-Where one set of features of time serves all steps, Newton's step solves for all of them at once, and it needs a form that is
-coercive: that of a process near the optimal one. From data far from it (a well that no uncontrolled path reaches) the form is
-indefinite, and the steps diverge. With weights of its own at every step, the variational equation at step k,
+Where one set of features of time serves all steps, Newton's step solves for all of them at once,
+and it needs a form that is coercive: that of a process near the optimal one. From data far from it
+(a well that no uncontrolled path reaches) the form is indefinite, and the steps diverge. With
+weights of its own at every step, the variational equation at step k,
 
     E[ phi (target / f_k - 1) ] = 0,      target = exp(r_k / beta) E_W f_{k+1}(F_k(x, W)),
 
-knows ``f_{k+1}`` already: it is the minimum of a convex divergence, whatever process the paths come from. So all visits count
-alike, those of exploring paths too, and the ridge draws the weights to those of the step after.
+knows ``f_{k+1}`` already: it is the minimum of a convex divergence, whatever process the paths come
+from. So all visits count alike, those of exploring paths too, and the ridge draws the weights to
+those of the step after.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ _GOOD, _FAR_BETTER = 1e-2, 0.1
 _WITNESSES = 200
 #: Newton's steps at every step of time; the first is least squares of log f.
 _NEWTON = 3
-#: Least curvature of an observation, as a share of its curvature at the solution: targets far below f would have none.
+#: Least curvature of an observation, as a share of its curvature at the solution: targets far below
+#: f would have none.
 _CURVATURE = 0.05
 #: Every fifth path of the first part is held out (see Split).
 _SHARE = 5
@@ -48,7 +52,8 @@ def fit_backward(
     max_weight: float,
     indistinct: float = 1.01,
 ) -> Fit:
-    """Fit ``value``, in place: once without the paths held out, which choose the ridge of each step, and once with them.
+    """Fit ``value``, in place: once without the paths held out, which choose the ridge of each
+    step, and once with them.
 
     Holds all data at once, unlike ``fit_linear``.
 
@@ -59,7 +64,8 @@ def fit_backward(
         incumbent: gives the weights of the held-out residual.
         ridges: shares of each matrix's mean diagonal, from which the held-out residual chooses.
         max_weight: largest density ratio of one observation, in the held-out residual only.
-        indistinct: held-out residuals within this factor of the least count as equal, and the smallest ridge is taken.
+        indistinct: held-out residuals within this factor of the least count as equal, and the
+            smallest ridge is taken.
 
     Raises:
         ValueError: paths that were not seen at every step.
@@ -68,7 +74,9 @@ def fit_backward(
     every = Replay.joined([*split.parts, *apart])
     whole = every.steps.shape[1] == value.horizon + 1 and bool((every.steps.diff(dim=1) == 1).all())
     if not whole:
-        raise ValueError("times must be a whole number (not None) for paths that were not seen at every step")
+        raise ValueError(
+            "times must be a whole number (not None) for paths that were not seen at every step"
+        )
     lent = torch.zeros(every.n, dtype=torch.bool, device=every.steps.device)
     if apart:
         lent[-apart[0].n :] = True
@@ -91,12 +99,13 @@ def fit_backward(
 
 
 def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weight: float) -> bool:
-    """Replace weights that serve all steps where a fit step by step, smoothed over time, does far better.
+    """Replace weights that serve all steps where a fit step by step, smoothed over time, does far
+    better.
 
-    Where f varies by many orders of magnitude Newton's step for all times at once has no good start, and the path weights of
-    uncontrolled data leave next to nothing to learn from, or to judge by. The fit step by step needs no path weights; but it
-    extrapolates worse, so it must be better by far. Both are judged by ``one_step_residuals`` of paths that the latter did not
-    see.
+    Where f varies by many orders of magnitude Newton's step for all times at once has no good
+    start, and the path weights of uncontrolled data leave next to nothing to learn from, or to
+    judge by. The fit step by step needs no path weights; but it extrapolates worse, so it must be
+    better by far. Both are judged by ``one_step_residuals`` of paths that the latter did not see.
 
     Args:
         value: fitted, standardised.
@@ -105,11 +114,14 @@ def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weig
         max_weight: largest density ratio of one observation; it matters to nothing but the log.
 
     Returns:
-        Whether the weights were replaced; never where paths were not seen at every step, or are too few.
+        Whether the weights were replaced; never where paths were not seen at every step, or are too
+        few.
     """
     if data.steps.shape[1] != value.horizon + 1 or not bool((data.steps.diff(dim=1) == 1).all()):
         return False
-    split = Split.of([data.at(torch.arange(min(data.n, _SHARE * MOST_HELD), device=data.steps.device))])
+    split = Split.of(
+        [data.at(torch.arange(min(data.n, _SHARE * MOST_HELD), device=data.steps.device))]
+    )
     if split.held is None:
         return False
     witnesses = split.held.at(torch.arange(min(split.held.n, _WITNESSES), device=data.steps.device))
@@ -120,7 +132,9 @@ def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weig
     free.stepwise = True
     free.weights = value.weights.new_zeros(size, value.weights.shape[1])
     free.time_table = torch.eye(size, dtype=free.weights.dtype, device=free.weights.device)
-    fit_backward(free, Split.of([next(split.train())]), lookahead, value, STEPWISE_RIDGES, max_weight)
+    fit_backward(
+        free, Split.of([next(split.train())]), lookahead, value, STEPWISE_RIDGES, max_weight
+    )
     before = value.weights.clone()
     value.weights.copy_(value.project(torch.linalg.lstsq(value.time_table, free.weights).solution))
     better = float(one_step_residuals(value, witnesses, lookahead).mean()) < _FAR_BETTER * residual
@@ -130,17 +144,28 @@ def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weig
 
 
 @torch.no_grad()
-def one_step_residuals(value: Value, data: Replay, lookahead: Lookahead, rows: int = 1024) -> Tensor:
-    """Mean divergence of f from its own one-step targets over the visits of each path, ``(paths,)`` in float64.
+def one_step_residuals(
+    value: Value, data: Replay, lookahead: Lookahead, rows: int = 1024
+) -> Tensor:
+    """Mean divergence of f from its own one-step targets over the visits of each path, ``(paths,)``
+    in float64.
 
     Every visit counts alike. ``rows`` are evaluated at once.
     """
     visits = data.steps.shape[1]
-    row, visit = torch.cartesian_prod(*(torch.arange(n, device=data.steps.device) for n in data.steps.shape)).unbind(1)
+    row, visit = torch.cartesian_prod(
+        *(torch.arange(n, device=data.steps.device) for n in data.steps.shape)
+    ).unbind(1)
     found = []
     for r, i in zip(row.split(rows), visit.split(rows), strict=True):
         batch = spans(data, r, i, (i + 1).clamp(max=visits - 1), value.horizon)
-        found.append(divergence((log_targets(value, batch, data, lookahead) - value.bounded(batch.k, batch.x)).double()))
+        found.append(
+            divergence(
+                (
+                    log_targets(value, batch, data, lookahead) - value.bounded(batch.k, batch.x)
+                ).double()
+            )
+        )
     return torch.cat(found).view(data.n, visits).mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
@@ -156,7 +181,9 @@ class _Step:
         self.target = log_targets(value, batch, data, lookahead).double() - value.offset
         self.precision = batch.precision.double()
         later = min(k + 1, value.horizon)
-        self.prior = value.weights[later].clone() if later > k else torch.zeros_like(value.weights[k])
+        self.prior = (
+            value.weights[later].clone() if later > k else torch.zeros_like(value.weights[k])
+        )
         self.penalty = value.penalties()[k]
         self.value, self.k = value, k
 
@@ -171,7 +198,10 @@ class _Step:
 
     def least_squares(self, weight: Tensor, ridges: Sequence[float]) -> list[Tensor]:
         """The same for the weighted squares of the gaps, one result a ridge."""
-        matrix, slope = self._gram(weight), self.space.T @ (weight * (self.target - self.space @ self.prior))
+        matrix, slope = (
+            self._gram(weight),
+            self.space.T @ (weight * (self.target - self.space @ self.prior)),
+        )
         return [self._moved(self.prior, matrix, slope, ridge) for ridge in ridges]
 
     def _gram(self, weight: Tensor) -> Tensor:
@@ -179,19 +209,31 @@ class _Step:
 
     def _moved(self, w: Tensor, matrix: Tensor, slope: Tensor, ridge: float) -> Tensor:
         pull = ridge * matrix.diagonal().mean() * self.penalty
-        change, failed = torch.linalg.solve_ex(matrix + torch.diag(pull), slope - pull * (w - self.prior))
-        return w if int(failed) or not bool(change.isfinite().all()) else self.value.project(w + change)
+        change, failed = torch.linalg.solve_ex(
+            matrix + torch.diag(pull), slope - pull * (w - self.prior)
+        )
+        return (
+            w
+            if int(failed) or not bool(change.isfinite().all())
+            else self.value.project(w + change)
+        )
 
     def loss(self, w: Tensor, weight: Tensor) -> Tensor:
         """Sum of the weighted divergences."""
         return (weight * divergence(self.target - self.space @ w)).sum()
 
     def choose(self, lent: Tensor, ridges: Sequence[float], indistinct: float) -> float:
-        """The ridge that does best on the paths ``lent``; the weights fitted to the others with it are left in the value."""
+        """The ridge that does best on the paths ``lent``; the weights fitted to the others with it
+        are left in the value.
+        """
         rest = self.precision * ~lent
         found = self.least_squares(rest, ridges)
-        losses = [float(self.loss(w, self.precision * lent).nan_to_num(nan=torch.inf)) for w in found]
-        enough = indistinct * max(min(losses), 0.0)  # rounding takes the least of a perfect fit below 0
+        losses = [
+            float(self.loss(w, self.precision * lent).nan_to_num(nan=torch.inf)) for w in found
+        ]
+        enough = indistinct * max(
+            min(losses), 0.0
+        )  # rounding takes the least of a perfect fit below 0
         best = next(r for r, loss in zip(ridges, losses, strict=True) if loss <= enough)
         self.value.weights[self.k] = self.solve(rest, best)
         return best

@@ -1,7 +1,8 @@
-"""Function classes for states that are images or latents, ``(C, H, W)``: log f as a small convolutional network.
+"""Function classes for states that are images or latents, ``(C, H, W)``: log f as a small
+convolutional network.
 
-With ``PDE("CnnPolicy", problem, adaptive=False)`` this is value-guided sampling: a value network on latents and time, trained
-on uncontrolled samples only, guides the frozen pipeline.
+With ``PDE("CnnPolicy", problem, adaptive=False)`` this is value-guided sampling: a value network on
+latents and time, trained on uncontrolled samples only, guides the frozen pipeline.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from ...envs.problem import Problem
 from ..networks import NetworkValue, Standardise, time_features
 from .policies import ValueGradientPolicy
 
-_COARSEST = 4  # pixels a side at which convolutions stop and the map is flattened: where a thing lies still counts
+# pixels a side at which convolutions stop and the map is flattened: where a thing lies still counts
+_COARSEST = 4
 _WIDEST = 64
 
 
 class _Convolutions(nn.Module):
     """``(n, C, H, W)`` and an embedding of time and context to ``(n,)``; zero before training.
 
-    Convolutions with stride 2 down to 4 pixels a side and one more there, their channels scaled and shifted by the embedding;
-    what is left is flattened into one hidden layer. Smooth, as its gradient is the policy.
+    Convolutions with stride 2 down to 4 pixels a side and one more there, their channels scaled and
+    shifted by the embedding; what is left is flattened into one hidden layer. Smooth, as its
+    gradient is the policy.
     """
 
     def __init__(self, shape: tuple[int, ...], embedding: int, width: int, hidden: int) -> None:
@@ -68,13 +71,15 @@ class _Pixels(Standardise):
 
 
 class CnnValue(NetworkValue):
-    """``log f`` as an ensemble of convolutional networks of the encoded state, the time and, of several, the prompt.
+    """``log f`` as an ensemble of convolutional networks of the encoded state, the time and, of
+    several, the prompt.
 
     Args:
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
         shape: of the image or latent, ``(C, H, W)``.
-        contexts: number of prompts; with more than one, the plane below the image holds the number of the state's prompt.
+        contexts: number of prompts; with more than one, the plane below the image holds the number
+            of the state's prompt.
         width: channels of the first convolution; they double from layer to layer, up to 64.
         hidden: width of the last layer but one.
         members: networks in the ensemble; their mean is the estimate.
@@ -94,7 +99,9 @@ class CnnValue(NetworkValue):
         self.shape, self.contexts = shape, contexts
         self.standardise = _Pixels(torch.Size(shape).numel())
         embedding = time_features(torch.zeros(1), 1).shape[1] + (contexts if contexts > 1 else 0)
-        self.networks = nn.ModuleList(_Convolutions(shape, embedding, width, hidden) for _ in range(members))
+        self.networks = nn.ModuleList(
+            _Convolutions(shape, embedding, width, hidden) for _ in range(members)
+        )
 
     def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """See NetworkValue."""
@@ -107,15 +114,17 @@ class CnnValue(NetworkValue):
 
 
 class CnnPolicy(ValueGradientPolicy):
-    """``log f`` is an ensemble of convolutional networks of the terminal estimate where one is offered, else of the state.
+    """``log f`` is an ensemble of convolutional networks of the terminal estimate where one is
+    offered, else of the state.
 
-    Its gradient then goes through the problem's denoiser, which keeps it along the data; see ``StateCnnPolicy`` for one that
-    spares this.
+    Its gradient then goes through the problem's denoiser, which keeps it along the data; see
+    ``StateCnnPolicy`` for one that spares this.
 
     Args:
         draws: antithetic pairs of noise that smooth the gradient; 0 takes none.
         iterations: of the fixed point (see ValueGradientPolicy).
-        batch_size: states whose gradient is taken at once; it bounds the memory of the denoiser's activations.
+        batch_size: states whose gradient is taken at once; it bounds the memory of the denoiser's
+            activations.
         value_kwargs: arguments of ``CnnValue``: ``width``, ``hidden``, ``members``.
     """
 
@@ -133,28 +142,49 @@ class CnnPolicy(ValueGradientPolicy):
     ) -> None:
         if len(problem.noise_shape) != 3 or len(problem.state_shape) != 3:
             name, shape = type(problem).__name__, problem.state_shape
-            raise ValueError(f"policy {type(self).__name__} needs states of shape (C, H, W); {name}'s are {shape}")
-        super().__init__(observation_space, action_space, problem, draws, iterations, **value_kwargs)
+            raise ValueError(
+                f"policy {type(self).__name__} needs states of shape (C, H, W); {name}'s are"
+                f" {shape}"
+            )
+        super().__init__(
+            observation_space, action_space, problem, draws, iterations, **value_kwargs
+        )
         self.batch_size = batch_size
 
     def make_value(self, **kwargs: Any) -> CnnValue:
         """See ValuePolicy."""
         contexts = len(getattr(self.problem, "prompts", ""))
-        return CnnValue(self.n_inputs, self.problem.horizon, self.problem.noise_shape, contexts, **kwargs)
+        return CnnValue(
+            self.n_inputs, self.problem.horizon, self.problem.noise_shape, contexts, **kwargs
+        )
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ValueGradientPolicy."""
         steps = [k] * len(x) if isinstance(k, int) else k.split(self.batch_size)
-        return torch.cat([super(CnnPolicy, self).control(*part) for part in zip(steps, x.split(self.batch_size), strict=False)])
+        return torch.cat(
+            [
+                super(CnnPolicy, self).control(*part)
+                for part in zip(steps, x.split(self.batch_size), strict=False)
+            ]
+        )
 
 
 class StateCnnPolicy(CnnPolicy):
-    """The same of the states themselves: no derivative of the denoiser is taken, and none of its memory is needed."""
+    """The same of the states themselves: no derivative of the denoiser is taken, and none of its
+    memory is needed.
+    """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Box, problem: Problem, *args: Any, **kwargs: Any
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, _without_estimate(problem), *args, **kwargs)
+        super().__init__(
+            observation_space, action_space, _without_estimate(problem), *args, **kwargs
+        )
 
     @property
     def problem(self) -> Problem:

@@ -1,7 +1,8 @@
-"""Rewards learnt from those that were seen, so that a known transition can be simulated without asking for more.
+"""Rewards learnt from those that were seen, so that a known transition can be simulated without
+asking for more.
 
-A reward is a plain function of the state, seen without noise: supervised regression learns it from far fewer paths than log f,
-which has to be carried from the horizon to the start.
+A reward is a plain function of the state, seen without noise: supervised regression learns it from
+far fewer paths than log f, which has to be carried from the horizon to the start.
 """
 
 from __future__ import annotations
@@ -23,23 +24,29 @@ _BATCH = 256
 
 
 class LearnedRewards(nn.Module):
-    """Running reward ``r_k(x)`` and terminal reward ``y(x)`` of encoded states as networks, in units of the temperature.
+    """Running reward ``r_k(x)`` and terminal reward ``y(x)`` of encoded states as networks, in
+    units of the temperature.
 
     Args:
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
         hidden: widths of the hidden layers.
-        members: networks in each ensemble; their mean is the estimate, kept between the rewards that were seen.
+        members: networks in each ensemble; their mean is the estimate, kept between the rewards
+            that were seen.
     """
 
-    def __init__(self, n_inputs: int, horizon: int, hidden: Sequence[int] = (128, 128, 128), members: int = 2) -> None:
+    def __init__(
+        self, n_inputs: int, horizon: int, hidden: Sequence[int] = (128, 128, 128), members: int = 2
+    ) -> None:
         super().__init__()
         self.horizon = horizon
         self.running = EnsembleMLP(n_inputs + 1, 1, hidden, members)
         self.terminal = EnsembleMLP(n_inputs, 1, hidden, members)
         self.register_buffer("centre", torch.zeros(n_inputs))
         self.register_buffer("scale", torch.ones(n_inputs))
-        self.register_buffer("units", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))  # mean and deviation: running, terminal
+        self.register_buffer(
+            "units", torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+        )  # mean and deviation: running, terminal
         self.register_buffer("bounds", torch.tensor([[-math.inf, math.inf], [-math.inf, math.inf]]))
         self.centre: Tensor
         self.scale: Tensor
@@ -48,7 +55,9 @@ class LearnedRewards(nn.Module):
         self._optimizer: torch.optim.Optimizer | None = None  # a loaded one starts afresh
 
     def regress(self, data: Replay, steps: int, generator: torch.Generator) -> tuple[float, float]:
-        """Fit all paths seen at every step; returns the last losses, shares of the variance of running and terminal reward."""
+        """Fit all paths seen at every step; returns the last losses, shares of the variance of
+        running and terminal reward.
+        """
         inputs, visits = data.inputs, data.steps.shape[1] - 1
         running, terminal = data.log_reward.diff(dim=1), data.log_terminal
         self.centre.copy_(inputs.flatten(0, 1).mean(0))
@@ -62,21 +71,40 @@ class LearnedRewards(nn.Module):
         for i in range(steps):
             for group in self._optimizer.param_groups:
                 group["lr"] = _RATE * max(1 - i / steps, 0.02)
-            row, end = (torch.randint(data.n, (_BATCH,), generator=generator, device=inputs.device) for _ in range(2))
+            row, end = (
+                torch.randint(data.n, (_BATCH,), generator=generator, device=inputs.device)
+                for _ in range(2)
+            )
             k = torch.randint(visits, (_BATCH,), generator=generator, device=inputs.device)
-            misses = self._running(k, inputs[row, k]) - running[row, k], self._terminal(inputs[end, -1]) - terminal[end]
-            losses = torch.stack([(miss / unit).square().mean() for miss, unit in zip(misses, self.units[:, 1], strict=True)])
+            misses = (
+                self._running(k, inputs[row, k]) - running[row, k],
+                self._terminal(inputs[end, -1]) - terminal[end],
+            )
+            losses = torch.stack(
+                [
+                    (miss / unit).square().mean()
+                    for miss, unit in zip(misses, self.units[:, 1], strict=True)
+                ]
+            )
             self._optimizer.zero_grad()
             losses.sum().backward()
             self._optimizer.step()
         return float(losses[0].detach()), float(losses[1].detach())
 
     def _running(self, k: int | Tensor, inputs: Tensor) -> Tensor:
-        time = (torch.as_tensor(k, device=inputs.device).to(inputs) / self.horizon).expand(len(inputs))[:, None]
-        return self.units[0, 0] + self.units[0, 1] * self.running(torch.cat([self._standardised(inputs), time], 1))[..., 0]
+        time = (torch.as_tensor(k, device=inputs.device).to(inputs) / self.horizon).expand(
+            len(inputs)
+        )[:, None]
+        return (
+            self.units[0, 0]
+            + self.units[0, 1]
+            * self.running(torch.cat([self._standardised(inputs), time], 1))[..., 0]
+        )
 
     def _terminal(self, inputs: Tensor) -> Tensor:
-        return self.units[1, 0] + self.units[1, 1] * self.terminal(self._standardised(inputs))[..., 0]
+        return (
+            self.units[1, 0] + self.units[1, 1] * self.terminal(self._standardised(inputs))[..., 0]
+        )
 
     def _standardised(self, inputs: Tensor) -> Tensor:
         return (inputs - self.centre) / self.scale
@@ -108,14 +136,26 @@ class _Imagined(Problem):
 
     def running_reward(self, k: int | Tensor, x: Tensor) -> Tensor:
         """Learned."""
-        return self.temperature * self.rewards.running_reward(k, encode(self.problem, k, x).float()).to(x.dtype)
+        return self.temperature * self.rewards.running_reward(
+            k, encode(self.problem, k, x).float()
+        ).to(x.dtype)
 
     def terminal_reward(self, x: Tensor) -> Tensor:
         """Learned."""
-        return self.temperature * self.rewards.terminal_reward(encode(self.problem, self.horizon, x).float()).to(x.dtype)
+        return self.temperature * self.rewards.terminal_reward(
+            encode(self.problem, self.horizon, x).float()
+        ).to(x.dtype)
 
 
 @torch.no_grad()
-def imagine(problem: Problem, rewards: LearnedRewards, control: Policy | None, n: int, generator: torch.Generator) -> Replay:
+def imagine(
+    problem: Problem,
+    rewards: LearnedRewards,
+    control: Policy | None,
+    n: int,
+    generator: torch.Generator,
+) -> Replay:
     """``n`` paths of the problem under ``control`` with learned rewards, as regression data."""
-    return Replay.of(problem, Recording.of(rollout(_Imagined(problem, rewards), control, n, generator)))
+    return Replay.of(
+        problem, Recording.of(rollout(_Imagined(problem, rewards), control, n, generator))
+    )

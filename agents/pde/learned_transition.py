@@ -1,7 +1,8 @@
 """Control through a learned transition, for simulators that autograd can't follow.
 
-A simulator's next state is a function of the state and of ``z = a + W`` and has no noise of its own, so that regression learns
-it from few steps; reward and next states stay those that were seen. What is learnt lends its derivative by z alone.
+A simulator's next state is a function of the state and of ``z = a + W`` and has no noise of its
+own, so that regression learns it from few steps; reward and next states stay those that were seen.
+What is learnt lends its derivative by z alone.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from .policies import MlpPolicy
 from .replay import Replay
 from .variational import tempered
 
-#: Errors, in standard deviations of what a step changes, above which they count linearly: contacts and falls are jumps.
+#: Errors, in standard deviations of what a step changes, above which they count linearly: contacts
+#: and falls are jumps.
 _JUMP = 0.1
 #: Effective share of the observations that the transition is learnt from, at least.
 _SPREAD = 0.2
 
 
 class LearnedTransition(nn.Module):
-    """``F_k(x, z)`` of encoded states: ``x`` plus a network of ``(x, z)``, and of the time if the transition depends on it.
+    """``F_k(x, z)`` of encoded states: ``x`` plus a network of ``(x, z)``, and of the time if the
+    transition depends on it.
 
     Args:
         n_inputs: size of the encoded state.
@@ -35,27 +38,40 @@ class LearnedTransition(nn.Module):
         hidden: widths of the hidden layers.
     """
 
-    def __init__(self, n_inputs: int, n_noises: int, horizon: int, timed: bool, hidden: Sequence[int] = (128, 128)) -> None:
+    def __init__(
+        self,
+        n_inputs: int,
+        n_noises: int,
+        horizon: int,
+        timed: bool,
+        hidden: Sequence[int] = (128, 128),
+    ) -> None:
         super().__init__()
         self.horizon, self.timed = horizon, timed
         n_time = time_features(torch.zeros(1), 1).shape[1] if timed else 0
         self.network = EnsembleMLP(n_inputs + n_noises + n_time, n_inputs, hidden, members=1)
         self.register_buffer("centre", torch.zeros(n_inputs))
         self.register_buffer("scale", torch.ones(n_inputs))
-        self.register_buffer("change", torch.ones(n_inputs))  # standard deviation of what a step changes
+        self.register_buffer(
+            "change", torch.ones(n_inputs)
+        )  # standard deviation of what a step changes
         self.centre: Tensor
         self.scale: Tensor
         self.change: Tensor
         self._optimizer: torch.optim.Optimizer | None = None  # a loaded one starts afresh
 
     def forward(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """Encoded next states ``(n, p)`` of ``x`` ``(n, p)`` and ``z`` ``(n, noises)``; ``k`` an int or one step per row."""
+        """Encoded next states ``(n, p)`` of ``x`` ``(n, p)`` and ``z`` ``(n, noises)``; ``k`` an
+        int or one step per row.
+        """
         return x + self.change * self._changed(k, x, z)
 
     def _changed(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         parts = [(x - self.centre) / self.scale, z]
         if self.timed:
-            parts.append(time_features(torch.as_tensor(k, device=x.device).to(x) / self.horizon, len(x)))
+            parts.append(
+                time_features(torch.as_tensor(k, device=x.device).to(x) / self.horizon, len(x))
+            )
         return self.network(torch.cat(parts, 1))[0]
 
     def place(self, x: Tensor, later: Tensor) -> None:
@@ -67,9 +83,17 @@ class LearnedTransition(nn.Module):
         self.centre.copy_(x.mean(0))
 
     def regress(
-        self, data: Replay, chances: Tensor, steps: int, rate: float, batch_size: int, generator: torch.Generator
+        self,
+        data: Replay,
+        chances: Tensor,
+        steps: int,
+        rate: float,
+        batch_size: int,
+        generator: torch.Generator,
     ) -> float:
-        """Fit ``data`` whose visits are drawn in proportion to ``chances`` ``(N, S)``; returns the last loss."""
+        """Fit ``data`` whose visits are drawn in proportion to ``chances`` ``(N, S)``; returns the
+        last loss.
+        """
         assert data.noises is not None and data.controls is not None
         pushed = (data.noises + data.controls).flatten(2).float()
         visits = pushed.shape[1]
@@ -82,7 +106,11 @@ class LearnedTransition(nn.Module):
                 group["lr"] = rate * max(1 - i / steps, 0.05)
             pick = torch.multinomial(chances, batch_size, replacement=True, generator=generator)
             row, visit = pick // visits, pick % visits
-            k, x, later = data.steps[row, visit], data.inputs[row, visit], data.inputs[row, visit + 1]
+            k, x, later = (
+                data.steps[row, visit],
+                data.inputs[row, visit],
+                data.inputs[row, visit + 1],
+            )
             guess = self._changed(k, x, pushed[row, visit])
             loss = nn.functional.smooth_l1_loss(guess, (later - x) / self.change, beta=_JUMP)
             self._optimizer.zero_grad()
@@ -94,8 +122,8 @@ class LearnedTransition(nn.Module):
 class ModelPolicy(MlpPolicy):
     """As ``MlpPolicy``, with the derivative of a learned transition in place of the problem's own.
 
-    The observed next states give the targets of log f; the learned transition gives the control, and is fitted anew to
-    all paths in every round.
+    The observed next states give the targets of log f; the learned transition gives the control,
+    and is fitted anew to all paths in every round.
 
     Args:
         draws: see ValueGradientPolicy.
@@ -125,19 +153,27 @@ class ModelPolicy(MlpPolicy):
         hidden: Sequence[int] = (128, 128),
         **value_kwargs: object,
     ) -> None:
-        super().__init__(observation_space, action_space, problem, draws, iterations, hidden, **value_kwargs)
+        super().__init__(
+            observation_space, action_space, problem, draws, iterations, hidden, **value_kwargs
+        )
         self.resamples = True
         noises = int(torch.Size(problem.noise_shape).numel())
         self.model_steps = model_steps
-        self.model = LearnedTransition(self.n_inputs, noises, problem.horizon, _depends_on_time(problem), model_hidden)
+        self.model = LearnedTransition(
+            self.n_inputs, noises, problem.horizon, _depends_on_time(problem), model_hidden
+        )
 
     @classmethod
     def usual_learning_rate(cls, problem: Problem) -> float:
         """As of the states of robots, which these problems mostly are."""
         return 6e-3
 
-    def prepare(self, data: Replay, density: Tensor, anew: bool, generator: torch.Generator) -> dict[str, float]:
-        """Fit the learned transition to all paths so far, more closely where the optimal process is believed to go."""
+    def prepare(
+        self, data: Replay, density: Tensor, anew: bool, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Fit the learned transition to all paths so far, more closely where the optimal process is
+        believed to go.
+        """
         if anew:
             self.model.place(data.inputs[:, :-1].flatten(0, 1), data.inputs[:, 1:].flatten(0, 1))
         steps = self.model_steps * (3 if anew else 1)
@@ -156,4 +192,7 @@ def _depends_on_time(problem: Problem) -> bool:
     x = problem.initial(2, generator)
     z = torch.randn(2, *problem.noise_shape, generator=generator, device=x.device, dtype=x.dtype)
     first = problem.transition(0, x, z)
-    return any(not torch.equal(first, problem.transition(k, x, z)) for k in (problem.horizon // 2, problem.horizon - 1))
+    return any(
+        not torch.equal(first, problem.transition(k, x, z))
+        for k in (problem.horizon // 2, problem.horizon - 1)
+    )

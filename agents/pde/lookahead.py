@@ -1,9 +1,10 @@
-"""What stands for ``-(d_t + L) f`` in the empirical form: three estimates of ``log E[f_{k'}(X_{k'}) | X_k = x]``.
+"""What stands for ``-(d_t + L) f`` in the empirical form: three estimates of ``log E[f_{k'}(X_{k'})
+| X_k = x]``.
 
 * ``Observed``: the later visit that was recorded. Needs no model (the trajectory form of Mou 2025).
 * ``FreshNoise``: the mean over fresh draws of the known transition; no further reward is asked for.
-* ``Generator``: the second-order expansion in the noise, by automatic differentiation; up to the square of the step this is
-  the generator applied to f (the generator form).
+* ``Generator``: the second-order expansion in the noise, by automatic differentiation; up to the
+  square of the step this is the generator applied to f (the generator form).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _REACH = 3.0
 
 
 class Lookahead(ABC):
-    """Estimates of the expected later value; ``fresh`` ones replace the recorded next state and its weight."""
+    """Estimates of the expected later value; ``fresh`` ones replace the recorded next state and its
+    weight.
+    """
 
     fresh: bool
     generator: torch.Generator | None = None
@@ -35,11 +38,17 @@ class Lookahead(ABC):
         return self
 
     @abstractmethod
-    def log_value(self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tensor:
-        """``log E f_{k'}``, ``(n,)``, from states ``x`` at ``k``; ``later`` are encoded states ``(n, p)`` at ``later_k``."""
+    def log_value(
+        self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tensor:
+        """``log E f_{k'}``, ``(n,)``, from states ``x`` at ``k``; ``later`` are encoded states
+        ``(n, p)`` at ``later_k``.
+        """
 
     @abstractmethod
-    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
+    def tangent(
+        self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tangent:
         """The same of a linear class, and the derivative by its weights."""
 
 
@@ -48,11 +57,15 @@ class Observed(Lookahead):
 
     fresh = False
 
-    def log_value(self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tensor:
+    def log_value(
+        self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tensor:
         """See Lookahead."""
         return value.bounded(later_k, later)
 
-    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
+    def tangent(
+        self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tangent:
         """See Lookahead."""
         return value.tangent(later_k, later)
 
@@ -60,8 +73,9 @@ class Observed(Lookahead):
 class FreshNoise(Lookahead):
     """Log-mean-exponential over fresh antithetic draws of one transition.
 
-    They are drawn around the gradient g of the present ``log f``, each with its weight ``exp(-g.W - |g|^2 / 2)`` (Girsanov;
-    importance sampling, unbiased whatever g): where f is the solution and the step small, all draws agree, however much f
+    They are drawn around the gradient g of the present ``log f``, each with its weight ``exp(-g.W -
+    |g|^2 / 2)`` (Girsanov; importance sampling, unbiased whatever g): where f is the solution and
+        the step small, all draws agree, however much f
     varies within one standard deviation of the noise.
 
     Args:
@@ -86,14 +100,18 @@ class FreshNoise(Lookahead):
         return later.view(2 * self.pairs, len(x), -1)
 
     def _draw(self, k: int | Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoded next states ``(2 pairs * n, p)`` of noise around ``centre``, and their log weights ``(2 pairs, n)``."""
+        """Encoded next states ``(2 pairs * n, p)`` of noise around ``centre``, and their log
+        weights ``(2 pairs, n)``.
+        """
         shape = (self.pairs, len(x), *self.problem.noise_shape)
         half = torch.randn(shape, generator=self.generator, device=x.device, dtype=x.dtype)
         noise = torch.cat([half, -half])
         copies = 2 * self.pairs
         steps = k if isinstance(k, int) else k.repeat(copies)
         kernel = getattr(self.problem, "gaussian_kernel", None)
-        carry = getattr(self.problem, "with_latents", None)  # what a state holds besides, such as its prompt
+        carry = getattr(
+            self.problem, "with_latents", None
+        )  # what a state holds besides, such as its prompt
         with torch.no_grad():
             states = x.repeat(copies, *[1] * (x.dim() - 1))
             if kernel is None:
@@ -106,16 +124,22 @@ class FreshNoise(Lookahead):
             return encode(self.problem, steps + 1, later).float(), log_weight
 
     def _centre(self, value: Value, k: int | Tensor, x: Tensor) -> Tensor:
-        """The gradient of ``log f`` by the noise ``(n, *noise_shape)``; zero where the transition can't be differentiated."""
+        """The gradient of ``log f`` by the noise ``(n, *noise_shape)``; zero where the transition
+        can't be differentiated.
+        """
         with torch.enable_grad():
             z = x.new_zeros(len(x), *self.problem.noise_shape).requires_grad_()
             later = self.problem.transition(k, x, z)
             if not later.requires_grad:
                 return z.detach()
-            (slope,) = torch.autograd.grad(value(k + 1, encode(self.problem, k + 1, later).float()).sum(), z)
+            (slope,) = torch.autograd.grad(
+                value(k + 1, encode(self.problem, k + 1, later).float()).sum(), z
+            )
         return slope.clamp(-_REACH, _REACH)
 
-    def log_value(self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tensor:
+    def log_value(
+        self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tensor:
         """See Lookahead."""
         copies = 2 * self.pairs
         steps = k + 1 if isinstance(k, int) else (k + 1).repeat(copies)
@@ -123,7 +147,9 @@ class FreshNoise(Lookahead):
         log_f = value.bounded(steps, later).view(copies, len(x)) + log_weight
         return (log_f.logsumexp(0) - math.log(copies)).clamp(value.bounds[0], value.bounds[1])
 
-    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
+    def tangent(
+        self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tangent:
         """See Lookahead."""
         copies = 2 * self.pairs
         steps = k + 1 if isinstance(k, int) else (k + 1).repeat(copies)
@@ -139,30 +165,39 @@ class FreshNoise(Lookahead):
 
 
 class Generator(Lookahead):
-    """``v + (tr D^2 v + |D v|^2) / 2`` of ``v(z) = log f_{k+1}(F_k(x, z))`` at ``z = 0``, D the derivative by the noise.
+    """``v + (tr D^2 v + |D v|^2) / 2`` of ``v(z) = log f_{k+1}(F_k(x, z))`` at ``z = 0``, D the
+    derivative by the noise.
 
     Args:
         problem: whose transition and encoding autograd can follow, twice.
-        probes: 0 for the exact trace (one second derivative a noise dimension); else the number of Rademacher directions of
-            Hutchinson's unbiased estimate.
+        probes: 0 for the exact trace (one second derivative a noise dimension); else the number of
+            Rademacher directions of Hutchinson's unbiased estimate.
         generator: of the directions.
     """
 
     fresh = True
 
-    def __init__(self, problem: Problem, probes: int = 0, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, problem: Problem, probes: int = 0, generator: torch.Generator | None = None
+    ) -> None:
         self.problem, self.probes, self.generator = problem, probes, generator
 
     def _directions(self, z: Tensor) -> list[tuple[Tensor, float]]:
         """Directions ``(n, *noise_shape)`` and their weights."""
         if self.probes:
-            draw = torch.randint(0, 2, (self.probes, *z.shape), generator=self.generator, device=z.device)
+            draw = torch.randint(
+                0, 2, (self.probes, *z.shape), generator=self.generator, device=z.device
+            )
             return [(one.to(z) * 2 - 1, 1 / self.probes) for one in draw]
         eye = torch.eye(z[0].numel(), dtype=z.dtype, device=z.device).view(-1, 1, *z.shape[1:])
         return [(one.expand_as(z), 1.0) for one in eye]
 
-    def _expanded(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[tuple[Any, Any, Any]]:
-        """Value, first and second derivative of each output of ``function(z)`` along each direction, at ``z = 0``."""
+    def _expanded(
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
+    ) -> list[tuple[Any, Any, Any]]:
+        """Value, first and second derivative of each output of ``function(z)`` along each
+        direction, at ``z = 0``.
+        """
         z = x.new_zeros(len(x), *self.problem.noise_shape)
         rows = []
         for direction, _ in self._directions(z):
@@ -175,22 +210,32 @@ class Generator(Lookahead):
             rows.append((value, slope, curvature))
         return rows
 
-    def log_value(self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tensor:
+    def log_value(
+        self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tensor:
         """See Lookahead."""
 
         def log_f(z: Tensor) -> tuple[Tensor, ...]:
-            return (value(k + 1, encode(self.problem, k + 1, self.problem.transition(k, x, z)).float()),)
+            return (
+                value(k + 1, encode(self.problem, k + 1, self.problem.transition(k, x, z)).float()),
+            )
 
         weight = self._directions(x.new_zeros(1, *self.problem.noise_shape))[0][1]
         rows = self._expanded(log_f, x)
-        grown = sum(0.5 * weight * (curvature[0] + slope[0].square()) for _, slope, curvature in rows)
+        grown = sum(
+            0.5 * weight * (curvature[0] + slope[0].square()) for _, slope, curvature in rows
+        )
         return (rows[0][0][0] + grown).clamp(value.bounds[0], value.bounds[1])
 
-    def tangent(self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor) -> Tangent:
+    def tangent(
+        self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
+    ) -> Tangent:
         """See Lookahead. Only for classes whose tangent is their features: ``f = exp(w . phi)``."""
 
         def both(z: Tensor) -> tuple[Tensor, ...]:
-            found = value.tangent(k + 1, encode(self.problem, k + 1, self.problem.transition(k, x, z)))
+            found = value.tangent(
+                k + 1, encode(self.problem, k + 1, self.problem.transition(k, x, z))
+            )
             return found.log_f, found.space
 
         weight = self._directions(x.new_zeros(1, *self.problem.noise_shape))[0][1]

@@ -1,4 +1,6 @@
-"""Policies that come from a fitted value function: its gradient through the transition, or a regression of the noise."""
+"""Policies that come from a fitted value function: its gradient through the transition, or a
+regression of the noise.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class ValuePolicy(ControlPolicy):
     """
 
     value_class: ClassVar[type[Value]]
-    #: Settings of the value's class that model selection tries, on top of the given ones; the first is the default.
+    #: Settings of the value's class that model selection tries, on top of the given ones; the first
+    #: is the default.
     candidates: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     #: The lookahead that suits the class where the data hold every step (see PDE).
     lookahead: ClassVar[str] = "observed"
@@ -33,15 +36,20 @@ class ValuePolicy(ControlPolicy):
     mean_span: ClassVar[float] = 5.0
     #: Whether it learns from the noises and controls of every step.
     needs_noise: ClassVar[bool] = False
-    #: Whether networks start from the expected reward to go, in units of the returns' standard deviation: for rewards that are
-    #: paid on the way and may span hundreds of temperatures.
+    #: Whether networks start from the expected reward to go, in units of the returns' standard
+    #: deviation: for rewards that are paid on the way and may span hundreds of temperatures.
     warm: ClassVar[bool] = False
-    #: Whether observations are drawn by their weight in the loss: where most of them have nearly none (fallen robots).
+    #: Whether observations are drawn by their weight in the loss: where most of them have nearly
+    #: none (fallen robots).
     resamples: bool = False
     value: Any
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Box, problem: Problem, **value_kwargs: Any
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        problem: Problem,
+        **value_kwargs: Any,
     ) -> None:
         super().__init__(observation_space, action_space, problem)
         self.value = self.make_value(**{**self.candidates[0], **value_kwargs})
@@ -58,7 +66,9 @@ class ValuePolicy(ControlPolicy):
             x = self.problem.initial(2, torch.Generator(device_of(self.problem)).manual_seed(0))
             return encode(self.problem, 0, x).shape[1]
 
-    def prepare(self, data: Replay, density: Tensor, anew: bool, generator: torch.Generator) -> dict[str, float]:
+    def prepare(
+        self, data: Replay, density: Tensor, anew: bool, generator: torch.Generator
+    ) -> dict[str, float]:
         """What is to be learnt of all paths before log f in each round, with what is to be logged.
 
         Args:
@@ -77,10 +87,11 @@ class ValuePolicy(ControlPolicy):
 class ValueGradientPolicy(ValuePolicy):
     """``a = grad_z log f_{k+1}(F_k(x, z))``, clipped to the action bound.
 
-    The exact optimum of the discrete chain takes this gradient of ``log E_W f_{k+1}(F_k(x, z + W))`` at ``z = 0``. Two
-    approximations are on offer: the gradient at the controlled mean, ``z = a``, by fixed-point iteration (Laplace's; exact
-    for quadratic ``log f``), and an average over draws of W. Both together take the mean of the gradient at ``a + W``: the
-    first-order condition of the best control of one step where V continues, ``a = E_W grad_z log f(F(x, a + W))``.
+    The exact optimum of the discrete chain takes this gradient of ``log E_W f_{k+1}(F_k(x, z +
+    W))`` at ``z = 0``. Two approximations are on offer: the gradient at the controlled mean, ``z =
+    a``, by fixed-point iteration (Laplace's; exact for quadratic ``log f``), and an average over
+    draws of W. Both together take the mean of the gradient at ``a + W``: the first-order condition
+    of the best control of one step where V continues, ``a = E_W grad_z log f(F(x, a + W))``.
 
     Args:
         draws: antithetic pairs of noise that smooth the gradient; 0 takes none.
@@ -121,10 +132,12 @@ class ValueGradientPolicy(ValuePolicy):
         return a
 
     def _by_newton(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
-        """Newton's steps on ``a = E_W grad_z log f(F(x, a + W))``, with one curvature for all directions.
+        """Newton's steps on ``a = E_W grad_z log f(F(x, a + W))``, with one curvature for all
+        directions.
 
-        Minus that is the mean of ``(g(a + W) - g(a - W)).W / 2|W|^2`` over the draws, g the gradient: one step is exact for a
-        parabola in one dimension. Where log f is convex the plain iteration is kept, which goes uphill.
+        Minus that is the mean of ``(g(a + W) - g(a - W)).W / 2|W|^2`` over the draws, g the
+        gradient: one step is exact for a parabola in one dimension. Where log f is convex the plain
+        iteration is kept, which goes uphill.
         """
         half = self.noise[: self.draws].to(x)[:, None]
         dimensions = tuple(range(2, half.dim()))
@@ -137,7 +150,9 @@ class ValueGradientPolicy(ValuePolicy):
         return a
 
     def _slopes(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
-        """The gradient of log f by the noise at ``a`` plus every draw, ``(2 draws, n, *noise_shape)``."""
+        """The gradient of log f by the noise at ``a`` plus every draw, ``(2 draws, n,
+        *noise_shape)``.
+        """
         copies = 2 * self.draws
         with torch.enable_grad():
             z = (a + self.noise.to(x)[:, None]).flatten(0, 1).requires_grad_()
@@ -153,7 +168,9 @@ class ValueGradientPolicy(ValuePolicy):
             if copies:
                 noisy = (z + self.noise.to(x)[:, None]).flatten(0, 1)
                 steps = k if isinstance(k, int) else k.repeat(copies)
-                log_f = self._log_f(steps, x.repeat(copies, *[1] * (x.dim() - 1)), noisy).view(-1, n)
+                log_f = self._log_f(steps, x.repeat(copies, *[1] * (x.dim() - 1)), noisy).view(
+                    -1, n
+                )
                 total = (log_f.logsumexp(0) if self.iterations == 1 else log_f.mean(0)).sum()
             else:
                 total = self._log_f(k, x, z).sum()
@@ -169,8 +186,8 @@ class ValueGradientPolicy(ValuePolicy):
         if not later.requires_grad:
             name = type(self.problem).__name__
             raise ValueError(
-                f"{type(self).__name__} needs a transition that autograd can follow; {name}'s is not "
-                "(policy='ModelPolicy' learns one, 'NoisePolicy' regresses the noise instead)"
+                f"{type(self).__name__} needs a transition that autograd can follow; {name}'s is"
+                " not (policy='ModelPolicy' learns one, 'NoisePolicy' regresses the noise instead)"
             )
         return self.value(k + 1, later)
 
@@ -178,16 +195,21 @@ class ValueGradientPolicy(ValuePolicy):
 class MlpPolicy(ValueGradientPolicy):
     """``log f`` is an ensemble of networks.
 
-    Where log f curves within one step's noise, its gradient at the uncontrolled mean is far from the best control: it
-    overshoots where log f is concave. So the gradient is averaged over noise around the control; denoisers, whose steps are
-    dear, do without. They learn at a smaller rate and with one layer less, too: a function of the clean estimate changes little
-    along a path, while one of the state must follow it from step to step, which takes more fitting. That one is fitted to
-    observations drawn by their weight: few of a robot's paths end well, and equal draws spend most of a batch on the others.
+    Where log f curves within one step's noise, its gradient at the uncontrolled mean is far from
+    the best control: it overshoots where log f is concave. So the gradient is averaged over noise
+        around the control; denoisers, whose steps are
+    dear, do without. They learn at a smaller rate and with one layer less, too: a function of the
+    clean estimate changes little along a path, while one of the state must follow it from step to
+    step, which takes more fitting. That one is fitted to observations drawn by their weight: few of
+    a robot's paths end well, and equal draws spend most of a batch on the others.
 
     Args:
-        draws: see ValueGradientPolicy; absent: 2, or 0 where the problem offers ``terminal_estimate``.
-        iterations: see ValueGradientPolicy; absent: 3, or 1 where the problem offers ``terminal_estimate``.
-        hidden: see ``NeuralValue``; absent: three layers of 128, or two where the problem offers ``terminal_estimate``.
+        draws: see ValueGradientPolicy; absent: 2, or 0 where the problem offers
+            ``terminal_estimate``.
+        iterations: see ValueGradientPolicy; absent: 3, or 1 where the problem offers
+            ``terminal_estimate``.
+        hidden: see ``NeuralValue``; absent: three layers of 128, or two where the problem offers
+            ``terminal_estimate``.
         value_kwargs: other arguments of ``NeuralValue``.
     """
 
@@ -206,9 +228,20 @@ class MlpPolicy(ValueGradientPolicy):
     ) -> None:
         denoises = _denoises(problem)
         usual = (0, 1) if denoises else (2, 3)
-        draws, iterations = (u if given is None else given for given, u in zip((draws, iterations), usual, strict=True))
+        draws, iterations = (
+            u if given is None else given
+            for given, u in zip((draws, iterations), usual, strict=True)
+        )
         hidden = (128,) * (2 if denoises else 3) if hidden is None else hidden
-        super().__init__(observation_space, action_space, problem, draws, iterations, hidden=hidden, **value_kwargs)
+        super().__init__(
+            observation_space,
+            action_space,
+            problem,
+            draws,
+            iterations,
+            hidden=hidden,
+            **value_kwargs,
+        )
         self.resamples = not denoises
 
     @classmethod
@@ -233,7 +266,9 @@ class LinearPolicy(ValueGradientPolicy):
         iterations: int = 3,
         **value_kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, problem, draws, iterations, **value_kwargs)
+        super().__init__(
+            observation_space, action_space, problem, draws, iterations, **value_kwargs
+        )
 
 
 class PolynomialPolicy(LinearPolicy):
@@ -265,13 +300,16 @@ class RadialPolicy(LinearPolicy):
 
 
 class NoisePolicy(ValuePolicy):
-    """The control as a network, fitted by regression of the noise: for transitions that can't be differentiated.
+    """The control as a network, fitted by regression of the noise: for transitions that can't be
+    differentiated.
 
-    With ``gap = log_gain + log f_{k+1}(X_{k+1}) - log f_k(X_k)`` the optimal tilt of the noise is, under any control a,
+    With ``gap = log_gain + log f_{k+1}(X_{k+1}) - log f_k(X_k)`` the optimal tilt of the noise is,
+    under any control a,
 
         a*_k(x) = E[ exp(gap) (a + W) | X_k = x ] = a + E[ (exp(gap) - 1) W | X_k = x ]
 
-    (Girsanov; the subtracted mean is a control variate, and what remains vanishes as a tends to the optimum).
+    (Girsanov; the subtracted mean is a control variate, and what remains vanishes as a tends to the
+    optimum).
 
     Args:
         control_hidden: widths of the control's hidden layers.
@@ -280,7 +318,8 @@ class NoisePolicy(ValuePolicy):
 
     value_class = NeuralValue
     needs_noise = True
-    access = "black-box reward; interaction with the noise seen"  #: less than the other policies', for the scoreboard
+    #: less than the other policies', for the scoreboard
+    access = "black-box reward; interaction with the noise seen"
 
     def __init__(
         self,
@@ -303,4 +342,8 @@ class NoisePolicy(ValuePolicy):
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See the class."""
         a = self.output(self.network, k, encode(self.problem, k, x).float())
-        return a.clamp(-self.action_bound, self.action_bound).view(len(x), *self.problem.noise_shape).to(x.dtype)
+        return (
+            a.clamp(-self.action_bound, self.action_bound)
+            .view(len(x), *self.problem.noise_shape)
+            .to(x.dtype)
+        )

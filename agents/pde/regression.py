@@ -1,4 +1,5 @@
-"""How log f is learnt from regression data: networks by gradient steps, linear classes by solving their equation.
+"""How log f is learnt from regression data: networks by gradient steps, linear classes by solving
+their equation.
 
 ``PDE`` gathers the data; everything here sees them as ``Replay``.
 """
@@ -50,13 +51,21 @@ class Regression(ProblemAgent):
     _given: dict[str, Any]  # what model selection must not change
 
     def _start_learner(self) -> None:
-        self.learner = copy.deepcopy(self._trained())  # what gradients move; the policy holds its average
+        self.learner = copy.deepcopy(
+            self._trained()
+        )  # what gradients move; the policy holds its average
         parameters = list(self.learner.parameters())
-        self.optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay) if parameters else None
+        self.optimizer = (
+            torch.optim.AdamW(parameters, weight_decay=self.weight_decay) if parameters else None
+        )
 
     def _trained(self) -> nn.ModuleDict:
         parts = {"value": self.policy.value}
-        return nn.ModuleDict({**parts, "noise": self.policy.network} if isinstance(self.policy, NoisePolicy) else parts)
+        return nn.ModuleDict(
+            {**parts, "noise": self.policy.network}
+            if isinstance(self.policy, NoisePolicy)
+            else parts
+        )
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
@@ -64,7 +73,9 @@ class Regression(ProblemAgent):
         return {**super().networks(), "learner": self.learner, **optimizer}
 
     def _begin(self, data: Replay, anew: bool) -> None:
-        """Units from the first data (inputs standardised, f in units of its mean), and the bounds of f."""
+        """Units from the first data (inputs standardised, f in units of its mean), and the bounds
+        of f.
+        """
         log_returns = data.log_returns.double()
         ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
         self.logger.record("train/effective_sample_share", float(ess) / max(len(log_returns), 1))
@@ -86,7 +97,9 @@ class Regression(ProblemAgent):
         return LOOKAHEADS[name](self)
 
     def _branched(self, data: Replay) -> Replay:
-        """With the fresh noise that networks use, drawn once: a denoiser costs more than they do."""
+        """With the fresh noise that networks use, drawn once: a denoiser costs more than they
+        do.
+        """
         lookahead = self._lookahead([data])
         if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
             return data.branched(lookahead.branches)
@@ -107,7 +120,10 @@ class Regression(ProblemAgent):
         """What networks learn before log f follows its equation."""
         if self.policy.needs_noise and (data.noises is None or data.controls is None):
             name = type(self.policy).__name__
-            raise ValueError(f"data must hold noises and controls of every step for {name}; got a recording without")
+            raise ValueError(
+                f"data must hold noises and controls of every step for {name}; got a recording"
+                " without"
+            )
         if self.policy.resamples and self.policy.needs_noise:
             density = every_density(self.policy.value, data, self.max_weight)
             for name, number in self.policy.prepare(data, density, anew, self.generator).items():
@@ -118,7 +134,8 @@ class Regression(ProblemAgent):
     def _warm_up(self, data: Replay, steps: int = 150) -> None:
         """Start log f from the expected reward to go, as linear classes do.
 
-        Single steps take very many gradient steps to carry a reward from the horizon to the start, where it is paid on the way.
+        Single steps take very many gradient steps to carry a reward from the horizon to the start,
+        where it is paid on the way.
         """
         learner = self.learner["value"]
         assert self.optimizer is not None and isinstance(learner, NetworkValue)
@@ -128,7 +145,9 @@ class Regression(ProblemAgent):
         for _ in range(steps):
             size, device = (self.batch_size,), seen.device
             row = seen[torch.randint(len(seen), size, generator=self.generator, device=device)]
-            visit = torch.randint(data.steps.shape[1], size, generator=self.generator, device=device)
+            visit = torch.randint(
+                data.steps.shape[1], size, generator=self.generator, device=device
+            )
             guess = learner.members(data.steps[row, visit], data.inputs[row, visit])
             loss = 0.5 * (to_go[row, visit] - guess).square().mean()
             descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
@@ -146,11 +165,21 @@ class Regression(ProblemAgent):
         for i in range(gradient_steps):
             if self.policy.resamples and i % _REDRAWN == 0:
                 if data.n > _AT_ONCE:
-                    drawn = data.at(torch.randperm(data.n, generator=self.generator, device=self.device)[:_AT_ONCE])
+                    drawn = data.at(
+                        torch.randperm(data.n, generator=self.generator, device=self.device)[
+                            :_AT_ONCE
+                        ]
+                    )
                 chances = every_density(average, drawn, self.max_weight)
-            batch = sample_spans(drawn, self.batch_size, mean_span, self.problem.horizon, self.generator, chances)
+            batch = sample_spans(
+                drawn, self.batch_size, mean_span, self.problem.horizon, self.generator, chances
+            )
             log_target = log_targets(average, batch, drawn, lookahead)
-            weight = densities(average, batch, self.max_weight) if chances is None else torch.ones_like(log_target)
+            weight = (
+                densities(average, batch, self.max_weight)
+                if chances is None
+                else torch.ones_like(log_target)
+            )
             loss = relative_residual_loss(learner, batch, log_target, weight)
             total += loss.detach()
             if self.gradient_penalty:
@@ -164,8 +193,12 @@ class Regression(ProblemAgent):
         self.logger.record("train/bound_hit_share", float(bound_hit) / gradient_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _energy(self, learner: NetworkValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64) -> Tensor:
-        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch: each costs two derivatives of a transition."""
+    def _energy(
+        self, learner: NetworkValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64
+    ) -> Tensor:
+        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch: each costs two
+        derivatives of a transition.
+        """
         rows = (batch.later_k == batch.k + 1).nonzero()[:most, 0]
         k, x = batch.k[rows], data.states[batch.row[rows], batch.visit[rows]]
         problem = self.policy.problem
@@ -175,33 +208,46 @@ class Regression(ProblemAgent):
         return (weight[rows] * slope.flatten(1).square().sum(1)).mean()
 
     def _weigh_rounds(self) -> None:
-        """Weigh each round by one over the noise of its targets: small where its control was near the optimum."""
+        """Weigh each round by one over the noise of its targets: small where its control was near
+        the optimum.
+        """
         value = self.policy.value
         noise = []
         for data in self.rounds:
             batch = sample_spans(data, 4096, 1.0, self.problem.horizon, self.generator)
-            gap = log_targets(value, batch, data, self._lookahead([data])) - value.bounded(batch.k, batch.x)
+            gap = log_targets(value, batch, data, self._lookahead([data])) - value.bounded(
+                batch.k, batch.x
+            )
             noise.append(capped_exp(gap)[batch.k < self.problem.horizon].square().mean())
         precision = 1 / torch.stack(noise).clamp(min=1e-12)
         for i, share in enumerate(precision / precision.max()):
-            self.rounds[i] = self.rounds[i]._replace(precision=torch.full_like(self.rounds[i].precision, float(share)))
+            self.rounds[i] = self.rounds[i]._replace(
+                precision=torch.full_like(self.rounds[i].precision, float(share))
+            )
 
     def _noise_loss(self, data: Replay) -> Tensor:
         """Weighted square distance of the control to its sampled optimum (see NoisePolicy)."""
         assert data.noises is not None and data.controls is not None
         n, visits = data.steps.shape
         row = torch.randint(n, (self.batch_size,), generator=self.generator, device=self.device)
-        visit = torch.randint(visits - 1, (self.batch_size,), generator=self.generator, device=self.device)
+        visit = torch.randint(
+            visits - 1, (self.batch_size,), generator=self.generator, device=self.device
+        )
         batch = spans(data, row, visit, visit + 1, self.problem.horizon)
         value, policy = self.policy.value, self.policy
         assert isinstance(policy, NoisePolicy)
         with torch.no_grad():
             gap = log_targets(value, batch, data, Observed()) - value.bounded(batch.k, batch.x)
             weight = densities(value, batch, self.max_weight)
-            noise, control = data.noises[row, visit].flatten(1), data.controls[row, visit].flatten(1)
+            noise, control = (
+                data.noises[row, visit].flatten(1),
+                data.controls[row, visit].flatten(1),
+            )
             target = (control + capped_exp(gap)[:, None] * noise).float()
         network: Any = self.learner["noise"]
-        return (weight[:, None] * (policy.output(network, batch.k, batch.x) - target).square()).mean()
+        return (
+            weight[:, None] * (policy.output(network, batch.k, batch.x) - target).square()
+        ).mean()
 
     def _solve(self, parts: Iterable[Replay], cold: bool) -> None:
         policy, first = self.policy, next(iter(parts))
@@ -214,7 +260,18 @@ class Regression(ProblemAgent):
             if value.stepwise:
                 return fit_backward(value, split, form, incumbent, ridges, self.max_weight)
             span = round(self.mean_span or 1)
-            return fit_linear(value, split, form, incumbent, ridges, self.max_weight, span, passes, cold, thin=thin)
+            return fit_linear(
+                value,
+                split,
+                form,
+                incumbent,
+                ridges,
+                self.max_weight,
+                span,
+                passes,
+                cold,
+                thin=thin,
+            )
 
         given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
         settings = [c for c in policy.candidates if not set(c) & set(given)]
@@ -225,12 +282,24 @@ class Regression(ProblemAgent):
                 value = policy.make_value(**{**setting, **given}).to(self.device)
                 self._place(value, first)
                 value.bounds.copy_(incumbent.bounds)
-                fit = fitted(value, few, lookahead.rough(), 5 if value.linear_in_weights else _COMPARING, True)
-                if best is None or clearly_less(fit.held_out, best.held_out):  # leave the default, the first, for a reason
+                fit = fitted(
+                    value,
+                    few,
+                    lookahead.rough(),
+                    5 if value.linear_in_weights else _COMPARING,
+                    True,
+                )
+                if best is None or clearly_less(
+                    fit.held_out, best.held_out
+                ):  # leave the default, the first, for a reason
                     best, chosen = fit, setting
             assert best is not None
             self.policy_kwargs = {**self.policy_kwargs, **chosen}
-            policy.value, passes, cold = best.value, 5 if best.value.linear_in_weights else 3, False  # proximal steps are short
+            policy.value, passes, cold = (
+                best.value,
+                5 if best.value.linear_in_weights else 3,
+                False,
+            )  # proximal steps are short
         fit = fitted(policy.value, Split.of(parts), lookahead, passes, cold)
         alike = isinstance(policy.value, ExponentialValue) and not policy.value.stepwise
         if alike and self.ridge is None and isinstance(lookahead, FreshNoise):
@@ -239,16 +308,22 @@ class Regression(ProblemAgent):
         self._start_learner()
         self.logger.record("train/ridge", fit.ridge)
         self.logger.record("train/held_out_residual", float(fit.held_out.mean()))
-        self.logger.record("train/variational_residual", float(fit.system.divergence / fit.system.total.clamp(min=1)))
+        self.logger.record(
+            "train/variational_residual",
+            float(fit.system.divergence / fit.system.total.clamp(min=1)),
+        )
 
 
-#: Mean distance to an observed target where all paths are of the current policy, and so carry little noise.
+#: Mean distance to an observed target where all paths are of the current policy, and so carry
+#: little noise.
 _IMAGINED_SPAN = 10.0
 #: Gradient steps after which the chances of being drawn are found anew.
 _REDRAWN = 25
-#: Paths among which they are drawn until then: to weigh every visit of many would take longer than the steps.
+#: Paths among which they are drawn until then: to weigh every visit of many would take longer than
+#: the steps.
 _AT_ONCE = 2048
-#: Passes over the data before settings are compared: the reward to go, and two of Newton's steps from there.
+#: Passes over the data before settings are compared: the reward to go, and two of Newton's steps
+#: from there.
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).
 _RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)

@@ -1,9 +1,11 @@
-"""Regression data: all paths so far as observations ``(k, x, k', x')`` with what was collected in between.
+"""Regression data: all paths so far as observations ``(k, x, k', x')`` with what was collected in
+between.
 
-Under any known control everything stays unbiased for the same linear equation, with the one-step Girsanov weights
-``omega = -a.W - |a|^2/2``:
+Under any known control everything stays unbiased for the same linear equation, with the one-step
+Girsanov weights ``omega = -a.W - |a|^2/2``:
 
-    f_k(x) = E[ exp( sum_{k <= j < k'} (r_j / beta + omega_j) ) f_{k'}(X_{k'}) | X_k = x ],     f_T = exp(y / beta).
+    f_k(x) = E[ exp( sum_{k <= j < k'} (r_j / beta + omega_j) ) f_{k'}(X_{k'}) | X_k = x ],     f_T
+    = exp(y / beta).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories
 
 
 class Replay(NamedTuple):
-    """``N`` paths of ``S`` visits, path first. Logs are in units of the temperature; encoded states in float32."""
+    """``N`` paths of ``S`` visits, path first. Logs are in units of the temperature; encoded states
+    in float32.
+    """
 
     steps: Tensor  # (N, S)
     states: Tensor  # (N, S, *state_shape)
@@ -36,7 +40,9 @@ class Replay(NamedTuple):
     precision: Tensor  # (N,) weight of the path: one over the noise of its targets, or 1
     noises: Tensor | None = None  # (N, S - 1, *noise_shape)
     controls: Tensor | None = None
-    branches: Tensor | None = None  # (N, S - 1, 2 * pairs, p): encoded next states under fresh noise (see `branched`)
+    branches: Tensor | None = (
+        None  # (N, S - 1, 2 * pairs, p): encoded next states under fresh noise (see `branched`)
+    )
 
     @classmethod
     def of(cls, problem: Problem, recording: Recording) -> Replay:
@@ -56,7 +62,9 @@ class Replay(NamedTuple):
         terminal = torch.where(seen, recording.terminal_reward / beta, 0.0).float()
         noises, controls = recording.noises, recording.controls
         one = torch.ones_like(terminal)
-        return cls(steps, recording.states, inputs, weight, reward, terminal, seen, one, noises, controls)
+        return cls(
+            steps, recording.states, inputs, weight, reward, terminal, seen, one, noises, controls
+        )
 
     def at(self, rows: Tensor) -> Replay:
         """The paths at ``rows``."""
@@ -64,19 +72,27 @@ class Replay(NamedTuple):
         return Replay(*parts)
 
     def branched(self, draw: Callable[[int | Tensor, Tensor], Tensor]) -> Replay:
-        """With fresh next states ``draw(k, x) -> (2 * pairs, n, p)`` of every visit; itself where steps were missed."""
+        """With fresh next states ``draw(k, x) -> (2 * pairs, n, p)`` of every visit; itself where
+        steps were missed.
+        """
         if not bool((self.steps.diff(dim=1) == 1).all()):
             return self
         visits = zip(self.steps[:, :-1].unbind(1), self.states[:, :-1].unbind(1), strict=True)
-        return self._replace(branches=torch.stack([draw(common(k), x).transpose(0, 1) for k, x in visits], 1))
+        return self._replace(
+            branches=torch.stack([draw(common(k), x).transpose(0, 1) for k, x in visits], 1)
+        )
 
     @staticmethod
     def joined(parts: list[Replay]) -> Replay:
-        """All paths of ``parts``; noises are kept where all parts have them and were seen equally often."""
+        """All paths of ``parts``; noises are kept where all parts have them and were seen equally
+        often.
+        """
         most = max(part.steps.shape[1] for part in parts)
         parts = [part._padded(most) for part in parts]
         columns: Any = zip(*parts, strict=True)
-        joined: list[Any] = [None if any(c is None for c in column) else torch.cat(column) for column in columns]
+        joined: list[Any] = [
+            None if any(c is None for c in column) else torch.cat(column) for column in columns
+        ]
         return Replay(*joined)
 
     def _padded(self, visits: int) -> Replay:
@@ -85,7 +101,10 @@ class Replay(NamedTuple):
         if not missing:
             return self
         parts: list[Any] = list(self)
-        last = [torch.cat([part, part[:, -1:].expand(-1, missing, *part.shape[2:])], 1) for part in parts[:5]]
+        last = [
+            torch.cat([part, part[:, -1:].expand(-1, missing, *part.shape[2:])], 1)
+            for part in parts[:5]
+        ]
         return Replay(*last, *parts[5:8])
 
     @property
@@ -95,12 +114,16 @@ class Replay(NamedTuple):
 
     @property
     def log_returns(self) -> Tensor:
-        """``log( dP^0/dP^pi exp(return / beta) )`` of the paths seen to their end: its mean exponential estimates E f."""
+        """``log( dP^0/dP^pi exp(return / beta) )`` of the paths seen to their end: its mean
+        exponential estimates E f.
+        """
         return (self.log_weight[:, -1] + self.log_terminal)[self.seen]
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Bounds of log f that bounded rewards give: the least and the largest reward to go that was seen."""
+        """Bounds of log f that bounded rewards give: the least and the largest reward to go that
+        was seen.
+        """
         to_go = ((self.log_reward[:, -1] + self.log_terminal)[:, None] - self.log_reward)[self.seen]
         return float(to_go.min()), float(to_go.max())
 
@@ -124,19 +147,25 @@ class Parts:
         data: see ``PDE.fit``.
         problem: where they come from.
         device: where to put them.
-        bounds: gives the present bounds of log f, which, where they are known already, the rewards of every part widen.
+        bounds: gives the present bounds of log f, which, where they are known already, the rewards
+            of every part widen.
 
     Raises:
         ValueError: something else, or something that can be iterated over only once.
     """
 
-    def __init__(self, data: Any, problem: Problem, device: torch.device, bounds: Callable[[], Tensor]) -> None:
+    def __init__(
+        self, data: Any, problem: Problem, device: torch.device, bounds: Callable[[], Tensor]
+    ) -> None:
         self.problem, self.device, self.bounds = problem, device, bounds
         if isinstance(data, (str, os.PathLike)):
             data = RecordedPaths(data)
         self.data = [data] if isinstance(data, (Trajectories, Recording)) else data
         if not hasattr(self.data, "__iter__") or iter(self.data) is self.data:
-            kinds = "Trajectories, a Recording, a file name, or something that can be iterated over again and again"
+            kinds = (
+                "Trajectories, a Recording, a file name, or something that can be iterated over"
+                " again and again"
+            )
             raise ValueError(f"data must be {kinds}; got {type(data).__name__}")
         self.terminal_rewards = 0  #: seen in the last iteration
 
@@ -145,7 +174,9 @@ class Parts:
         for part in self.data:
             recording = Recording.of(part) if isinstance(part, Trajectories) else part
             if not isinstance(recording, Recording):
-                raise ValueError(f"data must yield Trajectories or Recordings; got {type(recording).__name__}")
+                raise ValueError(
+                    f"data must yield Trajectories or Recordings; got {type(recording).__name__}"
+                )
             moved: list[Any] = [None if t is None else t.to(self.device) for t in recording]
             replay = Replay.of(self.problem, Recording(*moved))
             count += int(replay.seen.sum())
@@ -172,7 +203,8 @@ class Spans(NamedTuple):
     first_k: Tensor
     first_x: Tensor  # the path's first visit
     log_weight: Tensor  # of the path up to k
-    log_gain: Tensor  # sum of r_j / beta + omega_j over k <= j < k'; the terminal reward included when k' = T
+    # sum of r_j / beta + omega_j over k <= j < k'; the terminal reward included when k' = T
+    log_gain: Tensor
     terminal: Tensor  # whether k' = T
     precision: Tensor  # of the path
 
@@ -181,20 +213,38 @@ def spans(data: Replay, row: Tensor, visit: Tensor, later: Tensor, horizon: int)
     """The observations from ``visit`` to ``later`` of paths ``row``, all ``(B,)``."""
     k, later_k = data.steps[row, visit], data.steps[row, later]
     terminal = later_k == horizon
-    gain = data.log_weight[row, later] - data.log_weight[row, visit] + terminal * data.log_terminal[row]
+    gain = (
+        data.log_weight[row, later]
+        - data.log_weight[row, visit]
+        + terminal * data.log_terminal[row]
+    )
     return Spans(
         *(row, visit, k, data.inputs[row, visit], later_k, data.inputs[row, later]),
-        *(data.steps[row, 0], data.inputs[row, 0], data.log_weight[row, visit], gain, terminal, data.precision[row]),
+        *(
+            data.steps[row, 0],
+            data.inputs[row, 0],
+            data.log_weight[row, visit],
+            gain,
+            terminal,
+            data.precision[row],
+        ),
     )
 
 
 def sample_spans(
-    data: Replay, n: int, mean_span: float, horizon: int, generator: torch.Generator, chances: Tensor | None = None
+    data: Replay,
+    n: int,
+    mean_span: float,
+    horizon: int,
+    generator: torch.Generator,
+    chances: Tensor | None = None,
 ) -> Spans:
-    """Draw ``n`` random visits on random paths, all alike or in proportion to ``chances`` ``(N, S)``, and later visits.
+    """Draw ``n`` random visits on random paths, all alike or in proportion to ``chances`` ``(N,
+    S)``, and later visits.
 
-    The distance in visits is geometric with the given mean: 1 gives one-step targets, infinity plain Monte-Carlo regression.
-    A path's last visit is its own target: it says something (the terminal reward) only at the horizon.
+    The distance in visits is geometric with the given mean: 1 gives one-step targets, infinity
+    plain Monte-Carlo regression. A path's last visit is its own target: it says something (the
+    terminal reward) only at the horizon.
     """
     device = data.inputs.device
     paths, visits = data.steps.shape
@@ -208,5 +258,9 @@ def sample_spans(
     if mean_span <= 1:
         span = torch.ones_like(visit)
     else:
-        span = (1 + torch.log(uniform) / torch.log(torch.tensor(1 - 1 / mean_span, device=device))).clamp(max=visits).long()
+        span = (
+            (1 + torch.log(uniform) / torch.log(torch.tensor(1 - 1 / mean_span, device=device)))
+            .clamp(max=visits)
+            .long()
+        )
     return spans(data, row, visit, (visit + span).clamp(max=visits - 1), horizon)

@@ -1,4 +1,6 @@
-"""Fitting linear classes, and choosing between settings by the variational residual on paths that were held out."""
+"""Fitting linear classes, and choosing between settings by the variational residual on paths that
+were held out.
+"""
 
 from __future__ import annotations
 
@@ -19,36 +21,50 @@ from .variational import System, assemble, densities, divergence
 MOST_HELD = 1000
 #: Paths that settings are fitted to in order to be compared, at most.
 _MOST_COMPARED = 300
-#: Paths that lead near the solution before all are used: at least so many, or the share below of the first part.
+#: Paths that lead near the solution before all are used: at least so many, or the share below of
+#: the first part.
 _FIRST, _FIRST_SHARE = 500, 0.25
 #: Observations for each weight that are plenty.
 _PLENTY = 20
-#: Held-out residuals within this factor of the least count as equal: where observations are plenty, and where they are few.
+#: Held-out residuals within this factor of the least count as equal: where observations are plenty,
+#: and where they are few.
 _INDISTINCT, _FEW_INDISTINCT = 1.002, 1.01
-#: By what factor a step may worsen the residual, which is a noisy judge: where observations are plenty, and where they are few.
+#: By what factor a step may worsen the residual, which is a noisy judge: where observations are
+#: plenty, and where they are few.
 _WORSE, _FEW_WORSE = 1.2, 1.02
 
 
 class Split(NamedTuple):
-    """Data in parts, the first of which lends some paths to judge by; iterate over it for the rest."""
+    """Data in parts, the first of which lends some paths to judge by; iterate over it for the
+    rest.
+    """
 
     parts: Iterable[Replay]
     held: Replay | None
-    lent: bool = True  # whether the first part holds the paths held out, which are to be learnt from in the end
+    # whether the first part holds the paths held out, which are to be learnt from in the end
+    lent: bool = True
 
     @classmethod
     def of(cls, parts: Iterable[Replay], share: int = 5) -> Split:
         """Hold out every ``share``-th path of the first part, if that leaves enough to judge by."""
         first = next(iter(parts))
         held = torch.arange(first.n, device=first.steps.device)[share - 1 :: share][:MOST_HELD]
-        return cls(parts, first.at(held) if len(held) >= 4 and bool(first.seen[held].any()) else None)
+        return cls(
+            parts, first.at(held) if len(held) >= 4 and bool(first.seen[held].any()) else None
+        )
 
     @classmethod
     def few(cls, first: Replay) -> Split:
-        """Enough of ``first`` to compare settings by; they are judged on all that may be held out, as that is cheap."""
+        """Enough of ``first`` to compare settings by; they are judged on all that may be held out,
+        as that is cheap.
+        """
         every = cls.of([first])
         rest = next(every.train())
-        return cls([rest.at(torch.arange(min(rest.n, _MOST_COMPARED), device=rest.steps.device))], every.held, False)
+        return cls(
+            [rest.at(torch.arange(min(rest.n, _MOST_COMPARED), device=rest.steps.device))],
+            every.held,
+            False,
+        )
 
     @property
     def several(self) -> bool:
@@ -81,9 +97,11 @@ class Split(NamedTuple):
 
 
 class Judge:
-    """Judges any class by its weighted divergence from the exponentiated reward to go, on paths seen to their end.
+    """Judges any class by its weighted divergence from the exponentiated reward to go, on paths
+    seen to their end.
 
-    The target does not depend on f, so f itself minimises the mean of this in expectation, and any two classes can be compared.
+    The target does not depend on f, so f itself minimises the mean of this in expectation, and any
+    two classes can be compared.
 
     Args:
         data: paths that no judged class was fitted to.
@@ -98,14 +116,25 @@ class Judge:
         self.paths = data.seen.nonzero()[:, 0].split(rows)
         self.parts = []
         for row in self.paths:
-            for i, steps in enumerate(data.steps[row].unbind(1)):  # by visit: features of time are then often one row
-                part = spans(data, row, torch.full_like(row, i), last[: len(row)], incumbent.horizon)
-                self.parts.append((common(steps), part.x, part.log_gain, densities(incumbent, part, max_weight)))
+            for i, steps in enumerate(
+                data.steps[row].unbind(1)
+            ):  # by visit: features of time are then often one row
+                part = spans(
+                    data, row, torch.full_like(row, i), last[: len(row)], incumbent.horizon
+                )
+                self.parts.append(
+                    (common(steps), part.x, part.log_gain, densities(incumbent, part, max_weight))
+                )
 
     @torch.no_grad()
     def residuals(self, value: Value) -> Tensor:
         """Means over the visits of each path, ``(paths,)`` in float64; infinite where f is NaN."""
-        return self._means([weight * _missed(log_gain, value.bounded(k, x)) for k, x, log_gain, weight in self.parts])
+        return self._means(
+            [
+                weight * _missed(log_gain, value.bounded(k, x))
+                for k, x, log_gain, weight in self.parts
+            ]
+        )
 
     @torch.no_grad()
     def compare(self, value: LinearValue, candidates: Sequence[Tensor]) -> list[Tensor]:
@@ -120,7 +149,9 @@ class Judge:
 
     def _means(self, parts: list[Tensor]) -> Tensor:
         visits = len(parts) // max(1, len(self.paths))
-        means = [torch.stack(parts[i : i + visits]).mean(0) for i in range(0, len(parts), max(1, visits))]
+        means = [
+            torch.stack(parts[i : i + visits]).mean(0) for i in range(0, len(parts), max(1, visits))
+        ]
         every = torch.cat(means) if means else torch.zeros(0, dtype=torch.float64)
         return every.nan_to_num(nan=math.inf, posinf=math.inf)
 
@@ -130,7 +161,9 @@ def _missed(log_gain: Tensor, log_f: Tensor) -> Tensor:
 
 
 def clearly_less(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether ``ours`` are less than ``theirs`` on the same paths by more than one standard error of the mean difference."""
+    """Whether ``ours`` are less than ``theirs`` on the same paths by more than one standard error
+    of the mean difference.
+    """
     if not bool(ours.isfinite().all() and theirs.isfinite().all()):
         return bool(ours.isfinite().all())
     gain = theirs - ours
@@ -158,29 +191,37 @@ def fit_linear(
     cold: bool = True,
     thin: bool = False,
 ) -> Fit:
-    """Solve the variational inequality over ``value``'s set, in place, by Gauss-Newton passes over the data.
+    """Solve the variational inequality over ``value``'s set, in place, by Gauss-Newton passes over
+    the data.
 
-    What is held out chooses the ridge of the first steps and that of the last, from which it learns all the same once the
-    ridge is chosen; a step that worsens the residual of the paths at large is shortened.
+    What is held out chooses the ridge of the first steps and that of the last, from which it learns
+    all the same once the ridge is chosen; a step that worsens the residual of the paths at large is
+    shortened.
 
     Args:
         value: placed and standardised; its present weights are the start.
         split: the data.
         lookahead: the form.
         incumbent: gives the weights of the held-out residual.
-        ridges: shares of the matrix's mean diagonal, from which the held-out residual chooses: the smallest that the best does
-            not clearly beat, or, where observations are few for the weights, the largest within one per cent of it.
+        ridges: shares of the matrix's mean diagonal, from which the held-out residual chooses: the
+            smallest that the best does not clearly beat, or, where observations are few for the
+            weights, the largest within one per cent of it.
         max_weight: largest density ratio of one observation.
         span: visits from an observation to its target.
         passes: over the data, at most; at least two.
         cold: start from the expected reward to go.
-        thin: take some of the first part for the passes before the last (the last two, if there is more than one part).
+        thin: take some of the first part for the passes before the last (the last two, if there is
+            more than one part).
     """
     judge = Judge(split.held, incumbent, max_weight) if split.held is not None else None
     guard = Judge(split.witnesses(), incumbent, max_weight)
     held = [split.held] if split.held is not None and split.lent else []
     some = split.some() if thin else None
-    ridge, held_out, length = sorted(ridges)[len(ridges) // 2], torch.zeros(0, dtype=torch.float64), 1.0
+    ridge, held_out, length = (
+        sorted(ridges)[len(ridges) // 2],
+        torch.zeros(0, dtype=torch.float64),
+        1.0,
+    )
     for i in range(passes):
         neutral, left = cold and i == 0, passes - 1 - i
         if left and not length:
@@ -190,10 +231,14 @@ def fit_linear(
         form = lookahead.rough() if near or neutral else lookahead
         train = assemble(value, data, form, max_weight, span, neutral)
         whole = not held or near
-        every = train if whole else train.plus(assemble(value, held, form, max_weight, span, neutral))
+        every = (
+            train if whole else train.plus(assemble(value, held, form, max_weight, span, neutral))
+        )
         before = value.weights.clone()
         few = float(train.total) < _PLENTY * value.weights.numel()
-        if judge is not None and not neutral and (not len(held_out) or not left):  # judged by weights that saw only the rest
+        if (
+            judge is not None and not neutral and (not len(held_out) or not left)
+        ):  # judged by weights that saw only the rest
             order = sorted(ridges, reverse=few)
             scores = judge.compare(value, _step(value, train, order, before))
             best = _first_good(scores, few)
@@ -208,22 +253,45 @@ def fit_linear(
 
 
 def _first_good(scores: Sequence[Tensor], few: bool) -> int:
-    """The first candidate that the best does not beat, be it that their difference is small or that it is uncertain."""
+    """The first candidate that the best does not beat, be it that their difference is small or that
+    it is uncertain.
+    """
     means = [float(score.mean()) for score in scores]
     least = min(range(len(means)), key=means.__getitem__)
     limit = means[least] * (_FEW_INDISTINCT if few else _INDISTINCT)
-    return next(j for j, score in enumerate(scores) if not means[j] > limit or not (few or clearly_less(scores[least], score)))
+    return next(
+        j
+        for j, score in enumerate(scores)
+        if not means[j] > limit or not (few or clearly_less(scores[least], score))
+    )
 
 
 def _longest(value: LinearValue, guard: Judge, before: Tensor, step: Tensor, worse: float) -> float:
-    """The largest share of a step that does not worsen the residual by the factor ``worse``, 0 if none."""
+    """The largest share of a step that does not worsen the residual by the factor ``worse``, 0 if
+    none.
+    """
     lengths = (1.0, 0.3, 0.1)
-    stay, *moved = guard.compare(value, [before, *(before + share * (step - before) for share in lengths)])
+    stay, *moved = guard.compare(
+        value, [before, *(before + share * (step - before) for share in lengths)]
+    )
     limit = worse * float(stay.mean())
-    return next((share for share, score in zip(lengths, moved, strict=True) if float(score.mean()) <= limit), 0.0)
+    return next(
+        (
+            share
+            for share, score in zip(lengths, moved, strict=True)
+            if float(score.mean()) <= limit
+        ),
+        0.0,
+    )
 
 
-def _step(value: LinearValue, system: System, ridges: Sequence[float], before: Tensor) -> list[Tensor]:
-    """Weights after one Gauss-Newton step from ``before``, which are the value's present ones, with each ridge."""
-    found = value.solve(system.matrix, system.gram, system.residual + system.matrix @ before.flatten(), ridges)
+def _step(
+    value: LinearValue, system: System, ridges: Sequence[float], before: Tensor
+) -> list[Tensor]:
+    """Weights after one Gauss-Newton step from ``before``, which are the value's present ones, with
+    each ridge.
+    """
+    found = value.solve(
+        system.matrix, system.gram, system.residual + system.matrix @ before.flatten(), ridges
+    )
     return [value.project(new.view_as(before)) for new in found]

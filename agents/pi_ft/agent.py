@@ -1,11 +1,13 @@
 """PI-FT: policy iteration for KL-regularised fine-tuning (Han, Razaviyayn and Xu 2025).
 
-The reward and the transition are known and, for all forms but one, differentiable. One iteration evaluates the present
-policy along its own paths and improves it towards the paper's fixed point (their eq. 35, in noise units),
+The reward and the transition are known and, for all forms but one, differentiable. One iteration
+evaluates the present policy along its own paths and improves it towards the paper's fixed point
+(their eq. 35, in noise units),
 
     a_k(x) = (1 / beta_k) E_W[ J_z^T grad V_{k+1}( F_k(x, a_k(x) + W) ) ].
 
-What the policy is and how it improves is its form: an ``IterationPolicy``, chosen by the agent's ``policy`` argument.
+What the policy is and how it improves is its form: an ``IterationPolicy``, chosen by the agent's
+``policy`` argument.
 """
 
 from __future__ import annotations
@@ -36,17 +38,20 @@ class PIFT(ProblemAgent):
     """Policy iteration by value gradients along the policy's own paths.
 
     Args:
-        policy: ``"MlpPolicy"`` fits the control to the update, ``"ValuePolicy"`` the value function; ``"PathwisePolicy"``,
-            ``"FittedPolicy"`` and ``"ScorePolicy"`` take gradient steps of the objective, the last two for black-box rewards;
-            ``"LinearPolicy"`` is linear in features, ``"FunctionalPolicy"`` fits value functions backwards in time,
-            ``"ExactPolicy"`` needs no fit; ``"LoraPolicy"``, ``"LoraValuePolicy"`` and ``"LoraScorePolicy"`` take the same
-            gradient steps with adapters of a diffusers pipeline's own network; or an ``IterationPolicy`` class.
-        env: an environment, a vector environment, a registered id, or a bare Problem whose transition and reward are
-            differentiable.
+        policy: ``"MlpPolicy"`` fits the control to the update, ``"ValuePolicy"`` the value
+            function; ``"PathwisePolicy"``, ``"FittedPolicy"`` and ``"ScorePolicy"`` take gradient
+            steps of the objective, the last two for black-box rewards; ``"LinearPolicy"`` is linear
+            in features, ``"FunctionalPolicy"`` fits value functions backwards in time,
+            ``"ExactPolicy"`` needs no fit; ``"LoraPolicy"``, ``"LoraValuePolicy"`` and
+            ``"LoraScorePolicy"`` take the same gradient steps with adapters of a diffusers
+            pipeline's own network; or an ``IterationPolicy`` class.
+        env: an environment, a vector environment, a registered id, or a bare Problem whose
+            transition and reward are differentiable.
         n_trajectories: paths of the current policy in each iteration; the form's default if absent.
         memory: iterations whose paths are kept for the regression.
-        damping: share of the way from the present control to the fixed-point update that one iteration goes. The full step
-            contracts only above a temperature of sigma^2 Lip(grad V); below it the damped one still does.
+        damping: share of the way from the present control to the fixed-point update that one
+            iteration goes. The full step contracts only above a temperature of sigma^2 Lip(grad V);
+            below it the damped one still does.
         max_gradient: longest sampled update at one step, in noise units.
         gradient_steps: of the regression, in each iteration.
         batch_size: observations in a gradient step.
@@ -60,14 +65,31 @@ class PIFT(ProblemAgent):
     policy_aliases: ClassVar[dict[str, Any]] = {
         form.__name__: form
         for form in (
-            *(MlpPolicy, ValuePolicy, PathwisePolicy, ScorePolicy, FittedPolicy, LinearPolicy, FunctionalPolicy, ExactPolicy),
+            *(
+                MlpPolicy,
+                ValuePolicy,
+                PathwisePolicy,
+                ScorePolicy,
+                FittedPolicy,
+                LinearPolicy,
+                FunctionalPolicy,
+                ExactPolicy,
+            ),
             *(LoraPolicy, LoraScorePolicy, LoraValuePolicy),
         )
     }
     policy: IterationPolicy
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
-        *("memory", "damping", "max_gradient", "gradient_steps", "batch_size", "averaging", "weight_decay"),
+        *(
+            "memory",
+            "damping",
+            "max_gradient",
+            "gradient_steps",
+            "batch_size",
+            "averaging",
+            "weight_decay",
+        ),
     )
 
     def __init__(
@@ -98,18 +120,27 @@ class PIFT(ProblemAgent):
         self.max_gradient = max_gradient
         self.damping = damping
         form = self.policy_aliases.get(policy, policy) if isinstance(policy, str) else policy
-        learning_rate = getattr(form, "learning_rate", None) if learning_rate is None else learning_rate
-        n_trajectories = getattr(form, "n_trajectories", 2) if n_trajectories is None else n_trajectories
+        learning_rate = (
+            getattr(form, "learning_rate", None) if learning_rate is None else learning_rate
+        )
+        n_trajectories = (
+            getattr(form, "n_trajectories", 2) if n_trajectories is None else n_trajectories
+        )
         kwargs.setdefault("anneal", getattr(form, "anneal", True))
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._contraction: tuple[Any, float | None] = None, None  # a problem, and what the theory promises there
+        self._contraction: tuple[Any, float | None] = (
+            None,
+            None,
+        )  # a problem, and what the theory promises there
         network = self.policy.network
         if network is not None:
             self.learner: nn.Module = copy.deepcopy(network) if self.policy.averaged else network
-            self.optimizer = torch.optim.AdamW(self.learner.parameters(), weight_decay=self.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                self.learner.parameters(), weight_decay=self.weight_decay
+            )
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
@@ -128,7 +159,9 @@ class PIFT(ProblemAgent):
         return self._n_updates
 
     def iterate(self) -> None:
-        """One policy iteration, by the form's own rule; the first on a problem compares its temperature to the guarantee."""
+        """One policy iteration, by the form's own rule; the first on a problem compares its
+        temperature to the guarantee.
+        """
         if self._contraction[0] is not self.problem:
             self._contraction = self.problem, self._guarantee()
         if self._contraction[1] is not None:
@@ -144,7 +177,9 @@ class PIFT(ProblemAgent):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _guarantee(self) -> float | None:
-        """The largest lambda_k, with a RegularityWarning unless below 1; None where nothing certified and finite is known."""
+        """The largest lambda_k, with a RegularityWarning unless below 1; None where nothing
+        certified and finite is known.
+        """
         problem, temperatures = self.problem, self.policy.temperatures
         exact = isinstance(problem, LinearQuadratic) and temperatures is None
         chain = None
@@ -155,12 +190,16 @@ class PIFT(ProblemAgent):
                 chain = linear_quadratic_chain(problem)
         except ValueError:
             return None  # a mixture or a reward without constants
-        if not exact and (chain is None or iterate_regularity(chain, self.policy.betas).rate == math.inf):
+        if not exact and (
+            chain is None or iterate_regularity(chain, self.policy.betas).rate == math.inf
+        ):
             return None
         return check_temperature(problem, temperatures=temperatures, chain=chain)
 
     def descend(self, loss: Tensor) -> None:
-        """One step of the learner down the gradient of a loss; the policy's network follows as the average."""
+        """One step of the learner down the gradient of a loss; the policy's network follows as the
+        average.
+        """
         descend(loss, self.learner, self.optimizer, self.policy.network, self.averaging)
         self._losses.append(loss.detach())
         self._n_updates += 1

@@ -1,16 +1,20 @@
-"""PI-FT in closed form (Algorithm 1 of Han, Razaviyayn and Xu 2025): nothing is sampled and nothing is fitted.
+"""PI-FT in closed form (Algorithm 1 of Han, Razaviyayn and Xu 2025): nothing is sampled and nothing
+is fitted.
 
 Backwards from ``V_T = y``, with inner iterations from ``a^(0) = 0``,
 
-    a_k^(m+1)(x) = (1 / beta_k) E_W[ J_z^T grad V_{k+1}(F_k(x, a_k^(m)(x) + W)) ],                              (35)
-    V_k(x) = r_k(x) + E_W[ V_{k+1}(F_k(x, a_k(x) + W)) ] - beta_k |a_k(x)|^2 / 2,    a_k = a_k^(m_k).           (36)
+    a_k^(m+1)(x) = (1 / beta_k) E_W[ J_z^T grad V_{k+1}(F_k(x, a_k^(m)(x) + W)) ],
+    (35) V_k(x) = r_k(x) + E_W[ V_{k+1}(F_k(x, a_k(x) + W)) ] - beta_k |a_k(x)|^2 / 2,    a_k =
+    a_k^(m_k).           (36)
 
-On linear-quadratic chains the V are quadratics, the a are affine and every step is matrix algebra (``iterate_quadratics``).
-With one state and one noise the functions live on a grid (``iterate_grid``). Both return every inner iterate, so that the
-contraction can be measured: with V_{k+1} fixed, ``|a^(m+1) - a^(m)| <= lambda_k |a^(m) - a^(m-1)|``, lambda_k the Lipschitz
-constant of ``J_z^T grad V_{k+1}`` in z over beta_k.
+On linear-quadratic chains the V are quadratics, the a are affine and every step is matrix algebra
+(``iterate_quadratics``). With one state and one noise the functions live on a grid
+(``iterate_grid``). Both return every inner iterate, so that the contraction can be measured: with
+V_{k+1} fixed, ``|a^(m+1) - a^(m)| <= lambda_k |a^(m) - a^(m-1)|``, lambda_k the Lipschitz constant
+of ``J_z^T grad V_{k+1}`` in z over beta_k.
 
-``riccati_limit`` is what the Euler-Maruyama chains of a linear-quadratic diffusion tend to (their eq. 78-79).
+``riccati_limit`` is what the Euler-Maruyama chains of a linear-quadratic diffusion tend to (their
+eq. 78-79).
 """
 
 from __future__ import annotations
@@ -34,9 +38,13 @@ from .form import Iteration, IterationPolicy
 
 def per_step(name: str, value: float | Sequence[float] | Tensor, horizon: int) -> list[float]:
     """``value`` as ``horizon`` positive numbers, one a step; a single number is repeated."""
-    numbers = [float(value)] * horizon if isinstance(value, (int, float)) else [float(v) for v in value]
+    numbers = (
+        [float(value)] * horizon if isinstance(value, (int, float)) else [float(v) for v in value]
+    )
     if len(numbers) != horizon:
-        raise ValueError(f"{name} must be one number or {horizon} of them, one a step; got {len(numbers)}")
+        raise ValueError(
+            f"{name} must be one number or {horizon} of them, one a step; got {len(numbers)}"
+        )
     for number in numbers:
         check_positive(name, number)
     return numbers
@@ -44,36 +52,48 @@ def per_step(name: str, value: float | Sequence[float] | Tensor, horizon: int) -
 
 def _counts(value: int | Sequence[int], horizon: int) -> list[int]:
     counts = [value] * horizon if isinstance(value, int) else list(value)
-    if len(counts) != horizon or any(isinstance(m, bool) or not isinstance(m, int) or m < 0 for m in counts):
-        raise ValueError(f"iterations must be an integer of at least 0, or {horizon} of them; got {value!r}")
+    if len(counts) != horizon or any(
+        isinstance(m, bool) or not isinstance(m, int) or m < 0 for m in counts
+    ):
+        raise ValueError(
+            f"iterations must be an integer of at least 0, or {horizon} of them; got {value!r}"
+        )
     return counts
 
 
-# --- linear-quadratic chains ------------------------------------------------------------------------------------------
+# --- linear-quadratic chains
 
 
 class Affine(NamedTuple):
-    """The inner iterates of one step's control, ``a^(m)(x) = gain[m] x + shift[m]`` for ``m = 0..m_k``."""
+    """The inner iterates of one step's control, ``a^(m)(x) = gain[m] x + shift[m]`` for ``m =
+    0..m_k``.
+    """
 
     gain: Tensor  # (m_k + 1, m, d)
     shift: Tensor  # (m_k + 1, m)
 
 
 class QuadraticIterates(NamedTuple):
-    """What Algorithm 1 computes on a linear-quadratic chain; ``V_k(x) = -x^T matrix x / 2 + slope^T x + constant``."""
+    """What Algorithm 1 computes on a linear-quadratic chain; ``V_k(x) = -x^T matrix x / 2 + slope^T
+    x + constant``.
+    """
 
     matrix: Tensor  # (T + 1, d, d)
     slope: Tensor  # (T + 1, d)
     constant: Tensor  # (T + 1,)
     gain: Tensor  # of the last inner iterate, a_k(x) = gain x + shift, (T, m, d)
     shift: Tensor  # (T, m)
-    inner: tuple[Affine, ...]  # of each step all inner iterates, towards the best response to V_{k+1}
+    inner: tuple[
+        Affine, ...
+    ]  # of each step all inner iterates, towards the best response to V_{k+1}
     contraction: Tensor  # lambda_k = |C_k^T P_{k+1} C_k| / beta_k, (T,)
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The last iterate at states ``(n, d)``, ``(n, m)``."""
         gain = self.gain[k].to(x)
-        return torch.einsum("nd,md->nm" if gain.dim() == 2 else "nd,nmd->nm", x, gain) + self.shift[k].to(x)
+        return torch.einsum("nd,md->nm" if gain.dim() == 2 else "nd,nmd->nm", x, gain) + self.shift[
+            k
+        ].to(x)
 
     def value(self, k: int | Tensor, x: Tensor) -> Tensor:
         """``V_k`` at states ``(n, d)``, ``(n,)``."""
@@ -83,11 +103,15 @@ class QuadraticIterates(NamedTuple):
 
     def to(self, device: torch.device) -> QuadraticIterates:
         """A copy whose control and values are on ``device``; the inner iterates stay."""
-        return self._replace(**{name: getattr(self, name).to(device) for name in self._fields if name != "inner"})
+        return self._replace(
+            **{name: getattr(self, name).to(device) for name in self._fields if name != "inner"}
+        )
 
 
 def iterate_quadratics(
-    problem: LinearQuadratic, iterations: int | Sequence[int], temperatures: float | Sequence[float] | Tensor | None = None
+    problem: LinearQuadratic,
+    iterations: int | Sequence[int],
+    temperatures: float | Sequence[float] | Tensor | None = None,
 ) -> QuadraticIterates:
     """Algorithm 1 on a linear-quadratic chain, in float64 on the CPU.
 
@@ -97,17 +121,26 @@ def iterate_quadratics(
         temperatures: beta_k, one number or one a step; the problem's if absent.
 
     Raises:
-        ValueError: wrong ``iterations`` or ``temperatures``, or these so low that iterates have overflowed.
+        ValueError: wrong ``iterations`` or ``temperatures``, or these so low that iterates have
+            overflowed.
     """
     T = problem.horizon
-    betas = per_step("temperatures", problem.temperature if temperatures is None else temperatures, T)
+    betas = per_step(
+        "temperatures", problem.temperature if temperatures is None else temperatures, T
+    )
     counts = _counts(iterations, T)
     target = problem.target.double().cpu()
     P = problem.terminal_matrix.double().cpu()
     p = P @ target + problem.terminal_slope.double().cpu()
     c = -0.5 * target @ P @ target
     values, inner, contraction = [(P, p, c)], [], []
-    chain = (problem.drift_matrix, problem.offset, problem.noise_matrix, problem.running_matrix, problem.running_slope)
+    chain = (
+        problem.drift_matrix,
+        problem.offset,
+        problem.noise_matrix,
+        problem.running_matrix,
+        problem.running_slope,
+    )
     for k in reversed(range(T)):
         A, b, C, R, q = (table[k].double().cpu() for table in chain)
         beta, M = betas[k], C.T @ P @ C
@@ -118,7 +151,10 @@ def iterate_quadratics(
             shifts.append((C.T @ (p - P @ b) - M @ shifts[-1]) / beta)
         inner.append(Affine(torch.stack(gains), torch.stack(shifts)))
         if not (torch.isfinite(M).all() and torch.isfinite(inner[-1].gain).all()):
-            raise ValueError(f"temperatures must be large enough for policy iteration to converge; it diverged at step {k}")
+            raise ValueError(
+                "temperatures must be large enough for policy iteration to converge; it diverged"
+                f" at step {k}"
+            )
         contraction.append(torch.linalg.matrix_norm(M, 2) / beta)
         K, s = gains[-1], shifts[-1]
         closed, mean = A + C @ K, b + C @ s
@@ -129,12 +165,16 @@ def iterate_quadratics(
         values.append((P, p, c))
     matrix, slope, constant = (torch.stack(column[::-1]) for column in zip(*values, strict=True))
     inner, factors = inner[::-1], torch.stack(contraction[::-1])
-    gain, shift = (torch.stack([iterates[-1] for iterates in column]) for column in zip(*inner, strict=True))
+    gain, shift = (
+        torch.stack([iterates[-1] for iterates in column]) for column in zip(*inner, strict=True)
+    )
     return QuadraticIterates(matrix, slope, constant, gain, shift, tuple(inner), factors)
 
 
 class RiccatiLimit(NamedTuple):
-    """``V(0, x) = -x^T matrix x / 2 + slope^T x + constant`` and ``u*(0, x) = gain x + shift`` in continuous time."""
+    """``V(0, x) = -x^T matrix x / 2 + slope^T x + constant`` and ``u*(0, x) = gain x + shift`` in
+    continuous time.
+    """
 
     matrix: Tensor  # (d, d)
     slope: Tensor  # (d,)
@@ -155,10 +195,12 @@ def riccati_limit(
     running_slope: Tensor,
     terminal_slope: Tensor,
 ) -> RiccatiLimit:
-    """The optimum at time 0 of ``dX = (A X + c) dt + G (u dt + dB)``, in float64; arguments as ``ornstein_uhlenbeck``'s.
+    """The optimum at time 0 of ``dX = (A X + c) dt + G (u dt + dB)``, in float64; arguments as
+    ``ornstein_uhlenbeck``'s.
 
-    Han et al., eq. (78)-(79), in the notation of a control-affine diffusion: ``u* = G^T grad V / beta`` and
-    ``d_t V + (A x + c) . grad V + Tr(G G^T D^2 V) / 2 + |G^T grad V|^2 / (2 beta) + r = 0``. For quadratics,
+    Han et al., eq. (78)-(79), in the notation of a control-affine diffusion: ``u* = G^T grad V /
+    beta`` and ``d_t V + (A x + c) . grad V + Tr(G G^T D^2 V) / 2 + |G^T grad V|^2 / (2 beta) + r =
+    0``. For quadratics,
 
         -dP/dt = A^T P + P A + R - P G G^T P / beta,    -dp/dt = (A - G G^T P / beta)^T p - P c + q,
         -dc/dt = c . p + |G^T p|^2 / (2 beta) - Tr(G G^T P) / 2.
@@ -168,7 +210,15 @@ def riccati_limit(
     """
     A, G, R, Q, b, q, slope = (
         torch.as_tensor(t, dtype=torch.float64).numpy()
-        for t in (drift_matrix, control_matrix, running_matrix, terminal_matrix, offset, running_slope, terminal_slope)
+        for t in (
+            drift_matrix,
+            control_matrix,
+            running_matrix,
+            terminal_matrix,
+            offset,
+            running_slope,
+            terminal_slope,
+        )
     )
     d, push = len(A), G @ G.T
 
@@ -176,7 +226,9 @@ def riccati_limit(
         P, p = state[: d * d].reshape(d, d), state[d * d : -1]
         along = A - push @ P / temperature
         constant = b @ p + ((G.T @ p) ** 2).sum() / (2 * temperature) - 0.5 * (push * P).sum()
-        return np.concatenate([(A.T @ P + P @ along + R).ravel(), along.T @ p - P @ b + q, [constant]])
+        return np.concatenate(
+            [(A.T @ P + P @ along + R).ravel(), along.T @ p - P @ b + q, [constant]]
+        )
 
     def explodes(_: float, state: Any) -> float:
         return 1e12 - float(np.abs(state).max())
@@ -184,16 +236,20 @@ def riccati_limit(
     explodes.terminal = True  # type: ignore[attr-defined]
     start = np.concatenate([Q.ravel(), slope, [0.0]])
     span = (0.0, duration)
-    solution = solve_ivp(backwards, span, start, method="DOP853", rtol=1e-12, atol=1e-13, events=explodes)
+    solution = solve_ivp(
+        backwards, span, start, method="DOP853", rtol=1e-12, atol=1e-13, events=explodes
+    )
     if solution.status:
-        raise ValueError(f"temperature must be large enough for a finite value; got {temperature!r}")
+        raise ValueError(
+            f"temperature must be large enough for a finite value; got {temperature!r}"
+        )
     end = torch.as_tensor(solution.y[:, -1])
     P, p = end[: d * d].view(d, d), end[d * d : -1]
     pull = torch.as_tensor(G).T / temperature
     return RiccatiLimit(P, p, end[-1], -pull @ P, pull @ p)
 
 
-# --- one state and one noise: a grid ----------------------------------------------------------------------------------
+# --- one state and one noise: a grid
 
 
 class GridIterates(NamedTuple):
@@ -233,11 +289,12 @@ def iterate_grid(
 ) -> GridIterates:
     """Algorithm 1 on the grid of ``envs.grid.solve``; arguments as there, for one chain.
 
-    By Stein's identity (35) is ``a^(m+1) = E_W[W V_{k+1}(F_k(x, a^(m) + W))] / beta_k``: no derivative is taken, and F need
-    not have one. Expectations are sums over ``normal_nodes``.
+    By Stein's identity (35) is ``a^(m+1) = E_W[W V_{k+1}(F_k(x, a^(m) + W))] / beta_k``: no
+    derivative is taken, and F need not have one. Expectations are sums over ``normal_nodes``.
 
     Args:
-        transition: ``F(k, x, z) -> x'``, elementwise, x ``(1, nodes, 1)`` and z ``(1, nodes, noises)``.
+        transition: ``F(k, x, z) -> x'``, elementwise, x ``(1, nodes, 1)`` and z ``(1, nodes,
+            noises)``.
         terminal_reward: ``y(x)``, elementwise.
         horizon: number of steps T.
         iterations: inner iterations m_k, one number or one a step.
@@ -262,7 +319,9 @@ def iterate_grid(
     for k in reversed(range(horizon)):
         iterates = [torch.zeros_like(x)]
         for _ in range(counts[k]):
-            iterates.append(ahead(transition(k, x[..., None], iterates[-1][..., None] + z)) @ slope / betas[k])
+            iterates.append(
+                ahead(transition(k, x[..., None], iterates[-1][..., None] + z)) @ slope / betas[k]
+            )
         a = iterates[-1]
         reward = 0.0 if running_reward is None else running_reward(k, x)
         expected = ahead(transition(k, x[..., None], a[..., None] + z)) @ weight
@@ -271,7 +330,9 @@ def iterate_grid(
         ahead = partial(Interpolant(lower, step, values[-1]), 0)
     inner = inner[::-1]
     value, control = torch.cat(values[::-1]), torch.stack([iterates[-1] for iterates in inner])
-    return GridIterates(x[0], Interpolant(lower, step, value), Interpolant(lower, step, control), tuple(inner))
+    return GridIterates(
+        x[0], Interpolant(lower, step, value), Interpolant(lower, step, control), tuple(inner)
+    )
 
 
 def grid_of(problem: Problem, iterations: int | Sequence[int], **settings: Any) -> GridIterates:
@@ -280,8 +341,8 @@ def grid_of(problem: Problem, iterations: int | Sequence[int], **settings: Any) 
     Args:
         problem: ``state_shape`` and ``noise_shape`` must both be ``(1,)``.
         iterations: inner iterations m_k, one number or one a step.
-        settings: other arguments of ``iterate_grid``; where absent, temperatures are the problem's and the ends are as far
-            beyond those of 1,000 uncontrolled paths as these range.
+        settings: other arguments of ``iterate_grid``; where absent, temperatures are the problem's
+            and the ends are as far beyond those of 1,000 uncontrolled paths as these range.
 
     Raises:
         ValueError: the problem has more than one state or noise.
@@ -311,10 +372,11 @@ def grid_of(problem: Problem, iterations: int | Sequence[int], **settings: Any) 
 
 
 class ExactPolicy(IterationPolicy):
-    """Exact PI-FT: after n policy iterations, Algorithm 1 with ``m_k = n``; starts at the uncontrolled process.
+    """Exact PI-FT: after n policy iterations, Algorithm 1 with ``m_k = n``; starts at the
+    uncontrolled process.
 
-    Linear-quadratic chains are solved with matrices, problems with one state and one noise on a grid. A checkpoint holds the
-    number of iterations, from which everything follows.
+    Linear-quadratic chains are solved with matrices, problems with one state and one noise on a
+    grid. A checkpoint holds the number of iterations, from which everything follows.
 
     Args:
         temperatures: see IterationPolicy.
@@ -350,7 +412,9 @@ class ExactPolicy(IterationPolicy):
         count = int(self.iterations)
         if self._solved is None or self._solved[0] != count:
             if isinstance(self.problem, LinearQuadratic):
-                solved: QuadraticIterates | GridIterates = iterate_quadratics(self.problem, count, self.betas)
+                solved: QuadraticIterates | GridIterates = iterate_quadratics(
+                    self.problem, count, self.betas
+                )
             else:
                 solved = grid_of(self.problem, count, temperatures=self.betas, **self.grid)
             self._solved = count, solved.to(device_of(self.problem))
@@ -365,5 +429,12 @@ class ExactPolicy(IterationPolicy):
         paths = agent.collect(self.control)
         self.iterations += 1
         states = paths.states[:-1].unbind(0)
-        change = torch.stack([self.control(k, x) - a for k, (x, a) in enumerate(zip(states, paths.controls, strict=True))])
-        agent.logger.record("train/control_change", float(change.square().flatten(2).sum((0, 2)).mean().sqrt()))
+        change = torch.stack(
+            [
+                self.control(k, x) - a
+                for k, (x, a) in enumerate(zip(states, paths.controls, strict=True))
+            ]
+        )
+        agent.logger.record(
+            "train/control_change", float(change.square().flatten(2).sum((0, 2)).mean().sqrt())
+        )

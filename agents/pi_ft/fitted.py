@@ -1,4 +1,6 @@
-"""Forms of PI-FT that fit a network to what one iteration's paths say: to the improved control, or to the value function."""
+"""Forms of PI-FT that fit a network to what one iteration's paths say: to the improved control, or
+to the value function.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ from .value_gradients import ValueGradients, gains, value_gradients
 
 
 class Evaluation(NamedTuple):
-    """Regression data from one iteration, one row an observed (k, x); everything in units of the temperature."""
+    """Regression data from one iteration, one row an observed (k, x); everything in units of the
+    temperature.
+    """
 
     k: Tensor  # (N,) from 0 to T
     inputs: Tensor  # (N, p): what the policy's network takes
-    improved: Tensor  # (N, noise size): sampled right-hand side of the fixed-point update; zero at k = T
+    improved: (
+        Tensor  # (N, noise size): sampled right-hand side of the fixed-point update; zero at k = T
+    )
     value: Tensor  # (N,): sampled return-to-go
     gradient: Tensor  # (N, state size): its sampled gradient
 
@@ -62,10 +68,14 @@ class FittedPolicy(IterationPolicy):
         agent.logger.record("train/gradient_norm", float(step.mean(1).square().sum().sqrt()))
         every = Evaluation(*(torch.cat(parts) for parts in zip(*self.recent, strict=True)))
         for _ in range(agent.gradient_steps):
-            row = torch.randint(len(every.k), (agent.batch_size,), generator=agent.generator, device=agent.device)
+            row = torch.randint(
+                len(every.k), (agent.batch_size,), generator=agent.generator, device=agent.device
+            )
             agent.descend(self.loss(agent.learner, Evaluation(*(part[row] for part in every))))
 
-    def evaluate(self, agent: Iteration, paths: Trajectories, gradients: ValueGradients) -> Evaluation:
+    def evaluate(
+        self, agent: Iteration, paths: Trajectories, gradients: ValueGradients
+    ) -> Evaluation:
         """Paths and their value gradients as regression data."""
         horizon, n = self.problem.horizon, paths.states.shape[1]
         with torch.no_grad():
@@ -74,7 +84,12 @@ class FittedPolicy(IterationPolicy):
         update = (gradients.by_noise / self.prices(paths)).flatten(0, 1).flatten(1)
         update = update * (agent.max_gradient / update.norm(dim=1, keepdim=True)).clamp(max=1)
         improved = control + agent.damping * (update - control)
-        to_go = torch.cat([gains(paths, self.betas), paths.terminal_reward[None]]).flip(0).cumsum(0).flip(0)
+        to_go = (
+            torch.cat([gains(paths, self.betas), paths.terminal_reward[None]])
+            .flip(0)
+            .cumsum(0)
+            .flip(0)
+        )
         beta = self.problem.temperature
         return Evaluation(
             torch.arange(horizon + 1, device=inputs.device).repeat_interleave(n),
@@ -86,7 +101,9 @@ class FittedPolicy(IterationPolicy):
 
 
 class MlpPolicy(NetworkControl, FittedPolicy):
-    """The control as a network, fitted to the damped fixed-point update; arguments: ``NetworkControl``'s."""
+    """The control as a network, fitted to the damped fixed-point update; arguments:
+    ``NetworkControl``'s.
+    """
 
     def start(self, data: Evaluation) -> None:
         """Take units from the first data."""
@@ -100,9 +117,11 @@ class MlpPolicy(NetworkControl, FittedPolicy):
 
 
 class ValuePolicy(FittedPolicy):
-    """The value function as a network, fitted to sampled returns and their gradients (Algorithm 1 with fitted values).
+    """The value function as a network, fitted to sampled returns and their gradients (Algorithm 1
+    with fitted values).
 
-    The control is ``iterations`` rounds of the fixed-point update from zero, the expectation over antithetic noise pairs.
+    The control is ``iterations`` rounds of the fixed-point update from zero, the expectation over
+    antithetic noise pairs.
 
     Args:
         hidden: widths of the hidden layers.
@@ -122,7 +141,9 @@ class ValuePolicy(FittedPolicy):
         gradient_weight: float = 1.0,
     ) -> None:
         super().__init__(observation_space, action_space, problem)
-        self.network = NeuralValue(torch.Size(problem.state_shape).numel(), problem.horizon, hidden, members=1)
+        self.network = NeuralValue(
+            torch.Size(problem.state_shape).numel(), problem.horizon, hidden, members=1
+        )
         self.iterations, self.gradient_weight = iterations, gradient_weight
         # fixed and the same for every state: the policy is a function, and costs no random numbers
         half = torch.randn(draws, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
@@ -152,8 +173,12 @@ class ValuePolicy(FittedPolicy):
                 z = a.repeat(copies, *[1] * (a.dim() - 1)) + noise
                 if not z.requires_grad:
                     z.requires_grad_()
-                value = self.network(steps + 1, self.inputs(steps + 1, self.problem.transition(steps, many, z)))
-                (update,) = torch.autograd.grad(value.sum(), z, create_graph=grad and x.requires_grad)
+                value = self.network(
+                    steps + 1, self.inputs(steps + 1, self.problem.transition(steps, many, z))
+                )
+                (update,) = torch.autograd.grad(
+                    value.sum(), z, create_graph=grad and x.requires_grad
+                )
             a = update.view(copies, *a.shape).mean(0).clamp(-self.action_bound, self.action_bound)
         return a
 

@@ -1,4 +1,6 @@
-"""The seam between PIFT and its forms: a control that knows how to do one policy iteration on itself."""
+"""The seam between PIFT and its forms: a control that knows how to do one policy iteration on
+itself.
+"""
 
 from __future__ import annotations
 
@@ -60,15 +62,17 @@ class IterationPolicy(ControlPolicy):
         observation_space: of the environment.
         action_space: of the environment; its bound is the control's.
         problem: what the control steers.
-        temperatures: price of one nat of KL at each step, the paper's beta_k: the form then maximises
-            ``E[sum_k r_k + y] - E[sum_k beta_k |a_k|^2 / 2]``, while environment and scores go on with the problem's own
-            temperature. One number or ``horizon`` of them; the problem's own if absent.
+        temperatures: price of one nat of KL at each step, the paper's beta_k: the form then
+            maximises ``E[sum_k r_k + y] - E[sum_k beta_k |a_k|^2 / 2]``, while environment and
+            scores go on with the problem's own temperature. One number or ``horizon`` of them; the
+            problem's own if absent.
 
     Raises:
         ValueError: ``temperatures`` are not one or ``horizon`` positive numbers.
     """
 
-    #: Whether the acting network is the average of the one that gradient steps move, or that one itself.
+    #: Whether the acting network is the average of the one that gradient steps move, or that one
+    #: itself.
     averaged: ClassVar[bool] = False
     n_trajectories: ClassVar[int] = 50  #: the agent's, unless it is told otherwise
     learning_rate: ClassVar[float] = 2e-3  #: likewise
@@ -84,10 +88,14 @@ class IterationPolicy(ControlPolicy):
         super().__init__(observation_space, action_space, problem)
         self.temperatures = temperatures
         if len(self.betas) != problem.horizon:
-            raise ValueError(f"temperatures must be one number or {problem.horizon}, one a step; got {len(self.betas)}")
+            raise ValueError(
+                f"temperatures must be one number or {problem.horizon}, one a step; got"
+                f" {len(self.betas)}"
+            )
         for beta in self.betas:
             check_positive("temperatures", beta)
-        #: The module that gradient steps train, if the form has one (see ``PIFT.descend`` and ``PIFT.ascend``).
+        #: The module that gradient steps train, if the form has one (see ``PIFT.descend`` and
+        #: ``PIFT.ascend``).
         self.network: Any = None
 
     @property
@@ -102,7 +110,9 @@ class IterationPolicy(ControlPolicy):
 
     @abstractmethod
     def improve(self, agent: Iteration) -> None:
-        """One policy iteration: sample with ``agent.collect``, improve this control, record with ``agent.logger``."""
+        """One policy iteration: sample with ``agent.collect``, improve this control, record with
+        ``agent.logger``.
+        """
 
     def forget(self) -> None:
         """Drop what belongs to another problem; the agent calls it when its environment changes."""
@@ -114,7 +124,8 @@ def some_states(problem: Problem) -> Tensor:
 
 
 class NetworkControl(IterationPolicy):
-    """The control as a network of the encoded state (the terminal estimate, where the problem offers one) and the time.
+    """The control as a network of the encoded state (the terminal estimate, where the problem
+    offers one) and the time.
 
     Args:
         observation_space: of the environment.
@@ -139,14 +150,18 @@ class NetworkControl(IterationPolicy):
             n_inputs = self.inputs(0, some_states(problem)).shape[1]
         n_time = time_features(torch.zeros(1), 1).shape[1]
         self.standardise = Standardise(n_inputs)
-        self.network = EnsembleMLP(n_inputs + n_time, torch.Size(problem.noise_shape).numel(), hidden, members=1)
+        self.network = EnsembleMLP(
+            n_inputs + n_time, torch.Size(problem.noise_shape).numel(), hidden, members=1
+        )
 
     def inputs(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The encoded state, ``(n, p)``."""
         return encode(self.problem, k, x).float()
 
     def output(self, network: Any, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """The control that ``network`` gives at encoded states ``(n, p)``, before its bound, ``(n, noise size)``."""
+        """The control that ``network`` gives at encoded states ``(n, p)``, before its bound, ``(n,
+        noise size)``.
+        """
         time = time_features(torch.as_tensor(k / self.problem.horizon).to(inputs), len(inputs))
         return network(torch.cat([self.standardise(inputs), time], 1))[0]
 

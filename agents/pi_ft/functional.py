@@ -1,13 +1,16 @@
-"""Functional PI-FT: Algorithm 1 of Han, Razaviyayn and Xu (2025) with value functions fitted by regression.
+"""Functional PI-FT: Algorithm 1 of Han, Razaviyayn and Xu (2025) with value functions fitted by
+regression.
 
-One policy iteration goes backwards through time once. At step k, on states that the present policy and the uncontrolled
-process visit, ``V_{k+1}`` gives a control by the fixed-point update (35) and, through it, values and gradients of ``V_k`` by
-the backup (36); a network is then fitted to both. No sampled return enters: the noise of a target is that of one step, and
-pairs of opposite draws remove its first order.
+One policy iteration goes backwards through time once. At step k, on states that the present policy
+and the uncontrolled process visit, ``V_{k+1}`` gives a control by the fixed-point update (35) and,
+through it, values and gradients of ``V_k`` by the backup (36); a network is then fitted to both. No
+sampled return enters: the noise of a target is that of one step, and pairs of opposite draws remove
+its first order.
 
-There is one network a step. Its values span one step's range, it can be as small as V_k is simple, and its neighbour, one step
-later, is almost the answer to start from; one network of state and time would have to unlearn no step while it fits another,
-which takes updates that go through all of them.
+There is one network a step. Its values span one step's range, it can be as small as V_k is simple,
+and its neighbour, one step later, is almost the answer to start from; one network of state and time
+would have to unlearn no step while it fits another, which takes updates that go through all of
+them.
 """
 
 from __future__ import annotations
@@ -58,7 +61,14 @@ class StepValue(nn.Module):
 
     @torch.no_grad()
     def solve(
-        self, x: Tensor, value: Tensor, gradient: Tensor, share: Tensor, directions: Tensor, weight: float, ridge: float = 1e-6
+        self,
+        x: Tensor,
+        value: Tensor,
+        gradient: Tensor,
+        share: Tensor,
+        directions: Tensor,
+        weight: float,
+        ridge: float = 1e-6,
     ) -> None:
         """Put the last layer at the minimum of the Sobolev loss, by least squares in float64.
 
@@ -76,10 +86,15 @@ class StepValue(nn.Module):
         target = ((value - self.offset) / self.scale).double() * root
         matrix, vector = table.T @ table, table.T @ target
         for direction in directions:
-            slope = torch.func.jvp(self.features, (x,), (direction.expand_as(x),))[1].double() * root[:, None]
+            slope = (
+                torch.func.jvp(self.features, (x,), (direction.expand_as(x),))[1].double()
+                * root[:, None]
+            )
             wanted = (gradient @ direction / self.scale).double() * root
             matrix, vector = matrix + weight * slope.T @ slope, vector + weight * slope.T @ wanted
-        matrix = matrix + ridge * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        matrix = matrix + ridge * matrix.diagonal().mean() * torch.eye(
+            len(matrix), dtype=matrix.dtype, device=matrix.device
+        )
         found = torch.linalg.solve(matrix, vector).float()
         self.network.weights[-1].copy_(found[None, :-1, None])
         self.network.biases[-1].copy_(found[None, None, -1:])
@@ -95,26 +110,31 @@ class Backup(NamedTuple):
 
     value: Tensor  # V_k (n,)
     gradient: Tensor  # its gradient (n, *state_shape)
-    contraction: Tensor  # |change of the update| / |change of the control| in the first inner iteration, (n,)
+    # |change of the update| / |change of the control| in the first inner iteration, (n,)
+    contraction: Tensor
 
 
 class FunctionalPolicy(IterationPolicy):
     """Policy iteration with one fitted value function a step; of ``PIFT``'s settings it uses
 
-    ``n_trajectories`` paths of the present policy and as many uncontrolled ones, ``gradient_steps`` of ``batch_size`` states at
-    each of the T steps, and ``learning_rate``, which falls to zero within a step.
+    ``n_trajectories`` paths of the present policy and as many uncontrolled ones, ``gradient_steps``
+    of ``batch_size`` states at each of the T steps, and ``learning_rate``, which falls to zero
+    within a step.
 
-    Gradients of targets treat the control as a constant: exact at the fixed point (the envelope theorem), and off by what the
-    inner iterations leave, ``(1 - damping)^m_k`` of the control where lambda is small, which adds up over the steps. The
-    control of a state is computed from ``V_{k+1}`` whenever it is asked for.
+    Gradients of targets treat the control as a constant: exact at the fixed point (the envelope
+    theorem), and off by what the inner iterations leave, ``(1 - damping)^m_k`` of the control where
+    lambda is small, which adds up over the steps. The control of a state is computed from
+    ``V_{k+1}`` whenever it is asked for.
 
     Args:
         hidden: widths of the hidden layers.
         iterations: m_k, inner iterations from ``a = 0``.
-        damping: share of the way to the update that an inner iteration goes. The paper's is 1; below, iterations converge also
-            where lambda is not below 1, as long as it is the concave directions in which it is not.
+        damping: share of the way to the update that an inner iteration goes. The paper's is 1;
+            below, iterations converge also where lambda is not below 1, as long as it is the
+            concave directions in which it is not.
         draws: antithetic pairs of noise in a target.
-        control_draws: antithetic pairs of noise in a control, orthogonal and the same for every state.
+        control_draws: antithetic pairs of noise in a control, orthogonal and the same for every
+            state.
         gradient_weight: of the gradients' square error against the values'.
         temperatures: see IterationPolicy.
     """
@@ -140,8 +160,15 @@ class FunctionalPolicy(IterationPolicy):
         check_range("damping", damping, 0, 1)
         check_whole("draws", draws, 1)
         check_whole("control_draws", control_draws, 1)
-        self.iterations, self.damping, self.draws, self.gradient_weight = iterations, damping, draws, gradient_weight
-        n_inputs, n_noises = (int(torch.Size(shape).numel()) for shape in (problem.state_shape, problem.noise_shape))
+        self.iterations, self.damping, self.draws, self.gradient_weight = (
+            iterations,
+            damping,
+            draws,
+            gradient_weight,
+        )
+        n_inputs, n_noises = (
+            int(torch.Size(shape).numel()) for shape in (problem.state_shape, problem.noise_shape)
+        )
         #: V_1 .. V_{T-1}; V_T is the reward itself, and no control needs V_0.
         self.values = nn.ModuleList(StepValue(n_inputs, hidden) for _ in range(problem.horizon - 1))
         generator = torch.Generator().manual_seed(1)
@@ -149,14 +176,20 @@ class FunctionalPolicy(IterationPolicy):
             torch.linalg.qr(torch.randn(n_noises, n_noises, generator=generator)).Q
             for _ in range(math.ceil(control_draws / n_noises))
         ]
-        half = torch.cat(blocks)[:control_draws].reshape(-1, *problem.noise_shape) * math.sqrt(n_noises)
+        half = torch.cat(blocks)[:control_draws].reshape(-1, *problem.noise_shape) * math.sqrt(
+            n_noises
+        )
         self.register_buffer("noise", torch.cat([half, -half])[:, None])
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ControlPolicy."""
         if isinstance(k, int):
-            return self._improved(k, x, self.noise.to(x))[0] if self.fitted else x.new_zeros(len(x), *self.problem.noise_shape)
+            return (
+                self._improved(k, x, self.noise.to(x))[0]
+                if self.fitted
+                else x.new_zeros(len(x), *self.problem.noise_shape)
+            )
         a = x.new_zeros(len(x), *self.problem.noise_shape)
         for step in k.unique().tolist():
             a[k == step] = self.control(step, x[k == step])
@@ -169,12 +202,20 @@ class FunctionalPolicy(IterationPolicy):
         return self.betas[k] * self.values[k - 1](x)
 
     def _ahead(self, k: int, x: Tensor, z: Tensor) -> Tensor:
-        """Mean of ``V_{k+1}(F_k(x, z))`` over the first dimension of z ``(draws, n, *noise_shape)``, ``(n,)``."""
+        """Mean of ``V_{k+1}(F_k(x, z))`` over the first dimension of z ``(draws, n,
+        *noise_shape)``, ``(n,)``.
+        """
         many = x.expand(len(z), *x.shape).flatten(0, 1)
-        return self.value(k + 1, self.problem.transition(k, many, z.flatten(0, 1))).view(len(z), -1).mean(0)
+        return (
+            self.value(k + 1, self.problem.transition(k, many, z.flatten(0, 1)))
+            .view(len(z), -1)
+            .mean(0)
+        )
 
     def _improved(self, k: int, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Inner iterations of (35), within the action bound, and the contraction of the first; see Backup."""
+        """Inner iterations of (35), within the action bound, and the contraction of the first; see
+        Backup.
+        """
         a = x.new_zeros(len(x), *self.problem.noise_shape)
         controls, updates = [], []
         for _ in range(self.iterations):
@@ -187,11 +228,16 @@ class FunctionalPolicy(IterationPolicy):
             a = torch.lerp(a, update, self.damping).clamp(-self.action_bound, self.action_bound)
         if self.iterations == 1:
             return a, a.new_zeros(len(a))
-        moved, answer = squared_norm(controls[1] - controls[0]), squared_norm(updates[1] - updates[0])
+        moved, answer = (
+            squared_norm(controls[1] - controls[0]),
+            squared_norm(updates[1] - updates[0]),
+        )
         return a, (answer / moved.clamp(min=1e-12)).sqrt()
 
     def backup(self, k: int, x: Tensor, generator: torch.Generator) -> Backup:
-        """Targets for ``V_k`` at states ``(n, *state_shape)`` from ``V_{k+1}``, over fresh antithetic noise."""
+        """Targets for ``V_k`` at states ``(n, *state_shape)`` from ``V_{k+1}``, over fresh
+        antithetic noise.
+        """
         shape = (self.draws, len(x), *self.problem.noise_shape)
         half = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
         noise = torch.cat([half, -half])
@@ -205,7 +251,9 @@ class FunctionalPolicy(IterationPolicy):
     def improve(self, agent: Iteration) -> None:
         """One sweep backwards through time."""
         states = torch.cat([agent.collect(None).states, agent.collect(self.control).states], 1)
-        n = states.shape[1] // 2 if self.fitted else states.shape[1]  # how many of them are uncontrolled
+        n = (
+            states.shape[1] // 2 if self.fitted else states.shape[1]
+        )  # how many of them are uncontrolled
         rate = agent.lr_schedule(agent._current_progress_remaining)
         losses, contractions = [], []
         for k in reversed(range(1, self.problem.horizon)):
@@ -223,7 +271,9 @@ class FunctionalPolicy(IterationPolicy):
         agent.logger.record("train/contraction", float(torch.stack(contractions).max()))
 
     def _start(self, k: int, x: Tensor, targets: Backup) -> None:
-        """Units from the first data at the last step; elsewhere a copy of the next step's function."""
+        """Units from the first data at the last step; elsewhere a copy of the next step's
+        function.
+        """
         step: Any = self.values[k - 1]
         if k < self.problem.horizon - 1:
             step.load_state_dict(self.values[k].state_dict())
@@ -233,12 +283,16 @@ class FunctionalPolicy(IterationPolicy):
         step.scale.copy_((targets.value.std() / self.betas[k]).clamp(min=1e-6))
 
     def _shares(self, k: int, value: Tensor, n: int) -> Tensor:
-        """Of each state in the loss: uncontrolled ones, the first n, are tilted to the law that the optimum visits."""
+        """Of each state in the loss: uncontrolled ones, the first n, are tilted to the law that the
+        optimum visits.
+        """
         tilted = torch.softmax(value[:n] / self.betas[k], 0)
         shares = torch.cat([(1 - FLOOR) * n * tilted + FLOOR, value.new_ones(len(value) - n)])
         return shares / len(value)
 
-    def _fit(self, k: int, x: Tensor, targets: Backup, shares: Tensor, rate: float, agent: Iteration) -> Tensor:
+    def _fit(
+        self, k: int, x: Tensor, targets: Backup, shares: Tensor, rate: float, agent: Iteration
+    ) -> Tensor:
         """Regress on values and gradients (a Sobolev norm), in units of the step; the last loss."""
         step: Any = self.values[k - 1]
         beta = self.betas[k]
@@ -247,7 +301,9 @@ class FunctionalPolicy(IterationPolicy):
         unit = step.standardise.scale / step.scale
         loss = x.new_zeros(())
         for _ in range(agent.gradient_steps):
-            row = torch.multinomial(shares, agent.batch_size, replacement=True, generator=agent.generator)
+            row = torch.multinomial(
+                shares, agent.batch_size, replacement=True, generator=agent.generator
+            )
             at = x[row].detach().requires_grad_()
             value = step(at)
             (slope,) = torch.autograd.grad(value.sum(), at, create_graph=True)
@@ -261,5 +317,13 @@ class FunctionalPolicy(IterationPolicy):
         unit = unit.expand(x[0].numel())
         directions = torch.diag(step.standardise.scale)
         flat = targets.gradient.flatten(1).float() / beta
-        step.solve(x.flatten(1).float(), targets.value.float() / beta, flat, shares, directions, self.gradient_weight, RIDGE)
+        step.solve(
+            x.flatten(1).float(),
+            targets.value.float() / beta,
+            flat,
+            shares,
+            directions,
+            self.gradient_weight,
+            RIDGE,
+        )
         return loss.detach()

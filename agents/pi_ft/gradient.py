@@ -1,12 +1,14 @@
-"""Forms of PI-FT that follow the gradient of the objective in their parameters (Han, Razaviyayn and Xu 2025, section 4.1).
+"""Forms of PI-FT that follow the gradient of the objective in their parameters (Han, Razaviyayn and
+Xu 2025, section 4.1).
 
 Whatever the parameters theta of a control are (their eq. 77 is the case ``u = K_k phi_k(x)``),
 
     dJ / dtheta = E sum_k (da_k / dtheta)^T ( J_z^T grad V_{k+1}(X_{k+1}) - beta_k a_k ),
 
-with grad V from the adjoint of the sampled chain (pathwise: what differentiating the chain gives), or, for rewards that are
-black boxes, with ``W_k V_{k+1}(X_{k+1})`` in place of ``J_z^T grad V_{k+1}`` (Stein's identity: the score function).
-``FittedGradient`` has a third way: grad V of a regression.
+with grad V from the adjoint of the sampled chain (pathwise: what differentiating the chain gives),
+or, for rewards that are black boxes, with ``W_k V_{k+1}(X_{k+1})`` in place of ``J_z^T grad
+V_{k+1}`` (Stein's identity: the score function). ``FittedGradient`` has a third way: grad V of a
+regression.
 """
 
 from __future__ import annotations
@@ -28,20 +30,25 @@ from .value_gradients import adjoint_sweep, gains, value_gradients
 
 
 class GradientPolicy(IterationPolicy):
-    """A control that takes AdamW steps up the gradient of J, whatever the network that makes it; one an iteration, mostly.
+    """A control that takes AdamW steps up the gradient of J, whatever the network that makes it;
+    one an iteration, mostly.
 
-    A form is one of the gradients below and a control, with the parameters that are learnt in ``network``.
+    A form is one of the gradients below and a control, with the parameters that are learnt in
+    ``network``.
     """
 
     n_trajectories = 10  # as in the paper's experiments
     resumes = True
-    #: The most paths that are sampled and differentiated at once, to bound memory; all of a gradient's if None.
+    #: The most paths that are sampled and differentiated at once, to bound memory; all of a
+    #: gradient's if None.
     micro_batch: int | None = None
     least_paths: ClassVar[int] = 1  #: that a gradient can be estimated from
 
     @abstractmethod
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
-        """What each step adds to the gradient of ``n`` times the objective by the network's parameters."""
+        """What each step adds to the gradient of ``n`` times the objective by the network's
+        parameters.
+        """
 
     def start(self, paths: Trajectories) -> None:
         """Take units from the first paths."""
@@ -52,7 +59,9 @@ class GradientPolicy(IterationPolicy):
             agent.ascend(gradient)
 
     def ascent(self, agent: Iteration, n: int) -> Iterator[list[Tensor]]:
-        """The gradients of one iteration, from ``n`` fresh paths; each is followed before the next is taken."""
+        """The gradients of one iteration, from ``n`` fresh paths; each is followed before the next
+        is taken.
+        """
         yield self.sampled_gradient(agent, n)
 
     def sampled_gradient(self, agent: Iteration, n: int) -> list[Tensor]:
@@ -63,11 +72,15 @@ class GradientPolicy(IterationPolicy):
             if agent.n_updates == 0 and not total:
                 self.start(paths)
             share = [part * (size / n) for part in self.gradient(paths)]
-            total = [sum_ + part for sum_, part in zip(total, share, strict=True)] if total else share
+            total = (
+                [sum_ + part for sum_, part in zip(total, share, strict=True)] if total else share
+            )
         return total
 
     def of_all_processes(self, rows: Tensor) -> Tensor:
-        """``rows`` of every process that shares the paths, one after the other; here there is one."""
+        """``rows`` of every process that shares the paths, one after the other; here there is
+        one.
+        """
         return rows
 
     def parts(self, n: int) -> list[int]:
@@ -80,13 +93,15 @@ class GradientPolicy(IterationPolicy):
         sizes = [n // count + (i < n % count) for i in range(count)]
         if sizes[-1] < self.least_paths:
             raise ValueError(
-                f"micro_batch must leave at least {self.least_paths} paths in each part of {n} for {type(self).__name__}; "
-                f"got {self.micro_batch}"
+                f"micro_batch must leave at least {self.least_paths} paths in each part of {n} for"
+                f" {type(self).__name__}; got {self.micro_batch}"
             )
         return sizes
 
     def gradient(self, paths: Trajectories) -> list[Tensor]:
-        """Estimate of the objective's gradient by the network's parameters, from paths of this control."""
+        """Estimate of the objective's gradient by the network's parameters, from paths of this
+        control.
+        """
         total = [torch.zeros_like(p) for p in self.network.parameters()]
         for share in self.gradients(paths):
             for sum_, part in zip(total, share, strict=True):
@@ -97,20 +112,25 @@ class GradientPolicy(IterationPolicy):
 class PathwiseGradient(GradientPolicy):
     """The pathwise gradient through the sampled chain, for differentiable rewards and transitions.
 
-    One step is differentiated at a time (per-step checkpointing, written as the adjoint recursion), always: beyond the paths
-    themselves memory does not grow with the horizon, and the price is evaluating every step twice.
+    One step is differentiated at a time (per-step checkpointing, written as the adjoint recursion),
+    always: beyond the paths themselves memory does not grow with the horizon, and the price is
+    evaluating every step twice.
     """
 
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
         """See GradientPolicy."""
-        return (step.by_parameters for step in adjoint_sweep(self, paths, list(self.network.parameters())))
+        return (
+            step.by_parameters
+            for step in adjoint_sweep(self, paths, list(self.network.parameters()))
+        )
 
 
 class ScoreGradient(GradientPolicy):
     """The score-function gradient: neither reward nor transition need a derivative.
 
-    Each step's noise is weighted with the return after it, less the mean over the other paths at that step (a baseline that
-    leaves the estimate unbiased). The price of the step's own control is differentiated exactly.
+    Each step's noise is weighted with the return after it, less the mean over the other paths at
+    that step (a baseline that leaves the estimate unbiased). The price of the step's own control is
+    differentiated exactly.
     """
 
     least_paths = 2  # one is the other's baseline
@@ -118,7 +138,12 @@ class ScoreGradient(GradientPolicy):
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
         """See GradientPolicy."""
         n = paths.states.shape[1]
-        after = torch.cat([gains(paths, self.betas)[1:], paths.terminal_reward[None]]).flip(0).cumsum(0).flip(0)
+        after = (
+            torch.cat([gains(paths, self.betas)[1:], paths.terminal_reward[None]])
+            .flip(0)
+            .cumsum(0)
+            .flip(0)
+        )
         advantage = (after - after.mean(1, keepdim=True)) * (n / (n - 1))
         for k, beta in enumerate(self.betas):
             weight = advantage[k].view(-1, *[1] * (paths.noises.dim() - 2))
@@ -129,20 +154,25 @@ class ScoreGradient(GradientPolicy):
 
 
 class FittedGradient(GradientPolicy):
-    """The gradient of fitted values, for black-box rewards where the transition's noise can be differentiated: Algorithm 1.
+    """The gradient of fitted values, for black-box rewards where the transition's noise can be
+    differentiated: Algorithm 1.
 
-    Evaluation: the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by kernel regression on the states.
-    Improvement: one pass over the transitions of the newest paths, in ``gradient_steps`` batches, each with fresh antithetic
-    noise around the control as it is by then. No noise of a return reaches the gradient, as it does with the score function;
-    the price is the regression's bias.
+    Evaluation: the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by
+        kernel regression on the states.
+    Improvement: one pass over the transitions of the newest paths, in ``gradient_steps`` batches,
+        each with fresh antithetic
+    noise around the control as it is by then. No noise of a return reaches the gradient, as it does
+    with the score function; the price is the regression's bias.
 
     Args:
         observation_space: of the environment.
         action_space: of the environment.
         problem: what the control steers.
         temperatures: see IterationPolicy.
-        memory: paths that values are fitted to; their states are kept, on the device and in checkpoints.
-        gradient_steps: in an iteration, at most one a transition; ``micro_batch`` bounds how many are differentiated at once.
+        memory: paths that values are fitted to; their states are kept, on the device and in
+            checkpoints.
+        gradient_steps: in an iteration, at most one a transition; ``micro_batch`` bounds how many
+            are differentiated at once.
     """
 
     recent: Tensor  # X_{k+1}, (T, memory, *state_shape)
@@ -163,8 +193,12 @@ class FittedGradient(GradientPolicy):
         super().__init__(observation_space, action_space, problem, temperatures)
         self.gradient_steps = gradient_steps
         like = some_states(problem)
-        self.register_buffer("recent", like.new_zeros(problem.horizon, memory, *problem.state_shape))
-        self.register_buffer("returns", like.new_zeros(problem.horizon, memory, dtype=torch.float64))
+        self.register_buffer(
+            "recent", like.new_zeros(problem.horizon, memory, *problem.state_shape)
+        )
+        self.register_buffer(
+            "returns", like.new_zeros(problem.horizon, memory, dtype=torch.float64)
+        )
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forget(self) -> None:
@@ -177,7 +211,9 @@ class FittedGradient(GradientPolicy):
         earned = torch.cat([gains(paths, self.betas)[1:], paths.terminal_reward[None]])
         new = paths.states[1:].transpose(0, 1), earned.flip(0).cumsum(0).flip(0).T
         size = self.returns.shape[1]
-        for table, column in zip((self.recent, self.returns), map(self.of_all_processes, new), strict=True):
+        for table, column in zip(
+            (self.recent, self.returns), map(self.of_all_processes, new), strict=True
+        ):
             rows = torch.arange(len(column), device=column.device)[-size:]
             table[:, (self.seen + rows) % size] = column[rows].transpose(0, 1).to(table.dtype)
         self.seen += len(column)
@@ -201,13 +237,17 @@ class FittedGradient(GradientPolicy):
         states, values = torch.cat(parts, 1), self.values()
         agent.logger.record("train/value_explained", float(values.explained.mean()))
         horizon, device = len(states), states.device
-        for rows in torch.randperm(horizon * n, generator=agent.generator, device=device).chunk(self.gradient_steps):
+        for rows in torch.randperm(horizon * n, generator=agent.generator, device=device).chunk(
+            self.gradient_steps
+        ):
             total = [torch.zeros_like(p) for p in self.network.parameters()]
             for some in rows.split(self.micro_batch or len(rows)):
                 x = states.flatten(0, 1)[some]
                 shape = (len(x), *self.problem.noise_shape)
                 noise = torch.randn(shape, generator=agent.generator, device=device, dtype=x.dtype)
-                for sum_, part in zip(total, self._slopes(some // n, x, noise, values), strict=True):
+                for sum_, part in zip(
+                    total, self._slopes(some // n, x, noise, values), strict=True
+                ):
                     sum_ += part * (horizon / len(rows))
             yield total
 
@@ -217,8 +257,12 @@ class FittedGradient(GradientPolicy):
         for k, (x, noise) in enumerate(zip(paths.states[:-1], paths.noises, strict=True)):
             yield self._slopes(torch.full((len(x),), k, device=x.device), x, noise, values)
 
-    def _slopes(self, k: Tensor, x: Tensor, noise: Tensor, values: KernelValues) -> tuple[Tensor, ...]:
-        """``(da / dtheta)^T (J_z^T grad V - beta a)`` at one step and state a row, summed; over both signs of the noise."""
+    def _slopes(
+        self, k: Tensor, x: Tensor, noise: Tensor, values: KernelValues
+    ) -> tuple[Tensor, ...]:
+        """``(da / dtheta)^T (J_z^T grad V - beta a)`` at one step and state a row, summed; over
+        both signs of the noise.
+        """
         contexts = self._contexts(x)
         with torch.enable_grad():
             a = self.control(k, x)
@@ -253,23 +297,28 @@ class PathwisePolicy(_NetworkGradient, PathwiseGradient):
 class ScorePolicy(_NetworkGradient, ScoreGradient):
     """A network that follows the score-function gradient; arguments: ``NetworkControl``'s."""
 
-    access = "black-box reward; interaction with the noise seen"  #: less than the other forms', for the scoreboard
+    #: less than the other forms', for the scoreboard
+    access = "black-box reward; interaction with the noise seen"
 
 
 class FittedPolicy(_NetworkGradient, FittedGradient):
-    """A network that follows the gradient of fitted values; arguments: ``NetworkControl``'s and ``FittedGradient``'s."""
+    """A network that follows the gradient of fitted values; arguments: ``NetworkControl``'s and
+    ``FittedGradient``'s.
+    """
 
     access = "black-box reward; reference dynamics"
 
 
 class LinearPolicy(IterationPolicy):
-    """``a_k = K_k phi_k(x)`` with the exact gradient (77); a subclass may bring other ``features`` than ``[1, x]``.
+    """``a_k = K_k phi_k(x)`` with the exact gradient (77); a subclass may bring other ``features``
+    than ``[1, x]``.
 
-    One iteration moves K_k by ``damping`` times the gradient, estimated along the paths, in the metric of
-    ``beta_k E[phi phi^T]``: the least-squares fit to the fixed-point update, whatever the units of the features. Its only
-    stationary points are those of the objective. The fit has the step's noise W_k as further regressors: they are independent
-    of the features, so they bias nothing, and on linear-quadratic chains with affine features they leave no noise in the
-    update at the optimum: K then converges to it linearly, without a floor.
+    One iteration moves K_k by ``damping`` times the gradient, estimated along the paths, in the
+    metric of ``beta_k E[phi phi^T]``: the least-squares fit to the fixed-point update, whatever the
+    units of the features. Its only stationary points are those of the objective. The fit has the
+    step's noise W_k as further regressors: they are independent of the features, so they bias
+    nothing, and on linear-quadratic chains with affine features they leave no noise in the update
+    at the optimum: K then converges to it linearly, without a floor.
 
     Args:
         observation_space: of the environment.
@@ -299,7 +348,9 @@ class LinearPolicy(IterationPolicy):
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ControlPolicy."""
-        a = (self.gain[k] @ self.features(k, x)[..., None])[..., 0].view(len(x), *self.problem.noise_shape)
+        a = (self.gain[k] @ self.features(k, x)[..., None])[..., 0].view(
+            len(x), *self.problem.noise_shape
+        )
         return a.clamp(-self.action_bound, self.action_bound)
 
     @torch.no_grad()
@@ -314,19 +365,30 @@ class LinearPolicy(IterationPolicy):
         regressors = torch.cat([phi, paths.noises.flatten(2)], 2)
         n, least = phi.shape[1], regressors.shape[2] + 1
         if n < least:
-            raise ValueError(f"n_trajectories must be at least {least}, more than features and noises together; got {n}")
+            raise ValueError(
+                f"n_trajectories must be at least {least}, more than features and noises together;"
+                f" got {n}"
+            )
         agent.logger.record("train/gradient_norm", float((rise.mT @ phi / n).norm()))
         betas = rise.new_tensor(self.betas)[:, None, None]
         # in float64: LAPACK's last bits depend on where in memory its arguments lie
-        slopes = torch.linalg.lstsq(regressors.double(), (rise / betas).double()).solution[:, : phi.shape[2]]
+        slopes = torch.linalg.lstsq(regressors.double(), (rise / betas).double()).solution[
+            :, : phi.shape[2]
+        ]
         self.gain.add_(agent.damping * slopes.mT)
 
     def gradient(self, paths: Trajectories) -> Tensor:
-        """Estimate of the objective's gradient by K, eq. (77), from paths of this control, ``(T, noise size, p)``."""
+        """Estimate of the objective's gradient by K, eq. (77), from paths of this control, ``(T,
+        noise size, p)``.
+        """
         rise, phi = self._regression(paths)
         return rise.mT @ phi / phi.shape[1]
 
     def _regression(self, paths: Trajectories) -> tuple[Tensor, Tensor]:
-        """``J_z^T grad V_{k+1} - beta_k a_k`` ``(T, n, noise size)``, and features ``(T, n, p)``."""
+        """``J_z^T grad V_{k+1} - beta_k a_k`` ``(T, n, noise size)``, and features ``(T, n,
+        p)``.
+        """
         phi = torch.stack([self.features(k, x) for k, x in enumerate(paths.states[:-1])])
-        return (value_gradients(self, paths).by_noise - self.prices(paths) * paths.controls).flatten(2), phi
+        return (
+            value_gradients(self, paths).by_noise - self.prices(paths) * paths.controls
+        ).flatten(2), phi

@@ -5,23 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Squared length scales, in medians of the squared distances at a step; the widest kernels are almost quadratic.
+#: Squared length scales, in medians of the squared distances at a step; the widest kernels are
+#: almost quadratic.
 _SCALES = (1.0, 4.0, 16.0)
 _RIDGES = tuple(10.0**power for power in range(-4, 3))
 
 
 class KernelValues:
-    """``V_{k+1}(x)`` for k = 0..T-1 from the returns of paths, by Gaussian kernels with a mean of its own for each context.
+    """``V_{k+1}(x)`` for k = 0..T-1 from the returns of paths, by Gaussian kernels with a mean of
+    its own for each context.
 
-    At every step the length scale and the ridge are those of the least leave-one-out error (in closed form: Rasmussen and
-    Williams 2006, eq. 5.26 without the noise's scale). Where no kernel predicts a left-out return better than the mean does,
+    At every step the length scale and the ridge are those of the least leave-one-out error (in
+    closed form: Rasmussen and Williams 2006, eq. 5.26 without the noise's scale). Where no kernel
+        predicts a left-out return better than the mean does,
     the value is that mean and its gradient zero.
 
     Args:
         states: ``X_{k+1}`` of M paths, flattened, ``(T, M, p)``.
         returns: what the paths earned from there on, ``(T, M)``.
-        contexts: a path's number among contexts that differ in their values, such as prompts, ``(M,)``; distances between
-            contexts count one median more.
+        contexts: a path's number among contexts that differ in their values, such as prompts,
+            ``(M,)``; distances between contexts count one median more.
     """
 
     def __init__(self, states: Tensor, returns: Tensor, contexts: Tensor) -> None:
@@ -48,16 +51,23 @@ class KernelValues:
             turned = (vectors.mT @ centred[..., None])[..., 0]
             kept = spectrum / (spectrum + ridges)  # (ridges, T, M)
             hat = shares + (vectors.square() @ kept[..., None])[..., 0]
-            left_out = (centred - (vectors @ (kept * turned)[..., None])[..., 0]) / (1 - hat).clamp(min=1e-6)
+            left_out = (centred - (vectors @ (kept * turned)[..., None])[..., 0]) / (1 - hat).clamp(
+                min=1e-6
+            )
             error, which = left_out.square().mean(2).min(0)
-            weights = (vectors @ (turned / (spectrum + ridges[which][:, 0]))[..., None])[..., 0] @ rest
+            weights = (vectors @ (turned / (spectrum + ridges[which][:, 0]))[..., None])[
+                ..., 0
+            ] @ rest
             better = error < best
             best = torch.where(better, error, best)
             self.scale = torch.where(better, torch.full_like(error, scale), self.scale)
             self.weights = torch.where(better[:, None], weights, self.weights)
-        #: Share of the returns' variance that is predicted for left-out paths at each step, ``(T,)``.
+        #: Share of the returns' variance that is predicted for left-out paths at each step,
+        #: ``(T,)``.
         self.explained = 1 - best / none.clamp(min=torch.finfo(y.dtype).tiny)
-        fitted = torch.stack([self._kernel(k, x.double(), contexts) @ self.weights[k] for k, x in enumerate(states)])
+        fitted = torch.stack(
+            [self._kernel(k, x.double(), contexts) @ self.weights[k] for k, x in enumerate(states)]
+        )
         self.level = (y - fitted) @ mean  # (T, M): at each path, its context's
 
     def _kernel(self, k: int, x: Tensor, contexts: Tensor) -> Tensor:
@@ -65,17 +75,25 @@ class KernelValues:
         return torch.exp(-0.5 * (distances + (contexts[:, None] != self.contexts)) / self.scale[k])
 
     def __call__(self, k: int, x: Tensor, contexts: Tensor) -> Tensor:
-        """``V_{k+1}`` at flattened states ``(n, p)`` with contexts ``(n,)`` that the fit has seen, ``(n,)``."""
+        """``V_{k+1}`` at flattened states ``(n, p)`` with contexts ``(n,)`` that the fit has seen,
+        ``(n,)``.
+        """
         first = (contexts[:, None] == self.contexts).double().argmax(1)
-        return (self.level[k, first] + self._kernel(k, x.double(), contexts) @ self.weights[k]).to(x.dtype)
+        return (self.level[k, first] + self._kernel(k, x.double(), contexts) @ self.weights[k]).to(
+            x.dtype
+        )
 
     def gradient(self, k: Tensor, x: Tensor, contexts: Tensor) -> Tensor:
-        """``grad V_{k+1}`` at flattened states ``(n, p)``, one step ``k`` and one context a row, ``(n, p)``."""
+        """``grad V_{k+1}`` at flattened states ``(n, p)``, one step ``k`` and one context a row,
+        ``(n, p)``.
+        """
         out = torch.empty_like(x)
         for step in k.unique().tolist():
             rows, known = k == step, self.states[step].double()
             at = x[rows].double()
             pull = self._kernel(step, at, contexts[rows]) * self.weights[step]
-            slope = (pull @ known - pull.sum(1, keepdim=True) * at) / (self.scale[step] * self.unit[step])
+            slope = (pull @ known - pull.sum(1, keepdim=True) * at) / (
+                self.scale[step] * self.unit[step]
+            )
             out[rows] = slope.to(x.dtype)
         return out

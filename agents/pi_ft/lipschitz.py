@@ -1,7 +1,8 @@
-"""Lipschitz constants of chains, which the theory of policy iteration asks for (see ``regularity``).
+"""Lipschitz constants of chains, which the theory of policy iteration asks for (see
+``regularity``).
 
-Exact or certified for linear-quadratic chains, denoising chains of known scores, mixtures and feed-forward networks; the
-largest of a sample for everything else.
+Exact or certified for linear-quadratic chains, denoising chains of known scores, mixtures and
+feed-forward networks; the largest of a sample for everything else.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Chain:
 
 
 def chain_of(problem: Problem, generator: torch.Generator | None = None) -> Chain:
-    """Certified constants where the problem's kind has them, else estimates on uncontrolled paths."""
+    """Certified constants where the problem's kind has them, else estimates on uncontrolled
+    paths.
+    """
     if isinstance(problem, LinearQuadratic):
         return linear_quadratic_chain(problem)
     if isinstance(problem, GaussianMixture):
@@ -74,11 +77,13 @@ def product(a: float, b: float) -> float:
     return 0.0 if a == 0 or b == 0 else a * b
 
 
-# --- constants of known chains ----------------------------------------------------------------------------------------
+# --- constants of known chains
 
 
 def linear_quadratic_chain(problem: LinearQuadratic) -> Chain:
-    """Exact: the norms of the matrices. Quadratic rewards have no Lipschitz constant, and need none where means are affine."""
+    """Exact: the norms of the matrices. Quadratic rewards have no Lipschitz constant, and need none
+    where means are affine.
+    """
     norm = lambda table: torch.linalg.matrix_norm(table.double().cpu(), 2)  # noqa: E731
     bent = norm(problem.running_matrix)
     slope = problem.running_slope.double().cpu().norm(dim=-1)
@@ -95,7 +100,9 @@ def linear_quadratic_chain(problem: LinearQuadratic) -> Chain:
     )
 
 
-def denoising_chain(schedule: Schedule, score: Sequence[Smoothness], reward: Smoothness, dimension: int) -> Chain:
+def denoising_chain(
+    schedule: Schedule, score: Sequence[Smoothness], reward: Smoothness, dimension: int
+) -> Chain:
     """The paper's constants: those of a denoising chain from those of its score, eq. (14)-(17).
 
     Args:
@@ -105,8 +112,12 @@ def denoising_chain(schedule: Schedule, score: Sequence[Smoothness], reward: Smo
         dimension: d, for the paper's ``c = E|W|``.
     """
     alpha = schedule.alpha.double().cpu()
-    function, gradient = (torch.tensor(column, dtype=torch.float64) for column in zip(*score, strict=True))
-    smoothing = math.sqrt(2) * math.exp(math.lgamma((dimension + 1) / 2) - math.lgamma(dimension / 2))
+    function, gradient = (
+        torch.tensor(column, dtype=torch.float64) for column in zip(*score, strict=True)
+    )
+    smoothing = math.sqrt(2) * math.exp(
+        math.lgamma((dimension + 1) / 2) - math.lgamma(dimension / 2)
+    )
     return Chain(
         (1 + (1 - alpha) * function) / alpha.sqrt(),
         (1 - alpha) * gradient / alpha.sqrt(),
@@ -117,23 +128,30 @@ def denoising_chain(schedule: Schedule, score: Sequence[Smoothness], reward: Smo
 
 
 def mixture_score(problem: GaussianMixture) -> list[Smoothness]:
-    """L0_s and L1_s of each step for modes of one width; attained by two modes (L0_s where it is ``1 / v``, too).
+    """L0_s and L1_s of each step for modes of one width; attained by two modes (L0_s where it is
+    ``1 / v``, too).
 
-    With ``v = alpha_bar std^2 + 1 - alpha_bar`` and responsibilities r, ``D s = -I / v + Cov_r(m) / v^2`` and
-    ``D^2 s = kappa_3(m) / v^3`` for the scaled means m. In any direction these lie in an interval no longer than their
-    diameter D, where variances are at most ``D^2 / 4`` and third central moments at most ``D^3 / (6 sqrt(3))``; a symmetric
-    trilinear form is largest on the diagonal (Banach).
+    With ``v = alpha_bar std^2 + 1 - alpha_bar`` and responsibilities r, ``D s = -I / v + Cov_r(m) /
+    v^2`` and ``D^2 s = kappa_3(m) / v^3`` for the scaled means m. In any direction these lie in an
+    interval no longer than their diameter D, where variances are at most ``D^2 / 4`` and third
+    central moments at most ``D^3 / (6 sqrt(3))``; a symmetric trilinear form is largest on the
+    diagonal (Banach).
     """
     variance, diameter = _mixture_tables(problem)
     low, high = 1 / variance, diameter.square() / (4 * variance.square()) - 1 / variance
     bend = diameter**3 / (6 * math.sqrt(3) * variance**3)
-    return [Smoothness(*pair) for pair in zip(torch.maximum(low, high).tolist(), bend.tolist(), strict=True)]
+    return [
+        Smoothness(*pair)
+        for pair in zip(torch.maximum(low, high).tolist(), bend.tolist(), strict=True)
+    ]
 
 
 def mixture_chain(problem: GaussianMixture) -> Chain:
-    """Certified constants of a mixture of modes of one width, from the spectrum of the mean's Jacobian (see ``mixture_score``).
+    """Certified constants of a mixture of modes of one width, from the spectrum of the mean's
+    Jacobian (see ``mixture_score``).
 
-    ``D mean = (I + (1 - alpha) D s) / sqrt(alpha)`` has eigenvalues between those at ``Cov = 0`` and ``Cov = D^2 / 4``.
+    ``D mean = (I + (1 - alpha) D s) / sqrt(alpha)`` has eigenvalues between those at ``Cov = 0``
+    and ``Cov = D^2 / 4``.
 
     Raises:
         ValueError: modes of different widths, or a reward whose constants are not known.
@@ -162,7 +180,9 @@ def _mixture_tables(problem: GaussianMixture) -> tuple[Tensor, Tensor]:
 
 
 def reward_smoothness(reward: Any) -> Smoothness:
-    """Constants of a ``QuadraticReward``, or of anything that has an attribute ``smoothness`` with its own."""
+    """Constants of a ``QuadraticReward``, or of anything that has an attribute ``smoothness`` with
+    its own.
+    """
     if isinstance(reward, QuadraticReward):
         curvature = float(torch.linalg.matrix_norm(reward.matrix, 2))
         return Smoothness(math.inf if curvature else float(reward.slope.norm()), curvature)
@@ -186,10 +206,12 @@ _ACTIVATIONS: dict[type[nn.Module], Smoothness] = {
 
 
 def network_smoothness(network: nn.Sequential) -> Smoothness:
-    """Certified constants of a feed-forward network: products of layer norms (usually far above the truth).
+    """Certified constants of a feed-forward network: products of layer norms (usually far above the
+    truth).
 
-    ``Lip(D(g f)) <= Lip(Dg) Lip(f)^2 + Lip(g) Lip(Df)``. A convolution's norm is at most the sum of those of its taps, and at
-    most that of its reshaped kernel times the root of how many patches a pixel is in.
+    ``Lip(D(g f)) <= Lip(Dg) Lip(f)^2 + Lip(g) Lip(Df)``. A convolution's norm is at most the sum of
+    those of its taps, and at most that of its reshaped kernel times the root of how many patches a
+    pixel is in.
 
     Raises:
         ValueError: a layer of another kind.
@@ -197,7 +219,9 @@ def network_smoothness(network: nn.Sequential) -> Smoothness:
     total = Smoothness(1.0, 0.0)
     for layer in network:
         here = _layer(layer)
-        gradient = product(here.gradient, total.function**2) + product(here.function, total.gradient)
+        gradient = product(here.gradient, total.function**2) + product(
+            here.function, total.gradient
+        )
         total = Smoothness(here.function * total.function, gradient)
     return total
 
@@ -210,23 +234,33 @@ def _layer(layer: nn.Module) -> Smoothness:
         taps = float(torch.linalg.matrix_norm(kernel.flatten(2).permute(2, 0, 1), 2).sum())
         pairs = zip(layer.kernel_size, layer.stride, strict=True)
         patches = math.prod(math.ceil(size / stride) for size, stride in pairs)
-        return Smoothness(min(taps, math.sqrt(patches) * float(torch.linalg.matrix_norm(kernel.flatten(1), 2))), 0.0)
+        return Smoothness(
+            min(taps, math.sqrt(patches) * float(torch.linalg.matrix_norm(kernel.flatten(1), 2))),
+            0.0,
+        )
     if type(layer) in _ACTIVATIONS and getattr(layer, "beta", 1) == 1:
         return _ACTIVATIONS[type(layer)]
-    raise ValueError(f"network must consist of Linear, Conv2d and {[t.__name__ for t in _ACTIVATIONS]}; got {layer}")
+    raise ValueError(
+        f"network must consist of Linear, Conv2d and {[t.__name__ for t in _ACTIVATIONS]}; got"
+        f" {layer}"
+    )
 
 
-# --- constants from samples -------------------------------------------------------------------------------------------
+# --- constants from samples
 
 
-def estimate_chain(problem: Problem, generator: torch.Generator, n: int = 64, iterations: int = 10) -> Chain:
-    """Constants as the largest seen at states of uncontrolled paths: not certified, the truth is at least as large.
+def estimate_chain(
+    problem: Problem, generator: torch.Generator, n: int = 64, iterations: int = 10
+) -> Chain:
+    """Constants as the largest seen at states of uncontrolled paths: not certified, the truth is at
+    least as large.
 
-    Norms of Jacobians come from power iteration with automatic differentiation, changes of Jacobians from their difference
-    along pairs of nearby states.
+    Norms of Jacobians come from power iteration with automatic differentiation, changes of
+    Jacobians from their difference along pairs of nearby states.
 
     Args:
-        problem: with a transition and rewards that autograd can follow, whose noise enters additively.
+        problem: with a transition and rewards that autograd can follow, whose noise enters
+            additively.
         generator: of paths and directions.
         n: paths.
         iterations: of the power method.
@@ -252,14 +286,22 @@ def estimate_chain(problem: Problem, generator: torch.Generator, n: int = 64, it
         running = _smoothness(paid, x, generator, iterations)
         rows.append((*mean, noise, *running))
     mean_, jacobian, noise_, running_, bend = torch.tensor(rows, dtype=torch.float64).unbind(1)
-    terminal = _smoothness(lambda x: problem.terminal_reward(x)[:, None], states[-1], generator, iterations)
+    terminal = _smoothness(
+        lambda x: problem.terminal_reward(x)[:, None], states[-1], generator, iterations
+    )
     return Chain(mean_, jacobian, noise_, terminal, running_, bend, certified=False)
 
 
 def _smoothness(
-    function: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator, iterations: int, step: float = 1e-2
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    generator: torch.Generator,
+    iterations: int,
+    step: float = 1e-2,
 ) -> Smoothness:
-    """Largest norm of the Jacobian at rows ``x``, and of its change per distance along random directions of length ``step``."""
+    """Largest norm of the Jacobian at rows ``x``, and of its change per distance along random
+    directions of length ``step``.
+    """
 
     def unit(like: Tensor) -> Tensor:
         draw = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)

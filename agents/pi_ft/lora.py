@@ -1,4 +1,6 @@
-"""PI-FT with low-rank adapters (LoRA) of a diffusers pipeline's own network, as in the paper's experiments."""
+"""PI-FT with low-rank adapters (LoRA) of a diffusers pipeline's own network, as in the paper's
+experiments.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,18 @@ from .gradient import FittedGradient, GradientPolicy, PathwiseGradient, ScoreGra
 class LoraControl(AdapterControl, GradientPolicy):
     """An adapter of the problem's network, moved by gradient steps of the objective.
 
-    The learning rate is the paper's, and constant: a run that is prolonged or resumed goes on as if it had been planned so.
+    The learning rate is the paper's, and constant: a run that is prolonged or resumed goes on as if
+    it had been planned so.
 
     Args:
         observation_space: of the environment.
         action_space: of the environment.
         problem: one that offers ``adapted_noise``.
-        micro_batch: the most paths that are sampled and differentiated at once; all of a gradient's if absent.
+        micro_batch: the most paths that are sampled and differentiated at once; all of a gradient's
+            if absent.
         temperatures: see IterationPolicy.
-        rest: ``rank``, ``lora_alpha`` and ``target_modules`` of ``AdapterControl``, and what a form adds.
+        rest: ``rank``, ``lora_alpha`` and ``target_modules`` of ``AdapterControl``, and what a form
+            adds.
     """
 
     n_trajectories = 10
@@ -48,7 +53,9 @@ class LoraControl(AdapterControl, GradientPolicy):
     ) -> None:
         if micro_batch is not None:
             check_whole("micro_batch", micro_batch, self.least_paths)
-        super().__init__(observation_space, action_space, problem, temperatures=temperatures, **rest)
+        super().__init__(
+            observation_space, action_space, problem, temperatures=temperatures, **rest
+        )
         self.micro_batch = micro_batch
 
     def of_all_processes(self, rows: Tensor) -> Tensor:
@@ -60,17 +67,21 @@ class LoraControl(AdapterControl, GradientPolicy):
         return gather(rows.contiguous())
 
     def improve(self, agent: Iteration) -> None:
-        """See GradientPolicy; of several processes each samples its share of the paths, and all follow the mean gradient."""
+        """See GradientPolicy; of several processes each samples its share of the paths, and all
+        follow the mean gradient.
+        """
         state = processes(agent.device)
         if state is None:
             return super().improve(agent)
         share, rest = divmod(agent.n_trajectories, state.num_processes)
         if rest:
             raise ValueError(
-                f"n_trajectories must be a multiple of {state.num_processes} processes; got {agent.n_trajectories}"
+                f"n_trajectories must be a multiple of {state.num_processes} processes; got"
+                f" {agent.n_trajectories}"
             )
         agent.processes = state.num_processes
-        # all processes' streams are one and the same, of which each round's seed is drawn; a checkpoint of any holds it
+        # all processes' streams are one and the same, of which each round's seed is drawn; a
+        # checkpoint of any holds it
         common = agent.generator
         seed = int(torch.randint(2**62, (), generator=common, device=common.device))
         agent.generator = torch.Generator(common.device).manual_seed(seed + state.process_index)
@@ -82,15 +93,21 @@ class LoraControl(AdapterControl, GradientPolicy):
 
 
 class LoraPolicy(LoraControl, PathwiseGradient):
-    """An adapter that follows the pathwise gradient, for differentiable rewards; arguments: ``LoraControl``'s."""
+    """An adapter that follows the pathwise gradient, for differentiable rewards; arguments:
+    ``LoraControl``'s.
+    """
 
 
 class LoraScorePolicy(LoraControl, ScoreGradient):
-    """An adapter that follows the score-function gradient, for black-box rewards; arguments: ``LoraControl``'s."""
+    """An adapter that follows the score-function gradient, for black-box rewards; arguments:
+    ``LoraControl``'s.
+    """
 
 
 class LoraValuePolicy(LoraControl, FittedGradient):
-    """An adapter that follows the gradient of fitted values, for black-box rewards; arguments: both bases'."""
+    """An adapter that follows the gradient of fitted values, for black-box rewards; arguments: both
+    bases'.
+    """
 
     learning_rate = 1e-3
 
@@ -106,7 +123,9 @@ def processes(device: torch.device) -> Any:
 
 
 def average(gradient: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over processes of gradients; all in one message (what ``Accelerator.reduce`` does)."""
+    """The mean over processes of gradients; all in one message (what ``Accelerator.reduce``
+    does).
+    """
     from accelerate.utils import reduce
 
     flat = reduce(torch.cat([part.flatten() for part in gradient]), "mean")

@@ -18,7 +18,9 @@ class StepGradients(NamedTuple):
     by_noise: Tensor  # (n, *noise_shape): J_z^T grad V_{k+1} at the path's next state
     by_state: Tensor  # (n, *state_shape): grad V_k
     by_next_state: Tensor  # (n, *state_shape): grad V_{k+1}
-    by_parameters: tuple[Tensor, ...]  # (da_k / dtheta)^T (by_noise - beta_k a_k), summed over paths: dJ / dtheta's share
+    by_parameters: tuple[
+        Tensor, ...
+    ]  # (da_k / dtheta)^T (by_noise - beta_k a_k), summed over paths: dJ / dtheta's share
 
 
 class ValueGradients(NamedTuple):
@@ -29,22 +31,28 @@ class ValueGradients(NamedTuple):
 
 
 def gains(paths: Trajectories, betas: Sequence[float]) -> Tensor:
-    """``r_k - beta_k (|a_k|^2 / 2 + a_k . W_k)`` of every step, ``(T, n)``: what the paths' returns are summed from.
+    """``r_k - beta_k (|a_k|^2 / 2 + a_k . W_k)`` of every step, ``(T, n)``: what the paths' returns
+    are summed from.
 
-    ``a_k . W_k`` has mean zero given the state, so sums of gains estimate the value without bias. With it they estimate it
-    without variance at the optimum, up to O(step size): there V_k(X_k) changes by just minus the gain (Ito and the HJB
-    equation). Our control variate, in the paper neither needed nor used; for likelihood ratios it is known as "sticking the
-    landing" (Roeder, Wu and Duvenaud 2017).
+    ``a_k . W_k`` has mean zero given the state, so sums of gains estimate the value without bias.
+    With it they estimate it without variance at the optimum, up to O(step size): there V_k(X_k)
+    changes by just minus the gain (Ito and the HJB equation). Our control variate, in the paper
+    neither needed nor used; for likelihood ratios it is known as "sticking the landing" (Roeder, Wu
+    and Duvenaud 2017).
     """
     price = paths.controls.new_tensor(betas)[:, None]
     return paths.running_rewards + price * paths.log_ratios
 
 
-def adjoint_sweep(policy: IterationPolicy, paths: Trajectories, parameters: Sequence[Tensor] = ()) -> Iterator[StepGradients]:
-    """Differentiate each path's return-to-go, sum of ``gains``, from the last step back to the first.
+def adjoint_sweep(
+    policy: IterationPolicy, paths: Trajectories, parameters: Sequence[Tensor] = ()
+) -> Iterator[StepGradients]:
+    """Differentiate each path's return-to-go, sum of ``gains``, from the last step back to the
+    first.
 
-    A step's graph is built, used and dropped before the step before it: beyond the paths themselves, memory does not grow
-    with the horizon. Each estimate is unbiased for the policy's own value function.
+    A step's graph is built, used and dropped before the step before it: beyond the paths
+    themselves, memory does not grow with the horizon. Each estimate is unbiased for the policy's
+    own value function.
 
     Args:
         policy: the control that made the paths.
@@ -62,7 +70,10 @@ def adjoint_sweep(policy: IterationPolicy, paths: Trajectories, parameters: Sequ
         x = paths.states[-1].detach().requires_grad_()
         reward = problem.terminal_reward(x)
         if not reward.requires_grad:
-            raise ValueError(f"PIFT needs the gradient of the reward; {name}.terminal_reward returned a detached tensor")
+            raise ValueError(
+                f"PIFT needs the gradient of the reward; {name}.terminal_reward returned a detached"
+                " tensor"
+            )
         (adjoint,) = torch.autograd.grad(reward.sum(), x)
     for k, beta in reversed(list(enumerate(policy.betas))):
         with torch.enable_grad():
@@ -76,13 +87,18 @@ def adjoint_sweep(policy: IterationPolicy, paths: Trajectories, parameters: Sequ
             if ahead.requires_grad:
                 (by_noise,) = torch.autograd.grad(ahead, z, retain_graph=True, allow_unused=True)
             if by_noise is None:
-                raise ValueError(f"PIFT needs a transition that autograd can follow; {name}'s is not")
+                raise ValueError(
+                    f"PIFT needs a transition that autograd can follow; {name}'s is not"
+                )
             by_parameters: tuple[Tensor, ...] = ()
             if parameters:
-                # without the gain's a . W, whose derivative by the parameters would add noise at the optimum
+                # without the gain's a . W, whose derivative by the parameters would add noise at
+                # the optimum
                 rise = by_noise - beta * a.detach()
                 by_parameters = torch.autograd.grad(a, parameters, rise, retain_graph=True)
-            here = problem.running_reward(k, x).sum() - beta * (a * (0.5 * a + paths.noises[k])).sum()
+            here = (
+                problem.running_reward(k, x).sum() - beta * (a * (0.5 * a + paths.noises[k])).sum()
+            )
             by_next_state = adjoint
             (adjoint,) = torch.autograd.grad(ahead + here, x)
         yield StepGradients(by_noise, adjoint, by_next_state, by_parameters)

@@ -1,1 +1,3 @@
-"""Denoising chains of diffusion models: the exact ones, the shipped ones, and any pipeline of diffusers."""
+"""Denoising chains of diffusion models: the exact ones, the shipped ones, and any pipeline of
+diffusers.
+"""

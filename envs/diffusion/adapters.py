@@ -1,7 +1,9 @@
-"""LoRA adapters inside a frozen network: many by name, at most one at work, and none outside ``active``.
+"""LoRA adapters inside a frozen network: many by name, at most one at work, and none outside
+``active``.
 
-peft's own switches also clear and set ``requires_grad`` of every adapter, which would stop one agent from learning whenever
-another one, or the pre-trained model, is asked. These only say which adapter a forward pass goes through.
+peft's own switches also clear and set ``requires_grad`` of every adapter, which would stop one
+agent from learning whenever another one, or the pre-trained model, is asked. These only say which
+adapter a forward pass goes through.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 def tuner_layers(network: nn.Module) -> dict[str, Any]:
     """The layers of ``network`` that hold adapters (peft's ``LoraLayer``), by name."""
-    return {name: layer for name, layer in network.named_modules() if hasattr(layer, "_disable_adapters")}
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if hasattr(layer, "_disable_adapters")
+    }
 
 
 def _layers(network: nn.Module) -> Iterator[Any]:
@@ -56,8 +62,11 @@ def _switch(layers: Sequence[Any], name: str | None) -> None:
         layer._active_adapter = [] if name is None else [name]
 
 
-def attach(network: Any, name: str, config: Any, parameters: Sequence[nn.Parameter] | None = None) -> dict[str, nn.Parameter]:
-    """Add an adapter, which is at work only inside ``active``; the network's own weights stay frozen.
+def attach(
+    network: Any, name: str, config: Any, parameters: Sequence[nn.Parameter] | None = None
+) -> dict[str, nn.Parameter]:
+    """Add an adapter, which is at work only inside ``active``; the network's own weights stay
+    frozen.
 
     Args:
         network: a diffusers model.
@@ -76,12 +85,16 @@ def attach(network: Any, name: str, config: Any, parameters: Sequence[nn.Paramet
     frozen = [p for p in network.parameters() if not p.requires_grad]
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
+            warnings.filterwarnings(
+                "ignore", "Already found a `peft_config`"
+            )  # several adapters are the point
             peft.inject_adapter_in_model(config, network, name)
     except ValueError as error:
         getattr(network, "peft_config", {}).pop(name, None)
         where = type(network).__name__
-        raise ValueError(f"target_modules must name layers of {where}; got {config.target_modules} ({error})") from error
+        raise ValueError(
+            f"target_modules must name layers of {where}; got {config.target_modules} ({error})"
+        ) from error
     if hasattr(network, "_hf_peft_config_loaded"):
         network._hf_peft_config_loaded = True  # diffusers' own methods ask
     for p in frozen:
@@ -117,7 +130,8 @@ def _weights(layer: Any) -> list[nn.Parameter]:
 
 
 class Checkpointing:
-    """A diffusers model's gradient checkpointing that runs a block again with the adapter it was first run with.
+    """A diffusers model's gradient checkpointing that runs a block again with the adapter it was
+    first run with.
 
     Args:
         network: a diffusers model, whose blocks it sees to from now on.

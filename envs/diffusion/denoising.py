@@ -4,7 +4,8 @@ Time runs from noise (k = 0) to data (k = T). With the score s of the pre-traine
 
     F_k(x, z) = (x + (1 - alpha_k) s_k(x)) / sqrt(alpha_k) + sigma_k z.
 
-Tables follow diffusers' schedulers, so that a step here equals ``DDPMScheduler.step`` with the same noise.
+Tables follow diffusers' schedulers, so that a step here equals ``DDPMScheduler.step`` with the same
+noise.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from ..problem import Problem, at, check_positive
 class Schedule(NamedTuple):
     """Noise tables of a chain of T steps, ``(T,)`` each, from the noisiest step to the last."""
 
-    alpha_bar: Tensor  # cumulative product before the step: X_k = sqrt(alpha_bar) X_data + sqrt(1 - alpha_bar) noise
+    # cumulative product before the step: X_k = sqrt(alpha_bar) X_data + sqrt(1 - alpha_bar) noise
+    alpha_bar: Tensor
     alpha: Tensor  # alpha_bar of this step over that of the next, less noisy one
     sigma: Tensor  # standard deviation of the step's noise
     timesteps: Tensor  # the training index of each step, as diffusers counts it
     noise_slope: Tensor | None = (
-        None  # of the mean in minus the predicted noise; (1 - alpha) / sqrt(alpha (1 - alpha_bar)) if absent
+        # of the mean in minus the predicted noise; (1 - alpha) / sqrt(alpha (1 - alpha_bar)) if
+        # absent
+        None
     )
 
     @classmethod
@@ -43,18 +47,27 @@ class Schedule(NamedTuple):
         beta_end: float = 0.02,
         train_steps: int = 1000,
     ) -> Schedule:
-        """The tables of diffusers' DDPMScheduler after ``set_timesteps(steps)``; its argument names and defaults.
+        """The tables of diffusers' DDPMScheduler after ``set_timesteps(steps)``; its argument names
+        and defaults.
 
-        ``beta_schedule``: ``linear`` or ``squaredcos_cap_v2``; ``variance_type``: ``fixed_small`` or ``fixed_large``;
-        ``timestep_spacing``: ``leading``, ``trailing`` or ``linspace``.
+        ``beta_schedule``: ``linear`` or ``squaredcos_cap_v2``; ``variance_type``: ``fixed_small``
+        or ``fixed_large``; ``timestep_spacing``: ``leading``, ``trailing`` or ``linspace``.
         """
         _check_integer("steps", steps)
         if not 1 <= steps <= train_steps:
-            raise ValueError(f"steps must be between 1 and train_steps = {train_steps}; got {steps}")
-        betas = _choose("beta_schedule", beta_schedule, linear=_linear, squaredcos_cap_v2=_squared_cosine)(
-            train_steps, beta_start, beta_end
+            raise ValueError(
+                f"steps must be between 1 and train_steps = {train_steps}; got {steps}"
+            )
+        betas = _choose(
+            "beta_schedule", beta_schedule, linear=_linear, squaredcos_cap_v2=_squared_cosine
+        )(train_steps, beta_start, beta_end)
+        spacing = _choose(
+            "timestep_spacing",
+            timestep_spacing,
+            leading=_leading,
+            trailing=_trailing,
+            linspace=_linspace,
         )
-        spacing = _choose("timestep_spacing", timestep_spacing, leading=_leading, trailing=_trailing, linspace=_linspace)
         timesteps = spacing(steps, train_steps)
         cumulative = torch.cumprod(1 - betas, 0)
         alpha_bar = cumulative[timesteps]
@@ -62,20 +75,32 @@ class Schedule(NamedTuple):
         following = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
         alpha = alpha_bar / following
         posterior = (1 - following) / (1 - alpha_bar) * (1 - alpha)
-        variance = _choose("variance_type", variance_type, fixed_small=posterior, fixed_large=1 - alpha)
-        variance = torch.where(timesteps > 0, variance.clamp(min=1e-20), 0.0)  # no noise is added at timestep 0
+        variance = _choose(
+            "variance_type", variance_type, fixed_small=posterior, fixed_large=1 - alpha
+        )
+        variance = torch.where(
+            timesteps > 0, variance.clamp(min=1e-20), 0.0
+        )  # no noise is added at timestep 0
         return cls(alpha_bar, alpha, variance.sqrt(), timesteps)
 
     @classmethod
     def from_scheduler(
-        cls, scheduler: Any, steps: int = 50, kind: str = "ddim", eta: float = 1.0, variance: str | None = None
+        cls,
+        scheduler: Any,
+        steps: int = 50,
+        kind: str = "ddim",
+        eta: float = 1.0,
+        variance: str | None = None,
     ) -> Schedule:
-        """The tables by which diffusers' DDIMScheduler or DDPMScheduler steps, made from another scheduler's configuration.
+        """The tables by which diffusers' DDIMScheduler or DDPMScheduler steps, made from another
+        scheduler's configuration.
 
-        The sigma of a last step that diffusers leaves without noise, or gives a noise of 1e-10 for its logarithm's sake, is 0.
+        The sigma of a last step that diffusers leaves without noise, or gives a noise of 1e-10 for
+        its logarithm's sake, is 0.
 
         Args:
-            scheduler: any diffusers scheduler of the variance-preserving family; its ``config`` is read.
+            scheduler: any diffusers scheduler of the variance-preserving family; its ``config`` is
+                read.
             steps: number of denoising steps.
             kind: ``ddim`` or ``ddpm``.
             eta: of DDIM: 1 is the posterior's noise, and 0 would leave nothing to control.
@@ -86,29 +111,42 @@ class Schedule(NamedTuple):
         n = get("num_train_timesteps", 1000)
         _check_integer("steps", steps)
         if not 1 <= steps <= n:
-            raise ValueError(f"steps must be between 1 and the scheduler's num_train_timesteps = {n}; got {steps}")
+            raise ValueError(
+                f"steps must be between 1 and the scheduler's num_train_timesteps = {n}; got"
+                f" {steps}"
+            )
         if not 0 < eta <= 1:
             raise ValueError(f"eta must be above 0 and at most 1; got {eta!r}")
         if get("rescale_betas_zero_snr"):
             raise ValueError(
-                "rescale_betas_zero_snr must be False: a first step without signal has an infinite score; got True"
+                "rescale_betas_zero_snr must be False: a first step without signal has an infinite"
+                " score; got True"
             )
         if get("trained_betas") is not None:
             betas = torch.as_tensor(get("trained_betas"), dtype=torch.float64)
         else:
-            family = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _squared_cosine}
+            family = {
+                "linear": _linear,
+                "scaled_linear": _scaled_linear,
+                "squaredcos_cap_v2": _squared_cosine,
+            }
             betas = _choose("beta_schedule", get("beta_schedule", "linear"), **family)(
                 n, get("beta_start", 1e-4), get("beta_end", 0.02)
             )
         spacing = get("timestep_spacing", "leading")
-        timesteps = _choose("timestep_spacing", spacing, leading=_leading, trailing=_trailing, linspace=_linspace)(steps, n)
+        timesteps = _choose(
+            "timestep_spacing", spacing, leading=_leading, trailing=_trailing, linspace=_linspace
+        )(steps, n)
         if spacing == "leading":
             timesteps = timesteps + get("steps_offset", 0)
         if int(timesteps[0]) >= n:
-            raise ValueError(f"steps must leave room for steps_offset below {n} training steps; got {steps}")
+            raise ValueError(
+                f"steps must leave room for steps_offset below {n} training steps; got {steps}"
+            )
         cumulative = torch.cumprod(1 - betas, 0)
         alpha_bar = cumulative[timesteps]
-        # what comes after each step: DDPM looks at the next in the list, DDIM a fixed number of training steps further
+        # what comes after each step: DDPM looks at the next in the list, DDIM a fixed number of
+        # training steps further
         if _choose("scheduler", kind, ddim=True, ddpm=False):
             before = timesteps - n // steps
             last = alpha_bar.new_ones(()) if get("set_alpha_to_one", True) else cumulative[0]
@@ -119,8 +157,11 @@ class Schedule(NamedTuple):
         posterior = (1 - following) / (1 - alpha_bar) * (1 - alpha)
         if kind == "ddim":
             sigma = eta * posterior.sqrt()
-            # sqrt(following) clean + sqrt(1 - following - sigma^2) noise, in terms of the state and the noise
-            slope = ((1 - alpha_bar) / alpha).sqrt() - (1 - following - sigma.square()).clamp(min=0).sqrt()
+            # sqrt(following) clean + sqrt(1 - following - sigma^2) noise, in terms of the state and
+            # the noise
+            slope = ((1 - alpha_bar) / alpha).sqrt() - (1 - following - sigma.square()).clamp(
+                min=0
+            ).sqrt()
             return cls(alpha_bar, alpha, sigma, timesteps, slope)
         kept = get("variance_type", "fixed_small") if variance is None else variance
         noise = _choose("variance", kept, fixed_small=posterior, fixed_large=1 - alpha)
@@ -152,7 +193,9 @@ def _scaled_linear(n: int, start: float, end: float) -> Tensor:
 
 
 def _squared_cosine(n: int, start: float, end: float) -> Tensor:
-    bar = torch.cos((torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * math.pi / 2) ** 2
+    bar = (
+        torch.cos((torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * math.pi / 2) ** 2
+    )
     return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
 
 
@@ -169,7 +212,8 @@ def _linspace(steps: int, n: int) -> Tensor:
 
 
 class DenoisingProblem(Problem):
-    """A denoising chain; a subclass supplies the pre-trained noise prediction and the reward on the final sample.
+    """A denoising chain; a subclass supplies the pre-trained noise prediction and the reward on the
+    final sample.
 
     Args:
         schedule: noise tables; their length is the horizon.
@@ -199,7 +243,9 @@ class DenoisingProblem(Problem):
         self._shrink = schedule.alpha.rsqrt().to(dtype)
         self._slope = slope.to(dtype)
         still = schedule.sigma == 0  # no noise, hence nothing to control
-        self._control_slope = torch.where(still, 0.0, slope / schedule.sigma.masked_fill(still, 1.0)).to(dtype)
+        self._control_slope = torch.where(
+            still, 0.0, slope / schedule.sigma.masked_fill(still, 1.0)
+        ).to(dtype)
         self._clean_scale = schedule.alpha_bar.rsqrt().to(dtype)
         self._clean_slope = (noise_scale * schedule.alpha_bar.rsqrt()).to(dtype)
 
@@ -210,10 +256,14 @@ class DenoisingProblem(Problem):
 
     @abstractmethod
     def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The pre-trained model's estimate of the noise in ``x``: minus the score times ``sqrt(1 - alpha_bar_k)``."""
+        """The pre-trained model's estimate of the noise in ``x``: minus the score times ``sqrt(1 -
+        alpha_bar_k)``.
+        """
 
     def latents(self, x: Tensor) -> Tensor:
-        """The part of states that is noised: all of it, unless a subclass carries a context along."""
+        """The part of states that is noised: all of it, unless a subclass carries a context
+        along.
+        """
         return x
 
     def with_latents(self, x: Tensor, latents: Tensor) -> Tensor:
@@ -226,11 +276,21 @@ class DenoisingProblem(Problem):
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise."""
-        return torch.randn(n, *self.state_shape, generator=generator, device=generator.device, dtype=self._shrink.dtype)
+        return torch.randn(
+            n,
+            *self.state_shape,
+            generator=generator,
+            device=generator.device,
+            dtype=self._shrink.dtype,
+        )
 
     def gaussian_kernel(self, k: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the noised part of ``X_{k+1}`` given ``X_k = x``, without control."""
-        mean = at(self._shrink, k, x) * self.latents(x) - at(self._slope, k, x) * self.predict_noise(k, x)
+        """Mean and standard deviation of the noised part of ``X_{k+1}`` given ``X_k = x``, without
+        control.
+        """
+        mean = at(self._shrink, k, x) * self.latents(x) - at(
+            self._slope, k, x
+        ) * self.predict_noise(k, x)
         return mean, at(self.schedule.sigma, k, x)
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -241,28 +301,36 @@ class DenoisingProblem(Problem):
     def control_of(self, k: int | Tensor, x: Tensor, difference: Tensor) -> Tensor:
         """The control that amounts to another noise prediction; exactly 0 at steps without noise.
 
-        ``mean + sigma_k a`` is the mean of the step with ``predict_noise + difference`` (Han et al.: u in place of s), so that
-        ``|a|^2 / 2`` is the KL between the two steps (their Lemma 2.5).
+        ``mean + sigma_k a`` is the mean of the step with ``predict_noise + difference`` (Han et
+        al.: u in place of s), so that ``|a|^2 / 2`` is the KL between the two steps (their Lemma
+        2.5).
 
         Args:
             k: the step, or one a row.
             x: the states, ``(n, *state_shape)``.
-            difference: of the other model's noise prediction from the pre-trained one, ``(n, *noise_shape)``.
+            difference: of the other model's noise prediction from the pre-trained one, ``(n,
+                *noise_shape)``.
         """
         return -at(self._control_slope, k, x) * difference
 
     def terminal_estimate(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The clean sample that the pre-trained model predicts from ``x`` (Tweedie); ``x`` itself at ``k = T``.
+        """The clean sample that the pre-trained model predicts from ``x`` (Tweedie); ``x`` itself
+        at ``k = T``.
 
-        With an exact score the map is the gradient of a strictly convex function of x, hence one-to-one: no information
-        about the value function is lost, and its gradient is the one that moves along the data.
+        With an exact score the map is the gradient of a strictly convex function of x, hence
+        one-to-one: no information about the value function is lost, and its gradient is the one
+        that moves along the data.
         """
         if isinstance(k, int):
             if k == self.horizon:
                 return x
             return self.with_latents(x, self._clean(k, x))
         last = (k == self.horizon).reshape(-1, *[1] * (x.dim() - 1))
-        return torch.where(last, x, self.with_latents(x, self._clean(k.clamp(max=self.horizon - 1), x)))
+        return torch.where(
+            last, x, self.with_latents(x, self._clean(k.clamp(max=self.horizon - 1), x))
+        )
 
     def _clean(self, k: int | Tensor, x: Tensor) -> Tensor:
-        return at(self._clean_scale, k, x) * self.latents(x) - at(self._clean_slope, k, x) * self.predict_noise(k, x)
+        return at(self._clean_scale, k, x) * self.latents(x) - at(
+            self._clean_slope, k, x
+        ) * self.predict_noise(k, x)

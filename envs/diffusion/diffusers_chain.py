@@ -1,7 +1,9 @@
-"""Denoising chains whose network is a diffusers UNet: what text-to-image latents and plain images have in common.
+"""Denoising chains whose network is a diffusers UNet: what text-to-image latents and plain images
+have in common.
 
-The network is frozen and shared: by copies of the problem on the same device, and by the LoRA adapters that agents hang into
-it (``adapters``), each under a name of its own. diffusers is imported only by what loads a pipeline.
+The network is frozen and shared: by copies of the problem on the same device, and by the LoRA
+adapters that agents hang into it (``adapters``), each under a name of its own. diffusers is
+imported only by what loads a pipeline.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ class DiffusersChain(DenoisingProblem):
         unet: the network.
         schedule: noise tables; their length is the horizon.
         shape: of the noised part of a state, ``(channels, H, W)``.
-        reward: ``(images in 0..1, prompts) -> (n,)``; without an attribute ``differentiable`` that is true it is a black box.
+        reward: ``(images in 0..1, prompts) -> (n,)``; without an attribute ``differentiable`` that
+            is true it is a black box.
         temperature: price of one nat of KL.
         prediction_type: what the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
         batch_size: rows that a network is given at once, to bound memory.
-        gradient_checkpointing: compute the networks' activations again in the backward pass instead of keeping them.
+        gradient_checkpointing: compute the networks' activations again in the backward pass instead
+            of keeping them.
     """
 
     def __init__(
@@ -52,7 +56,9 @@ class DiffusersChain(DenoisingProblem):
         gradient_checkpointing: bool = False,
     ) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}; got {prediction_type!r}")
+            raise ValueError(
+                f"prediction_type must be one of {PREDICTION_TYPES}; got {prediction_type!r}"
+            )
         check_integer("batch_size", batch_size)
         if not callable(reward):
             raise ValueError(f"reward must be a callable (images, prompts) -> (n,); got {reward!r}")
@@ -71,14 +77,17 @@ class DiffusersChain(DenoisingProblem):
         if gradient_checkpointing:
             Checkpointing(unet)
 
-    # --- noise ------------------------------------------------------------------------------------------------------
+    # --- noise
 
     @abstractmethod
     def _output(self, timesteps: Tensor, latents: Tensor, x: Tensor) -> Tensor:
-        """What the network says of ``latents``, the noised part of states ``x``, in its own prediction type."""
+        """What the network says of ``latents``, the noised part of states ``x``, in its own
+        prediction type.
+        """
 
     def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The pre-trained model's noise prediction ``(n, *noise_shape)``, the same that ``control_of`` counts from.
+        """The pre-trained model's noise prediction ``(n, *noise_shape)``, the same that
+        ``control_of`` counts from.
 
         Asked again about the same ``x``, it answers from memory.
         """
@@ -104,7 +113,7 @@ class DiffusersChain(DenoisingProblem):
             return at(self._signal, k, x) * output + at(self._noise_scale, k, x) * latents
         return output
 
-    # --- rewards ----------------------------------------------------------------------------------------------------
+    # --- rewards
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
@@ -121,21 +130,31 @@ class DiffusersChain(DenoisingProblem):
 
     def terminal_reward(self, x: Tensor) -> Tensor:
         """The reward of the finished images; detached if the reward is a black box."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(getattr(self.reward, "differentiable", False))):
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and bool(getattr(self.reward, "differentiable", False))
+        ):
             rows = x.split(self.batch_size)
-            return torch.cat([self.reward(self.decode(part), self.prompts_of(part)).to(x.dtype) for part in rows])
+            return torch.cat(
+                [self.reward(self.decode(part), self.prompts_of(part)).to(x.dtype) for part in rows]
+            )
 
     @property
     def success(self) -> Callable[[Tensor], Tensor]:
-        """``success(x) -> bool (n,)``: what the reward itself takes for success; absent where it has no word for it."""
+        """``success(x) -> bool (n,)``: what the reward itself takes for success; absent where it
+        has no word for it.
+        """
         judge = getattr(self.reward, "success", None)
         if judge is None:
             raise AttributeError(f"success is not defined for {type(self.reward).__name__}")
-        return lambda x: torch.cat([judge(self.images(part), self.prompts_of(part)) for part in x.split(self.batch_size)])
+        return lambda x: torch.cat(
+            [judge(self.images(part), self.prompts_of(part)) for part in x.split(self.batch_size)]
+        )
 
     @torch.no_grad()
     def render(self, path: Tensor) -> np.ndarray:
-        """The image as it is now and, beside it, the one that the model sees in it; ``(H, 2 W + 16, 3)``."""
+        """The image as it is now and, beside it, the one that the model sees in it; ``(H, 2 W + 16,
+        3)``.
+        """
         x = path[-1:].to(self._shrink)
         both = self.decode(torch.cat([x, self.terminal_estimate(len(path) - 1, x)]))
         picture = (both.float() * 255).round().byte().cpu().expand(-1, 3, -1, -1)
@@ -144,11 +163,12 @@ class DiffusersChain(DenoisingProblem):
 
 
 class ImageDiffusion(DiffusersChain):
-    """An unconditional model of images in pixel space (diffusers' UNet2DModel); made by ``image_diffusion``.
+    """An unconditional model of images in pixel space (diffusers' UNet2DModel); made by
+    ``image_diffusion``.
 
     Args:
-        clip: clean images are clipped to ``[-clip, clip]`` in every step, as DDPMScheduler does (and DDIMScheduler with
-            ``use_clipped_model_output``); None does not.
+        clip: clean images are clipped to ``[-clip, clip]`` in every step, as DDPMScheduler does
+            (and DDIMScheduler with ``use_clipped_model_output``); None does not.
 
     The other arguments are ``DiffusersChain``'s.
     """
@@ -180,13 +200,24 @@ def check_folder(model: Any) -> None:
     if (folder / "model_index.json").is_file():
         return
     if folder.exists():
-        raise ValueError(f"model must be a folder that holds a diffusers pipeline; {name!r} has no model_index.json")
-    if isinstance(model, Path) or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"model must be a folder that holds a diffusers pipeline; there is no folder {name!r}")
+        raise ValueError(
+            f"model must be a folder that holds a diffusers pipeline; {name!r} has no"
+            " model_index.json"
+        )
+    if (
+        isinstance(model, Path)
+        or folder.is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+    ):
+        raise ValueError(
+            f"model must be a folder that holds a diffusers pipeline; there is no folder {name!r}"
+        )
 
 
 def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
-    """A diffusers pipeline: ``model`` itself if it is one, else a local folder or a name on the Hugging Face hub.
+    """A diffusers pipeline: ``model`` itself if it is one, else a local folder or a name on the
+    Hugging Face hub.
 
     Args:
         kind: name of the pipeline's class in diffusers.
@@ -202,7 +233,9 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
     try:
         diffusers, _, _ = (import_module(name) for name in ("diffusers", "peft", "transformers"))
     except ImportError as error:
-        raise ValueError(f"diffusers pipelines need {error.name}: pip install girsanov[sd]") from error
+        raise ValueError(
+            f"diffusers pipelines need {error.name}: pip install girsanov[sd]"
+        ) from error
     check_folder(model)
     # the argument's name, by the presence of what tells its old name from its new one
     renamed = hasattr(import_module("diffusers.utils.deprecation_utils"), "_resolve_dtype")
@@ -211,11 +244,14 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
     try:
         pipeline = getattr(diffusers, kind).from_pretrained(str(model), **given)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        )
         raise ValueError(
-            f"model must be a local diffusers pipeline or a hub name that can be fetched; got {str(model)!r}, which is neither "
-            f"({type(error).__name__}: {reason}). Where there is a network: hf download {model} --local-dir FOLDER; "
-            "then pass model=FOLDER, the folder with model_index.json"
+            "model must be a local diffusers pipeline or a hub name that can be fetched; got"
+            f" {str(model)!r}, which is neither ({type(error).__name__}: {reason}). Where there is"
+            f" a network: hf download {model} --local-dir FOLDER; then pass model=FOLDER, the"
+            " folder with model_index.json"
         ) from error
     return pipeline
 
@@ -232,12 +268,15 @@ def image_diffusion(
     dtype: str | torch.dtype = "float32",
     **kwargs: Any,
 ) -> ImageDiffusion:
-    """An unconditional DDPM or DDIM pipeline of diffusers (a UNet2DModel of images) as a problem; needs ``girsanov[sd]``.
+    """An unconditional DDPM or DDIM pipeline of diffusers (a UNet2DModel of images) as a problem;
+    needs ``girsanov[sd]``.
 
     Args:
-        pipeline: a pipeline (its UNet is frozen and used, not copied), the folder of one, or a name on the hub.
-        reward: ``(images (n, channels, H, W) in 0..1, prompts) -> (n,)``; the prompts are empty strings. Without an
-            attribute ``differentiable`` that is true it is taken for a black box.
+        pipeline: a pipeline (its UNet is frozen and used, not copied), the folder of one, or a name
+            on the hub.
+        reward: ``(images (n, channels, H, W) in 0..1, prompts) -> (n,)``; the prompts are empty
+            strings. Without an attribute ``differentiable`` that is true it is taken for a black
+            box.
         temperature: price of one nat of KL.
         steps: number of denoising steps, the horizon.
         scheduler: ``ddpm`` or ``ddim``.
@@ -249,12 +288,22 @@ def image_diffusion(
     pipe = load_pipeline("DiffusionPipeline", pipeline, as_dtype(dtype))
     unet: Any = getattr(pipe, "unet", None)
     if type(unet).__name__ != "UNet2DModel" or hasattr(pipe, "vqvae"):
-        raise ValueError(f"pipeline must be unconditional in pixel space, with a UNet2DModel; got {type(pipe).__name__}")
-    if unet.config.out_channels != unet.config.in_channels or unet.config.class_embed_type is not None:
-        raise ValueError("pipeline must predict neither variances nor take classes; got one that does")
+        raise ValueError(
+            "pipeline must be unconditional in pixel space, with a UNet2DModel; got"
+            f" {type(pipe).__name__}"
+        )
+    if (
+        unet.config.out_channels != unet.config.in_channels
+        or unet.config.class_embed_type is not None
+    ):
+        raise ValueError(
+            "pipeline must predict neither variances nor take classes; got one that does"
+        )
     config = pipe.scheduler.config
     if config.get("thresholding"):
-        raise ValueError("the pipeline's scheduler must not use dynamic thresholding; got thresholding=True")
+        raise ValueError(
+            "the pipeline's scheduler must not use dynamic thresholding; got thresholding=True"
+        )
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -272,7 +321,12 @@ def image_diffusion(
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A network's type from its name; float64, float32, bfloat16 or float16."""
-    allowed = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    allowed = {
+        "float64": torch.float64,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
     found = allowed.get(dtype) if isinstance(dtype, str) else dtype
     if found is None or found not in allowed.values():
         raise ValueError(f"dtype must be one of {sorted(allowed)}; got {dtype!r}")

@@ -1,4 +1,6 @@
-"""The two networks behind ``girsanov/Digits-v0`` and their checkpoint: a denoiser and a classifier of 8x8 digits."""
+"""The two networks behind ``girsanov/Digits-v0`` and their checkpoint: a denoiser and a classifier
+of 8x8 digits.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ _PIXELS = math.prod(IMAGE_SHAPE)
 
 
 class GaussianDenoiser(nn.Module):
-    """The best denoiser if images were Gaussian with the training set's mean and covariance: E[X_data | X] in closed form.
+    """The best denoiser if images were Gaussian with the training set's mean and covariance:
+    E[X_data | X] in closed form.
 
-    With ``a = alpha_bar`` and an eigenvalue ``v`` of the covariance, ``X = sqrt(a) X_data + sqrt(1 - a) noise`` has, along
-    its eigenvector, the posterior variance ``v (1 - a) / (a v + 1 - a)``.
+    With ``a = alpha_bar`` and an eigenvalue ``v`` of the covariance, ``X = sqrt(a) X_data + sqrt(1
+    - a) noise`` has, along its eigenvector, the posterior variance ``v (1 - a) / (a v + 1 - a)``.
     """
 
     mean: Tensor
@@ -38,14 +41,22 @@ class GaussianDenoiser(nn.Module):
         self.register_buffer("vectors", torch.eye(_PIXELS))
 
     def fit(self, images: Tensor, floor: float = 1e-3) -> None:
-        """Take mean and covariance from ``(n, 1, 8, 8)``; ``floor`` is the least variance, for pixels that never vary."""
+        """Take mean and covariance from ``(n, 1, 8, 8)``; ``floor`` is the least variance, for
+        pixels that never vary.
+        """
         flat = images.flatten(1).double()
         values, vectors = torch.linalg.eigh(flat.T.cov(correction=0))
-        for buffer, value in ((self.mean, flat.mean(0)), (self.values, values.clamp(min=floor)), (self.vectors, vectors)):
+        for buffer, value in (
+            (self.mean, flat.mean(0)),
+            (self.values, values.clamp(min=floor)),
+            (self.vectors, vectors),
+        ):
             buffer.copy_(value)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean ``(n, 64)`` and standard deviation of the pixels; ``x (n, 64)``, ``log_snr`` ``(1,)`` or ``(n,)``."""
+        """Posterior mean ``(n, 64)`` and standard deviation of the pixels; ``x (n, 64)``,
+        ``log_snr`` ``(1,)`` or ``(n,)``.
+        """
         signal, noise = torch.sigmoid(log_snr)[:, None], torch.sigmoid(-log_snr)[:, None]
         spread = signal * self.values + noise
         centred = (x - signal.sqrt() * self.mean) @ self.vectors
@@ -55,7 +66,9 @@ class GaussianDenoiser(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two convolutions around a feature-wise affine map set by the noise level; no normalisation, which is slow on a CPU."""
+    """Two convolutions around a feature-wise affine map set by the noise level; no normalisation,
+    which is slow on a CPU.
+    """
 
     def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -73,10 +86,12 @@ class _Residual(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Predicts the clean image from a noisy one and its log signal-to-noise ratio, so one network serves every schedule.
+    """Predicts the clean image from a noisy one and its log signal-to-noise ratio, so one network
+    serves every schedule.
 
-    A convolutional UNet over 8x8 and 4x4 sees the noisy image beside ``GaussianDenoiser``'s estimate and corrects the latter in
-    units of its standard deviation; at both extremes of noise the Gaussian answer is already the right one. Smooth in x.
+    A convolutional UNet over 8x8 and 4x4 sees the noisy image beside ``GaussianDenoiser``'s
+    estimate and corrects the latter in units of its standard deviation; at both extremes of noise
+    the Gaussian answer is already the right one. Smooth in x.
 
     Args:
         fine: channels at 8x8.
@@ -88,15 +103,31 @@ class Denoiser(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, fine: int = 16, coarse: int = 64, blocks: int = 2, embedding: int = 64, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        fine: int = 16,
+        coarse: int = 64,
+        blocks: int = 2,
+        embedding: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.architecture = {"fine": fine, "coarse": coarse, "blocks": blocks, "embedding": embedding}
+        self.architecture = {
+            "fine": fine,
+            "coarse": coarse,
+            "blocks": blocks,
+            "embedding": embedding,
+        }
         self.gaussian = GaussianDenoiser()
         frequencies = torch.exp(torch.linspace(math.log(0.1), math.log(3.0), 16))
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.embed = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.embed = nn.Sequential(
+            nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
         self.stem = nn.Conv2d(2, fine, 3, padding=1)
-        self.fine_place = nn.Parameter(torch.zeros(1, fine, 8, 8))  # digits are centred: where a pixel lies matters
+        self.fine_place = nn.Parameter(
+            torch.zeros(1, fine, 8, 8)
+        )  # digits are centred: where a pixel lies matters
         self.before = _Residual(fine, embedding, 0.0)
         self.down = nn.Conv2d(fine, coarse, 2, stride=2)
         self.coarse_place = nn.Parameter(torch.zeros(1, coarse, 4, 4))
@@ -107,20 +138,28 @@ class Denoiser(nn.Module):
         for weight in self.head.parameters():
             nn.init.zeros_(weight)  # training starts from the Gaussian denoiser
         for weight in self.parameters():
-            if weight.dim() == 4:  # a convolution's; a tenth faster than the default layout on a CPU
+            if (
+                weight.dim() == 4
+            ):  # a convolution's; a tenth faster than the default layout on a CPU
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """The clean image ``(n, 1, 8, 8)`` for ``x`` of that shape and ``log_snr`` of shape ``(1,)`` or ``(n,)``."""
+        """The clean image ``(n, 1, 8, 8)`` for ``x`` of that shape and ``log_snr`` of shape
+        ``(1,)`` or ``(n,)``.
+        """
         return self.predict(x, log_snr)[0]
 
     def predict(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean image, and the standard deviation ``(1 or n, 64)`` that the Gaussian denoiser would claim."""
+        """The clean image, and the standard deviation ``(1 or n, 64)`` that the Gaussian denoiser
+        would claim.
+        """
         flat = x.flatten(1)
         guess, std = self.gaussian(flat, log_snr)
         angle = log_snr.clamp(-12, 12)[:, None] * self.frequencies
         embedding = self.embed(torch.cat([angle.sin(), angle.cos()], 1))
-        both = torch.stack([flat, guess], -1).view(-1, 8, 8, 2).permute(0, 3, 1, 2)  # channels last without a copy
+        both = (
+            torch.stack([flat, guess], -1).view(-1, 8, 8, 2).permute(0, 3, 1, 2)
+        )  # channels last without a copy
         fine = self.before(self.stem(both) + self.fine_place, embedding)
         coarse = self.down(fine) + self.coarse_place
         for block in self.middle:
@@ -164,15 +203,19 @@ def save_networks(path: str | Path, networks: Networks) -> None:
     """Write both networks to one safetensors file, whole or not at all."""
     named = networks._asdict()
     tensors = {key: value.contiguous() for key, value in nn.ModuleDict(named).state_dict().items()}
-    # one entry, as safetensors writes several in random order and equal networks should make equal files
-    metadata = {_FORMAT: json.dumps({name: network.architecture for name, network in named.items()})}
+    # one entry, as safetensors writes several in random order and equal networks should make equal
+    # files
+    metadata = {
+        _FORMAT: json.dumps({name: network.architecture for name, network in named.items()})
+    }
     partial = Path(f"{path}.partial")
     partial.write_bytes(save(tensors, metadata))
     os.replace(partial, path)
 
 
 def load_networks(path: str | Path | None = None) -> Networks:
-    """The frozen networks of a checkpoint (the shipped one if ``path`` is None), in float32 on the CPU; no code is run.
+    """The frozen networks of a checkpoint (the shipped one if ``path`` is None), in float32 on the
+    CPU; no code is run.
 
     Raises:
         ValueError: the file is missing, damaged or not a digits checkpoint.
@@ -182,13 +225,17 @@ def load_networks(path: str | Path | None = None) -> Networks:
     try:
         with safe_open(path, framework="pt") as file:
             architectures = _architectures(file.metadata() or {})
-            networks = Networks(Denoiser(**architectures["denoiser"]), Classifier(**architectures["classifier"]))
+            networks = Networks(
+                Denoiser(**architectures["denoiser"]), Classifier(**architectures["classifier"])
+            )
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
         if not all(torch.isfinite(value).all() for value in tensors.values()):
             raise ValueError("it holds NaN or infinite weights")
         nn.ModuleDict(networks._asdict()).load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint must be {wanted}; {path} is not: {' '.join(str(error).split())}"[:600]) from None
+        raise ValueError(
+            f"checkpoint must be {wanted}; {path} is not: {' '.join(str(error).split())}"[:600]
+        ) from None
     for network in networks:
         network.eval().requires_grad_(False)
     return networks
@@ -200,6 +247,8 @@ def _architectures(metadata: dict[str, str]) -> dict[str, dict[str, int]]:
     found = json.loads(metadata[_FORMAT])
     for name in Networks._fields:
         sizes = found.get(name) if isinstance(found, dict) else None
-        if not isinstance(sizes, dict) or not all(isinstance(v, int) and 1 <= v <= 1024 for v in sizes.values()):
+        if not isinstance(sizes, dict) or not all(
+            isinstance(v, int) and 1 <= v <= 1024 for v in sizes.values()
+        ):
             raise ValueError(f"its {name} architecture is {sizes!r}")
     return found

@@ -1,6 +1,8 @@
-"""A real denoising diffusion model of handwritten digits (scikit-learn's 8x8 data), as a control problem.
+"""A real denoising diffusion model of handwritten digits (scikit-learn's 8x8 data), as a control
+problem.
 
-Images are ``(1, 8, 8)`` in [-1, 1]. The networks are trained by ``envs/pretraining/digits.py`` and shipped as package data.
+Images are ``(1, 8, 8)`` in [-1, 1]. The networks are trained by ``envs/pretraining/digits.py`` and
+shipped as package data.
 """
 
 from __future__ import annotations
@@ -83,11 +85,15 @@ class Digits(DenoisingProblem):
         self._last = LastCall()
 
     def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The trained model's noise prediction; asked again about the same ``x``, it answers from memory."""
+        """The trained model's noise prediction; asked again about the same ``x``, it answers from
+        memory.
+        """
         return self._last(self._predict_noise, self.denoiser, k, x)
 
     def _predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        clean = self.denoiser(x, self._log_snr[k : k + 1] if isinstance(k, int) else self._log_snr[k])
+        clean = self.denoiser(
+            x, self._log_snr[k : k + 1] if isinstance(k, int) else self._log_snr[k]
+        )
         return (x - at(self._signal, k, x) * clean) / at(self._noise, k, x)
 
     def terminal_reward(self, x: Tensor) -> Tensor:
@@ -96,9 +102,14 @@ class Digits(DenoisingProblem):
 
     @property
     def success(self) -> Callable[[Tensor], Tensor]:
-        """``success(x) -> bool (n,)``: the image shows the digit asked for; absent for rewards that ask for none."""
+        """``success(x) -> bool (n,)``: the image shows the digit asked for; absent for rewards that
+        ask for none.
+        """
         if not isinstance(self.reward, DigitLogProbability):
-            raise AttributeError(f"success is defined for DigitLogProbability only; the reward is {type(self.reward).__name__}")
+            raise AttributeError(
+                "success is defined for DigitLogProbability only; the reward is"
+                f" {type(self.reward).__name__}"
+            )
         return self.reward.success
 
     def images(self, x: Tensor) -> Tensor:
@@ -107,13 +118,20 @@ class Digits(DenoisingProblem):
 
     @torch.no_grad()
     def render(self, path: Tensor) -> np.ndarray:
-        """The noisy image as it is now and, beside it, the clean image that the model sees in it; ``(160, 336, 3)``."""
+        """The noisy image as it is now and, beside it, the clean image that the model sees in it;
+        ``(160, 336, 3)``.
+        """
         x = path[-1:].to(self._signal)
         both = torch.cat([x, self.terminal_estimate(len(path) - 1, x)])
         grey = ((both[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
         large = grey.repeat_interleave(20, 1).repeat_interleave(20, 2)
         gap = torch.full((large.shape[1], 16), 64, dtype=torch.uint8)
-        return torch.cat([large[0], gap, large[1]], 1)[..., None].expand(-1, -1, 3).contiguous().numpy()
+        return (
+            torch.cat([large[0], gap, large[1]], 1)[..., None]
+            .expand(-1, -1, 3)
+            .contiguous()
+            .numpy()
+        )
 
 
 def digits(
@@ -131,7 +149,8 @@ def digits(
         target: the digit wanted by the default reward.
         temperature: price of one nat of KL.
         steps: number of denoising steps.
-        reward: ``"digit"`` (the default), ``"brightness"``, or any callable ``(n, 1, 8, 8) -> (n,)``.
+        reward: ``"digit"`` (the default), ``"brightness"``, or any callable ``(n, 1, 8, 8) ->
+            (n,)``.
         checkpoint: a file written by ``train.py pretrain``; its classifier gives the reward, too.
         **schedule: further arguments of ``Schedule.ddpm``.
     """

@@ -1,4 +1,6 @@
-"""The denoising chain over a mixture of Gaussians: exact score, and the optimum in closed form up to the step size."""
+"""The denoising chain over a mixture of Gaussians: exact score, and the optimum in closed form up
+to the step size.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from .denoising import DenoisingProblem, Schedule
 
 
 class QuadraticReward(nn.Module):
-    """``y(x) = -(x - target)^T Q (x - target) / 2 + slope^T x``, any symmetric ``Q``; ``Q = 0`` is a linear reward.
+    """``y(x) = -(x - target)^T Q (x - target) / 2 + slope^T x``, any symmetric ``Q``; ``Q = 0`` is
+    a linear reward.
 
     Args:
         matrix: ``Q``, ``(d, d)``.
@@ -32,11 +35,15 @@ class QuadraticReward(nn.Module):
         self.register_buffer("matrix", torch.as_tensor(matrix, dtype=torch.float64))
         self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
         zero = torch.zeros_like(self.target)
-        self.register_buffer("slope", zero if slope is None else torch.as_tensor(slope, dtype=torch.float64))
+        self.register_buffer(
+            "slope", zero if slope is None else torch.as_tensor(slope, dtype=torch.float64)
+        )
         d = len(self.target)
         if self.matrix.shape != (d, d) or self.slope.shape != (d,):
             shapes = tuple(self.matrix.shape), tuple(self.target.shape), tuple(self.slope.shape)
-            raise ValueError(f"matrix, target and slope must have shapes (d, d), (d,), (d,); got {shapes}")
+            raise ValueError(
+                f"matrix, target and slope must have shapes (d, d), (d,), (d,); got {shapes}"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, d) -> (n,)``."""
@@ -44,7 +51,8 @@ class QuadraticReward(nn.Module):
         return -0.5 * ((off @ self.matrix.to(x)) * off).sum(1) + x @ self.slope.to(x)
 
     def log_moment(self, mean: Tensor, variance: Tensor, temperature: float) -> Tensor:
-        """``log E exp(y(X) / temperature)`` for ``X ~ N(mean, variance I)``; ``mean (..., d)``, ``variance (...)``.
+        """``log E exp(y(X) / temperature)`` for ``X ~ N(mean, variance I)``; ``mean (..., d)``,
+        ``variance (...)``.
 
         In the eigenbasis of Q the integral is a product of one-dimensional Gaussian integrals.
         """
@@ -57,7 +65,9 @@ class QuadraticReward(nn.Module):
         v = variance[..., None]
         spread = 1 + v * q
         if not (spread > 0).all():
-            raise ValueError("the reward grows faster than the density falls: E exp(y / temperature) is infinite")
+            raise ValueError(
+                "the reward grows faster than the density falls: E exp(y / temperature) is infinite"
+            )
         exponent = (-0.5 * q * off.square() + h * off + 0.5 * v * h.square()) / spread
         return (exponent - 0.5 * spread.log()).sum(-1) + self.target.to(mean) @ g
 
@@ -74,7 +84,8 @@ class GaussianMixture(DenoisingProblem):
         means: ``(M, d)``.
         std: one standard deviation, or ``(M,)``.
         weights: ``(M,)``, positive; equal if absent. They are normalised.
-        reward: a ``QuadraticReward``, or any callable ``(n, d) -> (n,)`` (then there is no closed-form reference).
+        reward: a ``QuadraticReward``, or any callable ``(n, d) -> (n,)`` (then there is no
+            closed-form reference).
         temperature: price of one nat of KL.
         schedule: noise tables; diffusers' DDPM defaults with 50 steps if absent.
     """
@@ -94,34 +105,48 @@ class GaussianMixture(DenoisingProblem):
             raise ValueError(f"means must have shape (modes, dimension); got {tuple(centre.shape)}")
         modes, d = centre.shape
         spread = torch.as_tensor(std, dtype=torch.float64).expand(modes)
-        weight = torch.ones(modes, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        weight = (
+            torch.ones(modes, dtype=torch.float64)
+            if weights is None
+            else torch.as_tensor(weights, dtype=torch.float64)
+        )
         if weight.shape != (modes,) or not (weight > 0).all() or not (spread > 0).all():
-            raise ValueError(f"weights and std must hold one positive number for each of the {modes} modes")
+            raise ValueError(
+                f"weights and std must hold one positive number for each of the {modes} modes"
+            )
         tables = Schedule.ddpm() if schedule is None else schedule
         super().__init__(tables, (d,), temperature, dtype)
         self.reward = reward
         self.means, self.std = centre.to(dtype), spread.to(dtype)
         weight = weight / weight.sum()
-        # One row per step and one for the clean end: log responsibility = const + x . pull - |x|^2 precision / 2.
+        # One row per step and one for the clean end: log responsibility = const + x . pull - |x|^2
+        # precision / 2.
         bar = torch.cat([tables.alpha_bar, tables.alpha_bar.new_ones(1)])
         variance = bar[:, None] * spread**2 + (1 - bar[:, None])
         scaled = bar.sqrt()[:, None, None] * centre
         pull = scaled / variance[..., None]
-        constant = weight.log() - 0.5 * d * variance.log() - 0.5 * scaled.square().sum(-1) / variance
+        constant = (
+            weight.log() - 0.5 * d * variance.log() - 0.5 * scaled.square().sum(-1) / variance
+        )
         self._alpha_bar = bar.to(dtype)
         self._precision = (1 / variance).to(dtype)
         self._pull = pull.to(dtype)
         self._constant = constant.to(dtype)
         self._noise_scale = (1 - bar).sqrt().to(dtype)
-        # When all rows are at one step: log responsibility = constant + x @ linear + x^2 @ quadratic, and the mean of the next
-        # state is shift + stretch x, both from shares @ blend. Lists, since indexing a tensor costs as much as using it.
+        # When all rows are at one step: log responsibility = constant + x @ linear + x^2 @
+        # quadratic, and the mean of the next state is shift + stretch x, both from shares @ blend.
+        # Lists, since indexing a tensor costs as much as using it.
         linear, quadratic = pull.mT, (-0.5 / variance)[:, None].expand(-1, d, -1)
         shrink = tables.alpha.rsqrt()[:, None, None]
         slope = (1 - tables.alpha)[:, None, None] * shrink
         stretch = (shrink - slope / variance[:-1, :, None]).expand(-1, -1, d)
-        self._logit_tables = tuple(zip(*(_rows(t, dtype) for t in (constant, linear, quadratic)), strict=True))
+        self._logit_tables = tuple(
+            zip(*(_rows(t, dtype) for t in (constant, linear, quadratic)), strict=True)
+        )
         blend = torch.cat([slope * pull[:-1], stretch], 2)
-        self._kernel_tables = tuple(zip(_rows(blend, dtype), _rows(tables.sigma, dtype), strict=True))
+        self._kernel_tables = tuple(
+            zip(_rows(blend, dtype), _rows(tables.sigma, dtype), strict=True)
+        )
 
     def _logits(self, k: int | Tensor, x: Tensor) -> Tensor:
         """Unnormalised log responsibilities of the modes, ``(n, M)``."""
@@ -129,10 +154,16 @@ class GaussianMixture(DenoisingProblem):
             constant, linear, quadratic = self._logit_tables[k]
             return torch.addmm(torch.addmm(constant, x, linear), x * x, quadratic)
         half = -0.5 * x.square().sum(1, keepdim=True)
-        return self._constant[k] + torch.einsum("nd,nmd->nm", x, self._pull[k]) + half * self._precision[k]
+        return (
+            self._constant[k]
+            + torch.einsum("nd,nmd->nm", x, self._pull[k])
+            + half * self._precision[k]
+        )
 
     def gaussian_kernel(self, k: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As every denoiser's, in few operations: the chain is so cheap that their number decides its speed."""
+        """As every denoiser's, in few operations: the chain is so cheap that their number decides
+        its speed.
+        """
         if not isinstance(k, int):
             return super().gaussian_kernel(k, x)
         blend, sigma = self._kernel_tables[k]
@@ -143,28 +174,40 @@ class GaussianMixture(DenoisingProblem):
         """The exact noise prediction, ``-sqrt(1 - alpha_bar) grad log p_k(x)``."""
         share = torch.softmax(self._logits(k, x), 1)
         if isinstance(k, int):
-            return (x * (share @ self._precision[k])[:, None] - share @ self._pull[k]) * self._noise_scale[k]
+            return (
+                x * (share @ self._precision[k])[:, None] - share @ self._pull[k]
+            ) * self._noise_scale[k]
         pulled = torch.einsum("nm,nmd->nd", share, self._pull[k])
-        return (x * (share * self._precision[k]).sum(1, keepdim=True) - pulled) * at(self._noise_scale, k, x)
+        return (x * (share * self._precision[k]).sum(1, keepdim=True) - pulled) * at(
+            self._noise_scale, k, x
+        )
 
     def log_density(self, k: int | Tensor, x: Tensor) -> Tensor:
         """Log density of the noised mixture at step k (of the clean one at ``k = T``), ``(n,)``."""
-        return torch.logsumexp(self._logits(k, x), 1) - 0.5 * self.means.shape[1] * math.log(2 * math.pi)
+        return torch.logsumexp(self._logits(k, x), 1) - 0.5 * self.means.shape[1] * math.log(
+            2 * math.pi
+        )
 
     def terminal_reward(self, x: Tensor) -> Tensor:
         """The reward of the clean sample."""
         return self.reward(x)
 
     def reference_value(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """``beta log E[exp(y(X_data) / beta) | X_k = x]`` from the posterior mixture: V_k up to the step size, ``(n,)``."""
+        """``beta log E[exp(y(X_data) / beta) | X_k = x]`` from the posterior mixture: V_k up to the
+        step size, ``(n,)``.
+        """
         if not isinstance(self.reward, QuadraticReward):
-            raise ValueError(f"reference_value needs a QuadraticReward; got {type(self.reward).__name__}")
+            raise ValueError(
+                f"reference_value needs a QuadraticReward; got {type(self.reward).__name__}"
+            )
         bar = at(self._alpha_bar, k, x)
         bar = bar if isinstance(k, int) else bar[..., None]
         precision = self._precision[k]
         gain = (self.std.square() * precision)[..., None] * bar.sqrt()  # (M, 1) or (n, M, 1)
         mean = self.means + gain * (x[:, None] - bar.sqrt() * self.means)
-        variance = (self.std.square() * precision) * (1 - bar if isinstance(k, int) else 1 - bar[..., 0])
+        variance = (self.std.square() * precision) * (
+            1 - bar if isinstance(k, int) else 1 - bar[..., 0]
+        )
         log_share = torch.log_softmax(self._logits(k, x), 1)
         moment = self.reward.log_moment(mean, variance.expand(log_share.shape), self.temperature)
         return self.temperature * torch.logsumexp(log_share + moment, 1)
@@ -186,26 +229,39 @@ class GaussianMixture(DenoisingProblem):
         for mean, std in zip(centre, self.std.cpu().tolist(), strict=True):
             for radius in (1, 2):
                 angle = np.linspace(0, 2 * np.pi, 60)
-                x, y = mean[0] + radius * std * np.cos(angle), mean[second] + radius * std * np.sin(angle)
+                x, y = (
+                    mean[0] + radius * std * np.cos(angle),
+                    mean[second] + radius * std * np.sin(angle),
+                )
                 axes.plot(x, y, color="0.7", linewidth=1)
         walk = path.double().numpy()
         axes.plot(walk[:, 0], walk[:, second], color="C0", linewidth=0.8)
         axes.scatter(walk[-1, 0], walk[-1, second], color="C3", zorder=3)
         limit = float(np.abs(centre).max() + 3 * float(self.std.max()))
-        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), title=f"step {len(walk) - 1} of {self.horizon}")
+        axes.set(
+            xlim=(-limit, limit),
+            ylim=(-limit, limit),
+            title=f"step {len(walk) - 1} of {self.horizon}",
+        )
         axes.set_aspect("equal")
         return pixels(figure)
 
 
-def gaussian_mixture(temperature: float = 0.5, steps: int = 50, dimension: int = 2, **schedule: Any) -> GaussianMixture:
-    """``girsanov/GaussianMixture-v0``: four modes at (+-1, +-1), rewarded by minus the squared distance to the first.
+def gaussian_mixture(
+    temperature: float = 0.5, steps: int = 50, dimension: int = 2, **schedule: Any
+) -> GaussianMixture:
+    """``girsanov/GaussianMixture-v0``: four modes at (+-1, +-1), rewarded by minus the squared
+    distance to the first.
 
-    In an even ``dimension`` above 2 the two directions that tell the modes apart are spread over all coordinates: each is
-    the diagonal of one half of them, so that distances between modes stay what they are in the plane.
+    In an even ``dimension`` above 2 the two directions that tell the modes apart are spread over
+    all coordinates: each is the diagonal of one half of them, so that distances between modes stay
+    what they are in the plane.
     """
     if not isinstance(dimension, int) or dimension < 2 or dimension % 2:
         raise ValueError(f"dimension must be an even integer of at least 2; got {dimension!r}")
     plane = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
     means = (plane / (dimension / 2) ** 0.5).repeat_interleave(dimension // 2, 1)
     reward = QuadraticReward(2.0 * torch.eye(dimension), means[0])
-    return GaussianMixture(means, 0.3, reward, temperature, schedule=Schedule.ddpm(steps, **schedule))
+    return GaussianMixture(
+        means, 0.3, reward, temperature, schedule=Schedule.ddpm(steps, **schedule)
+    )

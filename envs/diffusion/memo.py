@@ -18,7 +18,8 @@ class _Seen(NamedTuple):
     content: Tensor | None
 
     def still(self, x: Tensor) -> bool:
-        # numpy can write into a CPU tensor's memory unnoticed by torch, so there the content itself is compared
+        # numpy can write into a CPU tensor's memory unnoticed by torch, so there the content itself
+        # is compared
         if self.tensor() is not x or self.stamp != _stamp(x):
             return False
         return self.content is None or torch.equal(self.content, x)
@@ -35,13 +36,16 @@ def _stamp(x: Tensor) -> tuple[int, int]:
 
 
 class LastCall:
-    """The last result of ``function(k, x)``, a pure function of the step, the states and a network's weights.
+    """The last result of ``function(k, x)``, a pure function of the step, the states and a
+    network's weights.
 
-    A policy asks a denoiser about ``x``, then the transition asks it again about the same ``x``: this halves the cost. A
-    result is reused only by the same object, for the very same tensor ``x`` (and ``k``), unchanged, with unchanged weights,
-    in the same autograd mode. It is kept alive by others: a result without a graph dies with ``x``, one with a graph dies
-    with the graph that used it, and it is forgotten as soon as a backward pass goes through it. Every caller gets its own
-    copy. Inside ``torch.func`` transforms, ``torch.compile`` and inference mode nothing is remembered.
+    A policy asks a denoiser about ``x``, then the transition asks it again about the same ``x``:
+    this halves the cost. A result is reused only by the same object, for the very same tensor ``x``
+    (and ``k``), unchanged, with unchanged weights, in the same autograd mode. It is kept alive by
+    others: a result without a graph dies with ``x``, one with a graph dies with the graph that used
+    it, and it is forgotten as soon as a backward pass goes through it. Every caller gets its own
+    copy. Inside ``torch.func`` transforms, ``torch.compile`` and inference mode nothing is
+    remembered.
     """
 
     def __init__(self) -> None:
@@ -53,9 +57,15 @@ class LastCall:
         self._entry = None
 
     def __call__(
-        self, function: Callable[[int | Tensor, Tensor], Tensor], network: nn.Module, k: int | Tensor, x: Tensor
+        self,
+        function: Callable[[int | Tensor, Tensor], Tensor],
+        network: nn.Module,
+        k: int | Tensor,
+        x: Tensor,
     ) -> Tensor:
-        """``function(k, x)``, a method whose result depends on ``k``, ``x`` and the weights of ``network`` only."""
+        """``function(k, x)``, a method whose result depends on ``k``, ``x`` and the weights of
+        ``network`` only.
+        """
         if torch.compiler.is_compiling():
             return function(k, x)
         tensors = (x,) if isinstance(k, int) else (x, k)
@@ -67,7 +77,11 @@ class LastCall:
         step = k if isinstance(k, int) else None
         key = (owner, step, torch.is_grad_enabled(), x.requires_grad, self._version(network))
         entry = self._entry
-        if entry is not None and entry.key == key and all(s.still(t) for s, t in zip(entry.inputs, tensors, strict=True)):
+        if (
+            entry is not None
+            and entry.key == key
+            and all(s.still(t) for s, t in zip(entry.inputs, tensors, strict=True))
+        ):
             value = entry.value()
             if value is not None:
                 return _copy(value)
@@ -86,7 +100,11 @@ class LastCall:
         else:
             held = _Held(value)
         seen = tuple(
-            _Seen(weakref.ref(t, forget), stamp, t.detach().clone() if t.device.type == "cpu" else None)
+            _Seen(
+                weakref.ref(t, forget),
+                stamp,
+                t.detach().clone() if t.device.type == "cpu" else None,
+            )
             for t, stamp in zip(tensors, stamps, strict=True)
         )
         self._entry = _Entry(key, seen, held)
@@ -120,6 +138,7 @@ class _Held:
 def _copy(value: Tensor) -> Tensor:
     copy = value.clone()
     if copy.grad_fn is not None:
-        # the copy's node, which lives as long as any graph built on it, keeps the value; the value's graph knows no copy
+        # the copy's node, which lives as long as any graph built on it, keeps the value; the
+        # value's graph knows no copy
         cast("dict[str, Any]", copy.grad_fn.metadata)["girsanov.memo"] = value
     return copy

@@ -1,7 +1,9 @@
-"""Text-to-image: the denoising chain of a latent diffusion pipeline of diffusers, Stable Diffusion above all.
+"""Text-to-image: the denoising chain of a latent diffusion pipeline of diffusers, Stable Diffusion
+above all.
 
-States are latents. The pre-trained model is the pipeline with its guidance, ``eps = eps_u + w (eps_c - eps_u)``, and the KL is
-exact in latent space. The reward sees decoded images and their prompts.
+States are latents. The pre-trained model is the pipeline with its guidance, ``eps = eps_u + w
+(eps_c - eps_u)``, and the KL is exact in latent space. The reward sees decoded images and their
+prompts.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ from .latent_digits import CHECKPOINT as LATENT_DIGITS
 
 
 class StableDiffusion(DiffusersChain):
-    """The chain of a text-to-image pipeline: a UNet2DConditionModel, an autoencoder and embedded prompts.
+    """The chain of a text-to-image pipeline: a UNet2DConditionModel, an autoencoder and embedded
+    prompts.
 
-    With one prompt a state is a latent ``(C, H, W)``. With several, one more channel lies beneath the latents, constant over
-    the plane: the number of the state's prompt, drawn by ``initial`` and carried along: ``(C + 1, H, W)``. Noise and control
+    With one prompt a state is a latent ``(C, H, W)``. With several, one more channel lies beneath
+    the latents, constant over the plane: the number of the state's prompt, drawn by ``initial`` and
+        carried along: ``(C + 1, H, W)``. Noise and control
     are ``(C, H, W)`` in both cases.
 
     Args:
-        pipeline: a diffusers pipeline with ``unet``, ``vae``, ``scheduler`` and ``encode_prompt``. Its networks are frozen
-            and used, not copied.
+        pipeline: a diffusers pipeline with ``unet``, ``vae``, ``scheduler`` and ``encode_prompt``.
+            Its networks are frozen and used, not copied.
         prompts: one prompt, or several.
         reward: ``(images (n, 3, H, W) in 0..1, prompts) -> (n,)`` with a flag ``differentiable``.
         temperature: price of one nat of KL.
@@ -40,7 +44,8 @@ class StableDiffusion(DiffusersChain):
         negative_prompt: what guidance leads away from.
         resolution: side of the image in pixels; the model's own if absent.
         batch_size: images that a network is given at once (twice as many rows with guidance).
-        gradient_checkpointing: compute activations of UNet and decoder again in the backward pass instead of keeping them.
+        gradient_checkpointing: compute activations of UNet and decoder again in the backward pass
+            instead of keeping them.
     """
 
     def __init__(
@@ -62,17 +67,28 @@ class StableDiffusion(DiffusersChain):
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts must be one string or several; got {prompts!r}")
-        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)) or not guidance_scale >= 1:
+        if (
+            isinstance(guidance_scale, bool)
+            or not isinstance(guidance_scale, (int, float))
+            or not guidance_scale >= 1
+        ):
             raise ValueError(f"guidance_scale must be at least 1; got {guidance_scale!r}")
         unet: Any = getattr(pipeline, "unet", None)
         vae: Any = getattr(pipeline, "vae", None)
-        if type(unet).__name__ != "UNet2DConditionModel" or vae is None or unet.config.addition_embed_type is not None:
+        if (
+            type(unet).__name__ != "UNet2DConditionModel"
+            or vae is None
+            or unet.config.addition_embed_type is not None
+        ):
             raise ValueError(
-                "pipeline must be one of latents with a UNet2DConditionModel that takes the prompt alone, such as "
-                f"StableDiffusionPipeline; got {type(pipeline).__name__}"
+                "pipeline must be one of latents with a UNet2DConditionModel that takes the prompt"
+                f" alone, such as StableDiffusionPipeline; got {type(pipeline).__name__}"
             )
         if unet.config.in_channels != vae.config.latent_channels:
-            raise ValueError(f"pipeline must denoise plain latents; got a UNet of {unet.config.in_channels} input channels")
+            raise ValueError(
+                f"pipeline must denoise plain latents; got a UNet of {unet.config.in_channels}"
+                " input channels"
+            )
         shape = (unet.config.in_channels, *_latent_size(unet, vae, resolution))
         super().__init__(
             unet,
@@ -90,7 +106,11 @@ class StableDiffusion(DiffusersChain):
             Checkpointing(vae)
         with torch.no_grad():
             given, empty = pipeline.encode_prompt(
-                list(prompts), pipeline.device, 1, True, negative_prompt=[negative_prompt] * len(prompts)
+                list(prompts),
+                pipeline.device,
+                1,
+                True,
+                negative_prompt=[negative_prompt] * len(prompts),
             )
         self._embeddings, self._unprompted = given.detach(), empty[:1].detach()
         if len(prompts) > 1:
@@ -138,7 +158,9 @@ class StableDiffusion(DiffusersChain):
         """Images ``(n, 3, H, W)`` in 0..1; gradients flow."""
         dtype, config = next(self.vae.parameters()).dtype, self.vae.config
         z = self.latents(x) / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        images = torch.cat([self.vae.decode(part.to(dtype)).sample for part in z.split(self.batch_size)])
+        images = torch.cat(
+            [self.vae.decode(part.to(dtype)).sample for part in z.split(self.batch_size)]
+        )
         return (images.to(x.dtype) / 2 + 0.5).clamp(0, 1)
 
 
@@ -148,7 +170,12 @@ def _latent_size(unet: Any, vae: Any, resolution: int | None) -> tuple[int, int]
         return (size, size) if isinstance(size, int) else tuple(size)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     least = factor * 2 ** (len(unet.config.block_out_channels) - 1)
-    if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < least or resolution % least:
+    if (
+        isinstance(resolution, bool)
+        or not isinstance(resolution, int)
+        or resolution < least
+        or resolution % least
+    ):
         raise ValueError(f"resolution must be a multiple of {least} pixels; got {resolution!r}")
     return resolution // factor, resolution // factor
 
@@ -168,26 +195,29 @@ def stable_diffusion(
     variant: str | None = None,
     **kwargs: Any,
 ) -> StableDiffusion:
-    """``girsanov/StableDiffusion-v0``: a text-to-image pipeline, rewarded on its images. Needs ``girsanov[sd]``.
+    """``girsanov/StableDiffusion-v0``: a text-to-image pipeline, rewarded on its images. Needs
+    ``girsanov[sd]``.
 
     Args:
-        model: a local diffusers folder, a name on the Hugging Face hub, a pipeline (whose networks are frozen and used), or
-            ``latent-digits``, the small model that comes with the package.
+        model: a local diffusers folder, a name on the Hugging Face hub, a pipeline (whose networks
+            are frozen and used), or ``latent-digits``, the small model that comes with the package.
         prompts: one prompt, or several.
-        reward: a callable ``(images (n, 3, H, W) in 0..1, prompts) -> (n,)`` with a flag ``differentiable``, or the name of one
-            in ``image_rewards``.
+        reward: a callable ``(images (n, 3, H, W) in 0..1, prompts) -> (n,)`` with a flag
+            ``differentiable``, or the name of one in ``image_rewards``.
         reward_kwargs: arguments of a reward that is named.
         temperature: price of one nat of KL.
         steps: number of denoising steps.
         guidance_scale: at least 1; 1 is no guidance.
         scheduler: ``ddim`` or ``ddpm``.
-        dtype: of UNet and autoencoder: ``float32``, ``bfloat16``, ``float16``; states and tables are never below float32.
+        dtype: of UNet and autoencoder: ``float32``, ``bfloat16``, ``float16``; states and tables
+            are never below float32.
         revision: of the model on the hub.
         variant: of the weights' files, such as ``fp16``.
         **kwargs: further arguments of ``StableDiffusion``.
 
     Raises:
-        ValueError: packages, the model or the reward's weights are missing (before anything long starts), or a bad argument.
+        ValueError: packages, the model or the reward's weights are missing (before anything long
+            starts), or a bad argument.
     """
     network = as_dtype(dtype)
     model = LATENT_DIGITS if isinstance(model, str) and model == "latent-digits" else model
@@ -196,8 +226,19 @@ def stable_diffusion(
         from ..rewards.images import make_reward
 
         reward = make_reward(reward, **(reward_kwargs or {}))
-    pipeline = load_pipeline("StableDiffusionPipeline", model, network, revision=revision, variant=variant, safety_checker=None)
+    pipeline = load_pipeline(
+        "StableDiffusionPipeline",
+        model,
+        network,
+        revision=revision,
+        variant=variant,
+        safety_checker=None,
+    )
     try:
-        return StableDiffusion(pipeline, prompts, reward, temperature, steps, guidance_scale, scheduler, **kwargs)
+        return StableDiffusion(
+            pipeline, prompts, reward, temperature, steps, guidance_scale, scheduler, **kwargs
+        )
     except TypeError as error:
-        raise ValueError(f"arguments must be StableDiffusion's; got {sorted(kwargs)} ({error})") from error
+        raise ValueError(
+            f"arguments must be StableDiffusion's; got {sorted(kwargs)} ({error})"
+        ) from error

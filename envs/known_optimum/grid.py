@@ -1,22 +1,27 @@
-"""The truth on a grid: dynamic programming for chains ``x' = F_k(x, z)`` with one state and one noise, in float64.
+"""The truth on a grid: dynamic programming for chains ``x' = F_k(x, z)`` with one state and one
+noise, in float64.
 
 Two values obey a backward recursion from the terminal reward y (both start at ``V_T = y``):
 
     optimum       V_k(x) = r_k(x) + max_a { E_W V_{k+1}(F_k(x, a + W)) - beta a^2 / 2 },
-    log moment    L_k(x) = r_k(x) + beta log E_W exp(L_{k+1}(F_k(x, W)) / beta)                 (Cole-Hopf).
+    log moment    L_k(x) = r_k(x) + beta log E_W exp(L_{k+1}(F_k(x, W)) / beta)
+    (Cole-Hopf).
 
-Values and controls are kept at equidistant nodes and read by piecewise cubic Hermite interpolation with slopes from
-fourth-order differences: an error of O(h^4), from the neighbouring nodes only, so that a kink is felt only nearby. Outside
-of the grid they go on as straight lines. Two identities of the normal law spare every derivative of F and V (Stein's, and
-Girsanov's in one step):
+Values and controls are kept at equidistant nodes and read by piecewise cubic Hermite interpolation
+with slopes from fourth-order differences: an error of O(h^4), from the neighbouring nodes only, so
+that a kink is felt only nearby. Outside of the grid they go on as straight lines. Two identities of
+the normal law spare every derivative of F and V (Stein's, and Girsanov's in one step):
 
-    d/da E g(a + W) = E[W g(a + W)],   d^2/da^2 E g(a + W) = E[(W^2 - 1) g(a + W)],   E g(W) = E[g(a + W) exp(-a W - a^2 / 2)].
+    d/da E g(a + W) = E[W g(a + W)],   d^2/da^2 E g(a + W) = E[(W^2 - 1) g(a + W)],   E g(W) = E[g(a
+    + W) exp(-a W - a^2 / 2)].
 
-The first two make Newton's method for the best control a; the third centres the sum of the log moment where its integrand is
-flat. Several chains of one form are solved at once: ``rows`` is their number, the first dimension of every tensor below.
+The first two make Newton's method for the best control a; the third centres the sum of the log
+moment where its integrand is flat. Several chains of one form are solved at once: ``rows`` is their
+number, the first dimension of every tensor below.
 
-The best control may jump in x, where to give up and to go for it are both local optima. There V has a kink, and within a cell
-of it values and controls are approximate; expectations smooth it, so that it hardly shows elsewhere.
+The best control may jump in x, where to give up and to go for it are both local optima. There V has
+a kink, and within a cell of it values and controls are approximate; expectations smooth it, so that
+it hardly shows elsewhere.
 """
 
 from __future__ import annotations
@@ -33,16 +38,19 @@ from torch import Tensor
 Function = Callable[[Tensor], Tensor]
 #: ``F(k, x, z) -> x'``, elementwise; k an int, x ``(rows, nodes, 1)``, z ``(rows, nodes, noises)``.
 Transition = Callable[[int, Tensor, Tensor], Tensor]
-#: ``g(a, z) = V_{k+1}(F_k(x, a + z))`` for controls a ``(rows, nodes)`` and noises z: ``(rows, nodes, noises)``.
+#: ``g(a, z) = V_{k+1}(F_k(x, a + z))`` for controls a ``(rows, nodes)`` and noises z: ``(rows,
+#: nodes, noises)``.
 Worth = Callable[[Tensor, Tensor], Tensor]
 
 
 def normal_nodes(spacing: float, reach: float = 7.2) -> tuple[Tensor, Tensor]:
-    """Equidistant nodes and weights that sum to 1 for expectations over the standard normal law (trapezoidal rule).
+    """Equidistant nodes and weights that sum to 1 for expectations over the standard normal law
+    (trapezoidal rule).
 
-    The error for smooth functions is of order ``exp(-2 pi^2 / spacing^2)``: nothing at 0.4. Gauss-Hermite would need fewer
-    nodes for polynomials, but for functions with kinks it is the distance of the nodes in the middle that counts, and theirs
-    is wide: on ``DoubleWell`` 96 of them err 14 times as much as the 73 of spacing 0.2.
+    The error for smooth functions is of order ``exp(-2 pi^2 / spacing^2)``: nothing at 0.4.
+    Gauss-Hermite would need fewer nodes for polynomials, but for functions with kinks it is the
+    distance of the nodes in the middle that counts, and theirs is wide: on ``DoubleWell`` 96 of
+    them err 14 times as much as the 73 of spacing 0.2.
     """
     count = round(reach / spacing)
     z = spacing * torch.arange(-count, count + 1, dtype=torch.float64)
@@ -51,7 +59,8 @@ def normal_nodes(spacing: float, reach: float = 7.2) -> tuple[Tensor, Tensor]:
 
 
 class Interpolant:
-    """Functions of one variable by their values at equidistant nodes: cubic Hermite inside, straight lines outside.
+    """Functions of one variable by their values at equidistant nodes: cubic Hermite inside,
+    straight lines outside.
 
     Args:
         lower: the first node.
@@ -88,11 +97,18 @@ def _differences(values: Tensor) -> Tensor:
     v = [values[:, i : values.shape[1] - 4 + i] for i in range(5)]
     first = values.new_tensor([[-25, 48, -36, 16, -3], [-3, -10, 18, -6, 1]])
     last = -first.flip(0, 1)
-    return torch.cat([values[:, :5] @ first.T, v[0] - v[4] + 8 * (v[3] - v[1]), values[:, -5:] @ last.T], 1) / 12
+    return (
+        torch.cat(
+            [values[:, :5] @ first.T, v[0] - v[4] + 8 * (v[3] - v[1]), values[:, -5:] @ last.T], 1
+        )
+        / 12
+    )
 
 
 class GridSolution(NamedTuple):
-    """Both values at steps ``0..T`` and the best control at ``0..T-1`` of ``rows`` chains, to be read by ``read``."""
+    """Both values at steps ``0..T`` and the best control at ``0..T-1`` of ``rows`` chains, to be
+    read by ``read``.
+    """
 
     value: Interpolant
     log_moment: Interpolant
@@ -101,13 +117,17 @@ class GridSolution(NamedTuple):
     error: float = math.nan  # of what `refine` was told to measure; NaN if `solve` was called alone
 
     def read(self, table: Interpolant, k: int | Tensor, x: Tensor, row: int | Tensor = 0) -> Tensor:
-        """``table`` at states ``x`` ``(n, d)``: ``k`` an int or ``(n,)``, ``row`` one chain for all or ``(d,)``; ``(n, d)``."""
+        """``table`` at states ``x`` ``(n, d)``: ``k`` an int or ``(n,)``, ``row`` one chain for all
+        or ``(d,)``; ``(n, d)``.
+        """
         step = k if isinstance(k, int) else k[:, None]
         return table(step * self.rows + row, x.double()).to(x.dtype)
 
     def to(self, device: torch.device) -> GridSolution:
         """A copy on ``device``."""
-        value, log_moment, control = (table.to(device) for table in (self.value, self.log_moment, self.control))
+        value, log_moment, control = (
+            table.to(device) for table in (self.value, self.log_moment, self.control)
+        )
         return self._replace(value=value, log_moment=log_moment, control=control)
 
 
@@ -133,19 +153,23 @@ def solve(
         terminal_reward: ``y(x)``, elementwise on ``(rows, nodes, ...)``.
         horizon: number of steps T.
         temperature: beta.
-        lower: first node. The grid must be wide: where noise carries the chain over its ends the values are approximate.
+        lower: first node. The grid must be wide: where noise carries the chain over its ends the
+            values are approximate.
         upper: last node.
         nodes: number of nodes.
         spacing: of the noises in an expectation, see ``normal_nodes``.
         running_reward: ``r_k(x)``, elementwise on ``(rows, nodes)``; zero if absent.
         rows: number of chains.
-        largest_control: the best control is looked for from ``-largest_control`` to ``largest_control``.
+        largest_control: the best control is looked for from ``-largest_control`` to
+            ``largest_control``.
 
     Raises:
         ValueError: fewer than 5 nodes, or no room between the ends.
     """
     if not (nodes >= 5 and lower < upper):
-        raise ValueError(f"nodes must be at least 5 and lower below upper; got {nodes}, {lower} and {upper}")
+        raise ValueError(
+            f"nodes must be at least 5 and lower below upper; got {nodes}, {lower} and {upper}"
+        )
     step = (upper - lower) / (nodes - 1)
     x = torch.linspace(lower, upper, nodes, dtype=torch.float64).repeat(rows, 1)
     row = torch.arange(rows)[:, None, None]
@@ -168,7 +192,9 @@ def solve(
         controls.append(a)
         optimum = partial(Interpolant(lower, step, values[-1]), row)
         log_moment = partial(Interpolant(lower, step, moments[-1]), row)
-    value, moment, control = (Interpolant(lower, step, torch.cat(t[::-1])) for t in (values, moments, controls))
+    value, moment, control = (
+        Interpolant(lower, step, torch.cat(t[::-1])) for t in (values, moments, controls)
+    )
     return GridSolution(value, moment, control, rows)
 
 
@@ -181,10 +207,11 @@ def refine(
     most_nodes: int = 2049,
     **kwargs: Any,
 ) -> GridSolution:
-    """``solve`` with both distances, of the nodes and of the noises, halved until ``measure`` of the solution stands still.
+    """``solve`` with both distances, of the nodes and of the noises, halved until ``measure`` of
+    the solution stands still.
 
-    ``error`` of the result is a third of the last change: what is left of an error that falls by 4 (kinks); without kinks it
-    falls by 16. Other arguments are ``solve``'s.
+    ``error`` of the result is a third of the last change: what is left of an error that falls by 4
+    (kinks); without kinks it falls by 16. Other arguments are ``solve``'s.
 
     Warns:
         RuntimeWarning: the error is still above ``tolerance`` with ``most_nodes``.
@@ -197,14 +224,21 @@ def refine(
         if error <= tolerance:
             break
         if 2 * nodes - 1 > most_nodes:
-            text = f"the grid of {nodes} nodes is too coarse: estimated error {error:.1e}, wanted {tolerance:.1e}"
+            text = (
+                f"the grid of {nodes} nodes is too coarse: estimated error {error:.1e}, wanted"
+                f" {tolerance:.1e}"
+            )
             warnings.warn(text, RuntimeWarning, stacklevel=2)
             break
     return solution._replace(error=error)
 
 
-def _scan(worth: Worth, x: Tensor, temperature: float, largest: int, z: Tensor, weight: Tensor) -> Tensor:
-    """The best integer control at every x: smoothed by W, ``E g(a + W)`` has no feature much narrower than 1."""
+def _scan(
+    worth: Worth, x: Tensor, temperature: float, largest: int, z: Tensor, weight: Tensor
+) -> Tensor:
+    """The best integer control at every x: smoothed by W, ``E g(a + W)`` has no feature much
+    narrower than 1.
+    """
     best, a = torch.full_like(x, -math.inf), torch.zeros_like(x)
     for candidate in range(-largest, largest + 1):
         tried = torch.full_like(x, candidate)
@@ -214,15 +248,21 @@ def _scan(worth: Worth, x: Tensor, temperature: float, largest: int, z: Tensor, 
     return a
 
 
-def _newton(worth: Worth, a: Tensor, temperature: float, largest: int, z: Tensor, weight: Tensor) -> Tensor:
-    """The maximiser of ``E g(a + W) - beta a^2 / 2`` near ``a``, by Newton's method with Stein's derivatives."""
+def _newton(
+    worth: Worth, a: Tensor, temperature: float, largest: int, z: Tensor, weight: Tensor
+) -> Tensor:
+    """The maximiser of ``E g(a + W) - beta a^2 / 2`` near ``a``, by Newton's method with Stein's
+    derivatives.
+    """
     first, second = weight * z, weight * (z.square() - 1)
     for _ in range(12):
         g = worth(a, z)
         gradient = g @ first - temperature * a
         curvature = temperature - g @ second
         # where the objective is not concave: the step of policy iteration, a <- E[W g] / beta
-        change = (gradient / torch.where(curvature > 0.1 * temperature, curvature, temperature)).clamp(-0.5, 0.5)
+        change = (
+            gradient / torch.where(curvature > 0.1 * temperature, curvature, temperature)
+        ).clamp(-0.5, 0.5)
         a = (a + change).clamp(-largest, largest)
         if change.abs().max() < 1e-5:  # the next would be its square
             break

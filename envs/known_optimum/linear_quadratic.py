@@ -1,16 +1,19 @@
-"""Linear-quadratic chains: the optimum of the discrete chain and the certificate, both in closed form.
+"""Linear-quadratic chains: the optimum of the discrete chain and the certificate, both in closed
+form.
 
     X_{k+1} = A_k X_k + b_k + C_k (a_k + W_k),   r_k(x) = -x^T R_k x / 2 + q_k^T x,
     y(x) = -(x - target)^T Q (x - target) / 2 + slope^T x,   X_0 ~ N(mean, covariance).
 
-Write ``V_{k+1}(x) = -x^T P x / 2 + p^T x + c`` and, at the uncontrolled mean ``m = A x + b``, ``h = C^T (p - P m)`` and
-``S = beta I + C^T P C``. Then
+Write ``V_{k+1}(x) = -x^T P x / 2 + p^T x + c`` and, at the uncontrolled mean ``m = A x + b``, ``h =
+C^T (p - P m)`` and ``S = beta I + C^T P C``. Then
 
-    max_a E_W V_{k+1}(m + C (a + W)) - beta |a|^2 / 2  =  V_{k+1}(m) + h^T S^-1 h / 2 - tr(C^T P C) / 2,   a* = S^-1 h,
-    beta log E_W exp(V_{k+1}(m + C W) / beta)          =  V_{k+1}(m) + h^T S^-1 h / 2 - beta log det(S / beta) / 2.
+    max_a E_W V_{k+1}(m + C (a + W)) - beta |a|^2 / 2  =  V_{k+1}(m) + h^T S^-1 h / 2 - tr(C^T P C)
+    / 2,   a* = S^-1 h, beta log E_W exp(V_{k+1}(m + C W) / beta)          =  V_{k+1}(m) + h^T S^-1
+    h / 2 - beta log det(S / beta) / 2.
 
-So the best policy and the certificate (Cole-Hopf) obey one Riccati recursion; only their constants differ, by
-``sum_k (tr M - beta log det(I + M / beta)) / 2 >= 0`` with ``M = C^T P C``: what Gaussian shifts cannot reach.
+So the best policy and the certificate (Cole-Hopf) obey one Riccati recursion; only their constants
+differ, by ``sum_k (tr M - beta log det(I + M / beta)) / 2 >= 0`` with ``M = C^T P C``: what
+Gaussian shifts cannot reach.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from ..problem import AnyProblem, Problem, check_integer, check_positive
 
 
 class Quadratics(NamedTuple):
-    """``-x^T matrix x / 2 + slope^T x + constant`` at every step ``0..T``, with both constants; and the optimal control."""
+    """``-x^T matrix x / 2 + slope^T x + constant`` at every step ``0..T``, with both constants; and
+    the optimal control.
+    """
 
     matrix: Tensor  # P (T + 1, d, d)
     slope: Tensor  # p (T + 1, d)
@@ -35,7 +40,8 @@ class Quadratics(NamedTuple):
 
 
 class LinearQuadratic(Problem):
-    """A linear chain with quadratic rewards. Every matrix may be constant or, with one more leading dimension T, per step.
+    """A linear chain with quadratic rewards. Every matrix may be constant or, with one more leading
+    dimension T, per step.
 
     Args:
         drift_matrix: ``A``, ``(d, d)`` or ``(T, d, d)``.
@@ -50,11 +56,12 @@ class LinearQuadratic(Problem):
         initial_covariance: ``(d, d)``, positive semi-definite; zero (a fixed start) if absent.
         horizon: number of steps T.
         temperature: price of one nat of KL.
-        dtype: of the states. The solution is computed in float64 for the matrices as rounded to ``dtype``, on the CPU;
-            ``to`` moves it.
+        dtype: of the states. The solution is computed in float64 for the matrices as rounded to
+            ``dtype``, on the CPU; ``to`` moves it.
 
     Raises:
-        ValueError: a shape, a symmetry or a number is wrong, or the value is infinite (then it names the step).
+        ValueError: a shape, a symmetry or a number is wrong, or the value is infinite (then it
+            names the step).
     """
 
     def __init__(
@@ -78,7 +85,9 @@ class LinearQuadratic(Problem):
         check_integer("horizon", horizon)
         shape = torch.as_tensor(noise_matrix).shape
         if len(shape) not in (2, 3):
-            raise ValueError(f"noise_matrix must have shape (d, m) or (T, d, m); got {tuple(shape)}")
+            raise ValueError(
+                f"noise_matrix must have shape (d, m) or (T, d, m); got {tuple(shape)}"
+            )
         d, m = shape[-2:]
         self.state_shape, self.noise_shape = (d,), (m,)
         self.horizon, self.temperature = horizon, temperature
@@ -86,31 +95,47 @@ class LinearQuadratic(Problem):
         self.drift_matrix = _table("drift_matrix", drift_matrix, per_step, (d, d), dtype)
         self.noise_matrix = _table("noise_matrix", noise_matrix, per_step, (d, m), dtype)
         self.offset = _table("offset", offset, per_step, (d,), dtype)
-        self.running_matrix = _symmetric("running_matrix", _table("running_matrix", running_matrix, per_step, (d, d), dtype))
+        self.running_matrix = _symmetric(
+            "running_matrix", _table("running_matrix", running_matrix, per_step, (d, d), dtype)
+        )
         self.running_slope = _table("running_slope", running_slope, per_step, (d,), dtype)
-        self.terminal_matrix = _symmetric("terminal_matrix", _table("terminal_matrix", terminal_matrix, (), (d, d), dtype))
+        self.terminal_matrix = _symmetric(
+            "terminal_matrix", _table("terminal_matrix", terminal_matrix, (), (d, d), dtype)
+        )
         self.target = _table("target", target, (), (d,), dtype)
         self.terminal_slope = _table("terminal_slope", terminal_slope, (), (d,), dtype)
         self.initial_mean = _table("initial_mean", initial_mean, (), (d,), dtype)
         covariance = _symmetric(
-            "initial_covariance", _table("initial_covariance", initial_covariance, (), (d, d), torch.float64)
+            "initial_covariance",
+            _table("initial_covariance", initial_covariance, (), (d, d), torch.float64),
         )
         values, vectors = torch.linalg.eigh(covariance)
         if values.min() < -1e-9 * values.abs().max():
-            raise ValueError(f"initial_covariance must be positive semi-definite; got eigenvalues {values.tolist()}")
-        self.initial_scale = (vectors * values.clamp(min=0).sqrt()).to(dtype)  # X_0 = mean + initial_scale @ noise
+            raise ValueError(
+                "initial_covariance must be positive semi-definite; got eigenvalues"
+                f" {values.tolist()}"
+            )
+        self.initial_scale = (vectors * values.clamp(min=0).sqrt()).to(
+            dtype
+        )  # X_0 = mean + initial_scale @ noise
         self.solution = self._solve()
 
     @classmethod
-    def damped_rotation(cls, dimension: int = 4, steps: int = 50, temperature: float = 0.5, seed: int = 0) -> LinearQuadratic:
-        """``girsanov/LinearQuadratic-v0``: a stable random rotation on [0, 1], to be steered two units off its centre.
+    def damped_rotation(
+        cls, dimension: int = 4, steps: int = 50, temperature: float = 0.5, seed: int = 0
+    ) -> LinearQuadratic:
+        """``girsanov/LinearQuadratic-v0``: a stable random rotation on [0, 1], to be steered two
+        units off its centre.
 
-        Ornstein-Uhlenbeck with rotation, ``dX = (K - I) X dt + G (u dt + dB)``, K skew and G orthogonal up to column
-        scales in [0.75, 1.25], both random by ``seed``; the drift is integrated exactly over each of the ``steps``.
+        Ornstein-Uhlenbeck with rotation, ``dX = (K - I) X dt + G (u dt + dB)``, K skew and G
+        orthogonal up to column scales in [0.75, 1.25], both random by ``seed``; the drift is
+        integrated exactly over each of the ``steps``.
         """
         check_integer("dimension", dimension)
         generator = torch.Generator().manual_seed(seed)
-        first, second = torch.randn(2, dimension, dimension, generator=generator, dtype=torch.float64)
+        first, second = torch.randn(
+            2, dimension, dimension, generator=generator, dtype=torch.float64
+        )
         scales = 0.75 + 0.5 * torch.rand(dimension, generator=generator, dtype=torch.float64)
         direction = torch.randn(dimension, generator=generator, dtype=torch.float64)
         eye, step = torch.eye(dimension, dtype=torch.float64), 1 / steps
@@ -145,14 +170,17 @@ class LinearQuadratic(Problem):
         temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> LinearQuadratic:
-        """``girsanov/OrnsteinUhlenbeck-v0``: ``dX = (A X + c) dt + G (u dt + dB)`` in Euler-Maruyama steps.
+        """``girsanov/OrnsteinUhlenbeck-v0``: ``dX = (A X + c) dt + G (u dt + dB)`` in
+        Euler-Maruyama steps.
 
-        Running and terminal matrix and slope are those of the class, per unit of time where they run; A is ``drift_matrix``,
-        c ``offset``, G ``control_matrix`` ``(d, m)``. A number stands for that multiple of the identity, or of the vector of
-        ones; everything may vary with the step as in the class. The defaults are the easy quadratic problem of
-        Domingo-Enrich et al. (2023), "Stochastic optimal control matching", whose costs are ``x^T P x`` and ``x^T Q x``
-        without a half: P = 0.2 I, Q = 0.1 I. Their hard one is ``drift_matrix=1, running_matrix=2, terminal_matrix=1``. They
-        start at one draw of N(0, I / 4), we at a fresh one each time; ``initial_covariance=0`` starts at ``initial_mean``.
+        Running and terminal matrix and slope are those of the class, per unit of time where they
+        run; A is ``drift_matrix``, c ``offset``, G ``control_matrix`` ``(d, m)``. A number stands
+        for that multiple of the identity, or of the vector of ones; everything may vary with the
+        step as in the class. The defaults are the easy quadratic problem of Domingo-Enrich et al.
+        (2023), "Stochastic optimal control matching", whose costs are ``x^T P x`` and ``x^T Q x``
+        without a half: P = 0.2 I, Q = 0.1 I. Their hard one is ``drift_matrix=1, running_matrix=2,
+        terminal_matrix=1``. They start at one draw of N(0, I / 4), we at a fresh one each time;
+        ``initial_covariance=0`` starts at ``initial_mean``.
         """
         check_positive("step_size", step_size)
         check_integer("dimension", dimension)
@@ -169,8 +197,13 @@ class LinearQuadratic(Problem):
         noise_matrix = step_size**0.5 * matrix(control_matrix)
         if noise_matrix.dim() < 2 or noise_matrix.shape[-2] != dimension:
             allowed = f"({dimension}, m) or ({steps}, {dimension}, m)"
-            raise ValueError(f"control_matrix must be a number or of shape {allowed}; got {tuple(noise_matrix.shape)}")
-        drift = _table("drift_matrix", matrix(drift_matrix), (steps,), (dimension, dimension), torch.float64)
+            raise ValueError(
+                f"control_matrix must be a number or of shape {allowed}; got"
+                f" {tuple(noise_matrix.shape)}"
+            )
+        drift = _table(
+            "drift_matrix", matrix(drift_matrix), (steps,), (dimension, dimension), torch.float64
+        )
         return cls(
             drift_matrix=torch.eye(dimension, dtype=torch.float64) + step_size * drift,
             noise_matrix=noise_matrix,
@@ -189,24 +222,42 @@ class LinearQuadratic(Problem):
 
     @classmethod
     def linear_ornstein_uhlenbeck(
-        cls, dimension: int = 10, *, seed: int = 0, perturbation: float = 0.1, initial_covariance: Any = 0.01, **kwargs: Any
+        cls,
+        dimension: int = 10,
+        *,
+        seed: int = 0,
+        perturbation: float = 0.1,
+        initial_covariance: Any = 0.01,
+        **kwargs: Any,
     ) -> LinearQuadratic:
-        """``girsanov/LinearOrnsteinUhlenbeck-v0``: ``ornstein_uhlenbeck`` with terminal reward ``-sum_i x_i`` and no other.
+        """``girsanov/LinearOrnsteinUhlenbeck-v0``: ``ornstein_uhlenbeck`` with terminal reward
+        ``-sum_i x_i`` and no other.
 
-        ``A = -I + xi`` and ``G = I + xi'``, xi and xi' of independent normal entries of standard deviation ``perturbation``,
-        drawn by ``seed``: Nuesken and Richter (2021), who start at 0 (``initial_covariance=0``). The optimal control does not
-        depend on the state. Other arguments: ``ornstein_uhlenbeck``'s, in place of these.
+        ``A = -I + xi`` and ``G = I + xi'``, xi and xi' of independent normal entries of standard
+        deviation ``perturbation``, drawn by ``seed``: Nuesken and Richter (2021), who start at 0
+        (``initial_covariance=0``). The optimal control does not depend on the state. Other
+        arguments: ``ornstein_uhlenbeck``'s, in place of these.
         """
         check_integer("dimension", dimension)
         generator = torch.Generator().manual_seed(seed)
-        first, second = perturbation * torch.randn(2, dimension, dimension, generator=generator, dtype=torch.float64)
+        first, second = perturbation * torch.randn(
+            2, dimension, dimension, generator=generator, dtype=torch.float64
+        )
         eye = torch.eye(dimension, dtype=torch.float64)
         problem = {"running_matrix": 0.0, "terminal_matrix": 0.0, "terminal_slope": -1.0}
-        matrices = {"drift_matrix": first - eye, "control_matrix": second + eye, "initial_covariance": initial_covariance}
+        matrices = {
+            "drift_matrix": first - eye,
+            "control_matrix": second + eye,
+            "initial_covariance": initial_covariance,
+        }
         return cls.ornstein_uhlenbeck(dimension, **{**problem, **matrices, **kwargs})
 
-    def to(self: AnyProblem, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AnyProblem:
-        """As ``Problem.to``, with the solution computed afresh in float64 so that it is exact for the new rounding."""
+    def to(
+        self: AnyProblem, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AnyProblem:
+        """As ``Problem.to``, with the solution computed afresh in float64 so that it is exact for
+        the new rounding.
+        """
         moved = super().to(device, dtype)
         moved.solution = moved._solve()  # type: ignore[attr-defined]
         return moved
@@ -214,7 +265,9 @@ class LinearQuadratic(Problem):
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws from ``N(initial_mean, initial_covariance)``."""
         mean = self.initial_mean
-        noise = torch.randn(n, len(mean), generator=generator, device=generator.device, dtype=mean.dtype)
+        noise = torch.randn(
+            n, len(mean), generator=generator, device=generator.device, dtype=mean.dtype
+        )
         return mean + noise @ self.initial_scale.T
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -235,7 +288,9 @@ class LinearQuadratic(Problem):
         return self._quadratic(k, x) + self.solution.constant[k]
 
     def log_moment_value(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """``beta log E^0[exp((sum_{j >= k} r_j + y) / beta) | X_k = x]``, ``(n,)``: above ``optimal_value`` by a constant."""
+        """``beta log E^0[exp((sum_{j >= k} r_j + y) / beta) | X_k = x]``, ``(n,)``: above
+        ``optimal_value`` by a constant.
+        """
         return self._quadratic(k, x) + self.solution.log_constant[k]
 
     def optimal_control(self, k: int | Tensor, x: Tensor) -> Tensor:
@@ -246,30 +301,52 @@ class LinearQuadratic(Problem):
         """``E V_0(X_0)``: the largest objective that any policy attains."""
         matrix, slope, constant, _, _, _ = (t[0].double() for t in self.solution)
         mean, scale = self.initial_mean.double(), self.initial_scale.double()
-        return float(slope @ mean - 0.5 * mean @ matrix @ mean - 0.5 * (scale.T @ matrix @ scale).trace() + constant)
+        return float(
+            slope @ mean
+            - 0.5 * mean @ matrix @ mean
+            - 0.5 * (scale.T @ matrix @ scale).trace()
+            + constant
+        )
 
     def log_moment_objective(self) -> float:
-        """``beta log E^0 exp(return / beta)``, over the initial law too: what ``certificate`` estimates."""
+        """``beta log E^0 exp(return / beta)``, over the initial law too: what ``certificate``
+        estimates.
+        """
         matrix, slope, _, constant, _, _ = (t[0].double() for t in self.solution)
         mean, scale = self.initial_mean.double(), self.initial_scale.double()
         _, factor = _curvature(matrix, scale, self.temperature, "the initial law")
-        pull = torch.linalg.solve_triangular(factor, (scale.T @ (slope - matrix @ mean))[:, None], upper=False)
+        pull = torch.linalg.solve_triangular(
+            factor, (scale.T @ (slope - matrix @ mean))[:, None], upper=False
+        )
         log_det = 2 * (factor.diagonal() / self.temperature**0.5).log().sum()
-        value = slope @ mean - 0.5 * mean @ matrix @ mean + 0.5 * pull.square().sum() - 0.5 * self.temperature * log_det
+        value = (
+            slope @ mean
+            - 0.5 * mean @ matrix @ mean
+            + 0.5 * pull.square().sum()
+            - 0.5 * self.temperature * log_det
+        )
         return float(value + constant)
 
     def _quadratic(self, k: int | Tensor, x: Tensor) -> Tensor:
         return ((self.solution.slope[k] - 0.5 * _times(self.solution.matrix, k, x)) * x).sum(1)
 
     def _solve(self) -> Quadratics:
-        """The recursion of the module's docstring, backwards from the terminal reward, in float64 on the CPU."""
+        """The recursion of the module's docstring, backwards from the terminal reward, in float64
+        on the CPU.
+        """
         beta, target = self.temperature, self.target.double().cpu()
         P = self.terminal_matrix.double().cpu()
         p = P @ target + self.terminal_slope.double().cpu()
         c = log_c = -0.5 * target @ P @ target
         rows = [(P, p, c, log_c)]
         controls = []
-        tables = (self.drift_matrix, self.offset, self.noise_matrix, self.running_matrix, self.running_slope)
+        tables = (
+            self.drift_matrix,
+            self.offset,
+            self.noise_matrix,
+            self.running_matrix,
+            self.running_slope,
+        )
         for k in reversed(range(self.horizon)):
             A, b, C, R, q = (table[k].double().cpu() for table in tables)
             M, L = _curvature(P, C, beta, f"step {k}")
@@ -286,13 +363,24 @@ class LinearQuadratic(Problem):
             P = R + A.T @ P @ A
             P = 0.5 * (P + P.T)  # symmetric but for rounding
             rows.append((P, p, c, log_c))
-        columns = [torch.stack(column[::-1]) for column in (*zip(*rows, strict=True), *zip(*controls, strict=True))]
+        columns = [
+            torch.stack(column[::-1])
+            for column in (*zip(*rows, strict=True), *zip(*controls, strict=True))
+        ]
         return Quadratics(*(column.to(self.target) for column in columns))
 
 
-def _table(name: str, value: Any, lead: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``value`` (zero if None) as a finite tensor ``(*lead, *shape)``; a constant is repeated along ``lead``."""
-    tensor = torch.zeros(shape, dtype=dtype) if value is None else torch.as_tensor(value).to("cpu", dtype)
+def _table(
+    name: str, value: Any, lead: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """``value`` (zero if None) as a finite tensor ``(*lead, *shape)``; a constant is repeated along
+    ``lead``.
+    """
+    tensor = (
+        torch.zeros(shape, dtype=dtype)
+        if value is None
+        else torch.as_tensor(value).to("cpu", dtype)
+    )
     if tuple(tensor.shape) not in (shape, (*lead, *shape)):
         allowed = f"{shape} or {(*lead, *shape)}" if lead else f"{shape}"
         raise ValueError(f"{name} must have shape {allowed}; got {tuple(tensor.shape)}")
@@ -316,11 +404,14 @@ def _times(matrices: Tensor, k: int | Tensor, x: Tensor) -> Tensor:
 def _curvature(P: Tensor, C: Tensor, beta: float, where: str) -> tuple[Tensor, Tensor]:
     """``C^T P C`` and the Cholesky factor of ``beta I + C^T P C``."""
     M = C.T @ P @ C
-    L, failed = torch.linalg.cholesky_ex(beta * torch.eye(len(M), dtype=M.dtype, device=M.device) + M)
+    L, failed = torch.linalg.cholesky_ex(
+        beta * torch.eye(len(M), dtype=M.dtype, device=M.device) + M
+    )
     if failed:
         smallest = float(torch.linalg.eigvalsh(M).min())
         raise ValueError(
-            f"the value is infinite at {where}: temperature I + C^T P C must be positive definite; got temperature "
-            f"{beta} and smallest eigenvalue {smallest:.4g} of C^T P C (raise the temperature above {-smallest:.4g})"
+            f"the value is infinite at {where}: temperature I + C^T P C must be positive definite;"
+            f" got temperature {beta} and smallest eigenvalue {smallest:.4g} of C^T P C (raise the"
+            f" temperature above {-smallest:.4g})"
         )
     return M, L

@@ -11,7 +11,9 @@ HELD_OUT = 360  # images of the 1,797 that neither network sees
 
 
 class DigitImages(NamedTuple):
-    """Real digits ``(n, 1, 8, 8)`` in [-1, 1] and their labels ``(n,)``: those to train on and those held out."""
+    """Real digits ``(n, 1, 8, 8)`` in [-1, 1] and their labels ``(n,)``: those to train on and
+    those held out.
+    """
 
     train: Tensor
     train_labels: Tensor

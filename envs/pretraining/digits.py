@@ -1,4 +1,5 @@
-"""Train the networks of ``girsanov/Digits-v0`` from scikit-learn's 1,797 real images; ``train.py pretrain`` calls ``pretrain``.
+"""Train the networks of ``girsanov/Digits-v0`` from scikit-learn's 1,797 real images; ``train.py
+pretrain`` calls ``pretrain``.
 
 For a given seed, number of threads, device and torch version the result is reproducible.
 """
@@ -29,16 +30,22 @@ _LIBRARIES = ("torch", "scikit-learn", "numpy")
 
 
 def draw_log_snr(n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Noise levels to train on: mostly where digits take shape, else anywhere a schedule of 1,000 steps goes."""
+    """Noise levels to train on: mostly where digits take shape, else anywhere a schedule of 1,000
+    steps goes.
+    """
     level = torch.randn(n, device=device) * 2.5
     anywhere = torch.rand(n, device=device) * 22 - 12
     return torch.where(torch.rand(n, device=device) < 0.2, anywhere, level)
 
 
 def denoising_loss(denoiser: Denoiser, images: Tensor, log_snr: Tensor) -> Tensor:
-    """Squared error of the clean image in units of the Gaussian denoiser's: 1 is no better than Gaussian, at any noise."""
+    """Squared error of the clean image in units of the Gaussian denoiser's: 1 is no better than
+    Gaussian, at any noise.
+    """
     at_row = log_snr[:, None, None, None]
-    noisy = torch.sigmoid(at_row).sqrt() * images + torch.sigmoid(-at_row).sqrt() * torch.randn_like(images)
+    noisy = torch.sigmoid(at_row).sqrt() * images + torch.sigmoid(
+        -at_row
+    ).sqrt() * torch.randn_like(images)
     clean, std = denoiser.predict(noisy, log_snr)
     return ((clean - images).square().flatten(1).mean(1) / std.square().mean(1)).mean()
 
@@ -53,7 +60,9 @@ def train_denoiser(
     dropout: float = 0.0,
     progress: bool = True,
 ) -> Denoiser:
-    """A denoiser with exponentially averaged weights; randomness comes from torch's global generator."""
+    """A denoiser with exponentially averaged weights; randomness comes from torch's global
+    generator.
+    """
     model = Denoiser(dropout=dropout).to(images.device)
     model.gaussian.fit(images)
     shadow = copy.deepcopy(model)
@@ -85,16 +94,22 @@ def train_classifier(
     smoothing: float = 0.01,
     progress: bool = True,
 ) -> Classifier:
-    """A classifier whose log-probabilities stay moderate: images are noised and mixed in pairs, labels are smoothed."""
+    """A classifier whose log-probabilities stay moderate: images are noised and mixed in pairs,
+    labels are smoothed.
+    """
     model = Classifier().to(images.device)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-2)
     targets = F.one_hot(labels, 10).float() * (1 - smoothing) + smoothing / 10
     for i in _steps(iterations, "classifier", progress):
         _anneal(optimizer, learning_rate, i, iterations)
         one, two = torch.randint(len(images), (2, batch), device=images.device)
-        share = torch.rand(batch, 1, device=images.device).pow(4)  # mostly near 0: one image, touched by another
+        share = torch.rand(batch, 1, device=images.device).pow(
+            4
+        )  # mostly near 0: one image, touched by another
         mixed = torch.lerp(images[one], images[two], share[:, :, None, None])
-        mixed = mixed + noise * torch.rand(batch, 1, 1, 1, device=images.device) * torch.randn_like(mixed)
+        mixed = mixed + noise * torch.rand(batch, 1, 1, 1, device=images.device) * torch.randn_like(
+            mixed
+        )
         loss = F.cross_entropy(model(mixed), torch.lerp(targets[one], targets[two], share))
         optimizer.zero_grad()
         loss.backward()
@@ -113,7 +128,8 @@ def pretrain(
     command: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train both networks, measure them, and write ``path`` (safetensors) and, beside it, what made it (``.json``).
+    """Train both networks, measure them, and write ``path`` (safetensors) and, beside it, what made
+    it (``.json``).
 
     Args:
         path: ends in ``.safetensors``.
@@ -132,7 +148,10 @@ def pretrain(
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors; got {str(path)!r}")
     if min(iterations, classifier_iterations) < 1 or (samples != 0 and samples < HELD_OUT):
-        allowed = f"iterations and classifier_iterations must be at least 1, samples 0 or at least {HELD_OUT}"
+        allowed = (
+            "iterations and classifier_iterations must be at least 1, samples 0 or at least"
+            f" {HELD_OUT}"
+        )
         raise ValueError(f"{allowed}; got {iterations}, {classifier_iterations} and {samples}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
@@ -142,7 +161,10 @@ def pretrain(
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
         classifier = train_classifier(
-            data.train.to(device), data.train_labels.to(device), iterations=classifier_iterations, progress=progress
+            data.train.to(device),
+            data.train_labels.to(device),
+            iterations=classifier_iterations,
+            progress=progress,
         )
         denoiser = train_denoiser(data.train.to(device), iterations=iterations, progress=progress)
     seconds = time.perf_counter() - start
@@ -154,11 +176,26 @@ def pretrain(
         "iterations": iterations,
         "classifier_iterations": classifier_iterations,
         "training_seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
-        "hardware": {"machine": platform.machine(), "device": device, "threads": torch.get_num_threads()},
-        "architecture": {name: network.architecture for name, network in networks._asdict().items()},
-        "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks._asdict().items()},
-        "data": {"source": "sklearn.datasets.load_digits", "train": len(data.train), "held_out": len(data.held_out)},
+        "versions": (
+            {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+        ),
+        "hardware": {
+            "machine": platform.machine(),
+            "device": device,
+            "threads": torch.get_num_threads(),
+        },
+        "architecture": {
+            name: network.architecture for name, network in networks._asdict().items()
+        },
+        "parameters": {
+            name: sum(p.numel() for p in network.parameters())
+            for name, network in networks._asdict().items()
+        },
+        "data": {
+            "source": "sklearn.datasets.load_digits",
+            "train": len(data.train),
+            "held_out": len(data.held_out),
+        },
         "quality": measure(path, data, samples=samples, progress=progress) if samples else None,
     }
     path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")

@@ -1,8 +1,10 @@
-"""Train the small text-to-image model of coloured digits, part by part, and save it as a ``StableDiffusionPipeline`` folder.
+"""Train the small text-to-image model of coloured digits, part by part, and save it as a
+``StableDiffusionPipeline`` folder.
 
-The layout is Stable Diffusion's, three orders of magnitude smaller: an ``AutoencoderKL`` from 3x16x16 to latents 8x4x4, a
-``CLIPTextModel`` over whole words, a ``UNet2DConditionModel`` with cross-attention, Stable Diffusion's noise schedule,
-prompts dropped at random for classifier-free guidance. Plain diffusers loads the folder.
+The layout is Stable Diffusion's, three orders of magnitude smaller: an ``AutoencoderKL`` from
+3x16x16 to latents 8x4x4, a ``CLIPTextModel`` over whole words, a ``UNet2DConditionModel`` with
+cross-attention, Stable Diffusion's noise schedule, prompts dropped at random for classifier-free
+guidance. Plain diffusers loads the folder.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def make_tokenizer() -> Any:
     """A CLIPTokenizer whose merges build the words of the prompts, so that each is one token."""
     from transformers import CLIPTokenizer
 
-    with tempfile.TemporaryDirectory() as folder:  # files are what every version of transformers takes
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # files are what every version of transformers takes
         return CLIPTokenizer(*write_vocabulary(Path(folder)), model_max_length=PROMPT_LENGTH)
 
 
@@ -55,7 +59,9 @@ def write_vocabulary(folder: Path) -> tuple[str, str]:
     words = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary, merged = folder / "vocab.json", folder / "merges.txt"
     vocabulary.write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    merged.write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in dict.fromkeys(merges)), ""]))
+    merged.write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in dict.fromkeys(merges)), ""])
+    )
     return str(vocabulary), str(merged)
 
 
@@ -95,7 +101,9 @@ def make_autoencoder(latent_channels: int = 8) -> Any:
 
 
 def make_denoiser(latent_channels: int = 8, width: int = 48, prompt_width: int = 48) -> Any:
-    """A UNet2DConditionModel on 4x4 latents: one resolution, attention to the prompt in every block."""
+    """A UNet2DConditionModel on 4x4 latents: one resolution, attention to the prompt in every
+    block.
+    """
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -128,7 +136,13 @@ def make_scheduler() -> Any:
 
 def prompt_tokens(tokenizer: Any, prompts: list[str]) -> Tensor:
     """Token ids ``(n, PROMPT_LENGTH)``, padded as StableDiffusionPipeline does."""
-    return tokenizer(prompts, padding="max_length", max_length=PROMPT_LENGTH, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=PROMPT_LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
 
 
 def train_autoencoder(
@@ -150,7 +164,11 @@ def train_autoencoder(
         target = 2 * _painted(images, batch) - 1
         posterior = model.encode(target).latent_dist
         guess = model.decode(posterior.sample()).sample
-        loss = F.l1_loss(guess, target) + F.mse_loss(guess, target) + kl_weight * posterior.kl().mean() / target[0].numel()
+        loss = (
+            F.l1_loss(guess, target)
+            + F.mse_loss(guess, target)
+            + kl_weight * posterior.kl().mean() / target[0].numel()
+        )
         _descend(loss, model, optimizer, shadow, _decay(average, i))
     shadow.eval().requires_grad_(False)
     standardise(shadow, 2 * _painted(images, 2048) - 1)
@@ -159,7 +177,9 @@ def train_autoencoder(
 
 @torch.no_grad()
 def standardise(model: Any, images: Tensor) -> None:
-    """Fold the latents' mean and deviation by channel into the 1x1 convolutions beside them; decoding changes in nothing."""
+    """Fold the latents' mean and deviation by channel into the 1x1 convolutions beside them;
+    decoding changes in nothing.
+    """
     latents = model.encode(images).latent_dist.sample()
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     inward, outward = model.quant_conv, model.post_quant_conv
@@ -185,7 +205,9 @@ def train_denoiser(
     train_text: bool = True,
     progress: bool = True,
 ) -> tuple[Any, Any]:
-    """UNet and text encoder, with exponentially averaged weights, by Stable Diffusion's loss: the noise's square error."""
+    """UNet and text encoder, with exponentially averaged weights, by Stable Diffusion's loss: the
+    noise's square error.
+    """
     text = make_text_encoder(tokenizer)
     text.requires_grad_(train_text)
     both: Any = nn.ModuleDict({"unet": make_denoiser(), "text": text})
@@ -195,16 +217,23 @@ def train_denoiser(
     # every prompt is encoded at every iteration: there are few of them
     pairs = [(d, c) for d in range(len(DIGITS)) for c in range(len(COLOURS))]
     tokens = prompt_tokens(tokenizer, [*(prompt_of(d, c) for d, c in pairs), ""])
-    kept = torch.tensor([[c for c in range(len(COLOURS)) if not withheld(d, c)] for d in range(len(DIGITS))])
+    kept = torch.tensor(
+        [[c for c in range(len(COLOURS)) if not withheld(d, c)] for d in range(len(DIGITS))]
+    )
     optimizer = torch.optim.AdamW(
-        [p for p in both.parameters() if p.requires_grad], learning_rate, (0.9, 0.99), weight_decay=1e-4
+        [p for p in both.parameters() if p.requires_grad],
+        learning_rate,
+        (0.9, 0.99),
+        weight_decay=1e-4,
     )
     for i in _steps(iterations, "denoiser", progress):
         _anneal(optimizer, learning_rate, i, iterations)
         row = torch.randint(len(images), (batch,))
         colour = kept[labels[row], torch.randint(kept.shape[1], (batch,))]
         latents = means[colour, row] + stds[colour, row] * torch.randn(batch, *means.shape[2:])
-        said = torch.where(torch.rand(batch) < prompt_dropout, len(pairs), labels[row] * len(COLOURS) + colour)
+        said = torch.where(
+            torch.rand(batch) < prompt_dropout, len(pairs), labels[row] * len(COLOURS) + colour
+        )
         level = torch.randint(scheduler.config.num_train_timesteps, (batch,))
         noise = torch.randn_like(latents)
         prompts = both["text"](tokens).last_hidden_state[said]
@@ -216,7 +245,9 @@ def train_denoiser(
 
 @torch.no_grad()
 def _encoded(images: Tensor, autoencoder: Any) -> tuple[Tensor, Tensor]:
-    """Means and deviations of the latents of every image in every colour, ``(colours, n, channels, 4, 4)`` each."""
+    """Means and deviations of the latents of every image in every colour, ``(colours, n, channels,
+    4, 4)`` each.
+    """
     found = []
     for colour in range(len(COLOURS)):
         painted = paint(images, torch.full((len(images),), colour))
@@ -247,11 +278,15 @@ def make_pipeline(autoencoder: Any, text: Any, tokenizer: Any, unet: Any) -> Any
 
 
 def save(pipeline: Any, path: Path) -> None:
-    """Write the folder, weights in half precision; the text encoder's in single, as transformers loads them as they are."""
+    """Write the folder, weights in half precision; the text encoder's in single, as transformers
+    loads them as they are.
+    """
     pipeline.vae.half()
     pipeline.unet.half()
     pipeline.save_pretrained(path)
-    write_vocabulary(path / "tokenizer")  # which newer versions of transformers leave out, and older ones need
+    write_vocabulary(
+        path / "tokenizer"
+    )  # which newer versions of transformers leave out, and older ones need
     for file in path.rglob("*.safetensors"):
         file.chmod(0o644)
 
@@ -266,10 +301,12 @@ def pretrain_latent(
     command: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train the parts on the CPU, measure them, and write the folder ``path`` and, beside it, what made it (``.json``).
+    """Train the parts on the CPU, measure them, and write the folder ``path`` and, beside it, what
+    made it (``.json``).
 
     Args:
-        path: a folder that diffusers' ``StableDiffusionPipeline.from_pretrained`` loads; weights in half precision.
+        path: a folder that diffusers' ``StableDiffusionPipeline.from_pretrained`` loads; weights in
+            half precision.
         seed: of everything drawn.
         iterations: of the denoiser and the text encoder.
         autoencoder_iterations: of the autoencoder.
@@ -284,19 +321,33 @@ def pretrain_latent(
     if path.is_file():
         raise ValueError(f"path must be a folder; got the file {str(path)!r}")
     if min(iterations, autoencoder_iterations) < 1 or images_a_prompt < 0:
-        allowed = "iterations and autoencoder_iterations must be at least 1, images_a_prompt at least 0"
-        raise ValueError(f"{allowed}; got {iterations}, {autoencoder_iterations} and {images_a_prompt}")
+        allowed = (
+            "iterations and autoencoder_iterations must be at least 1, images_a_prompt at least 0"
+        )
+        raise ValueError(
+            f"{allowed}; got {iterations}, {autoencoder_iterations} and {images_a_prompt}"
+        )
     path.mkdir(parents=True, exist_ok=True)
     data = load_images()
     start, cpu = time.perf_counter(), time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = make_tokenizer()
-        autoencoder = train_autoencoder(data.train, iterations=autoencoder_iterations, progress=progress)
-        unet, text = train_denoiser(
-            data.train, data.train_labels, autoencoder, tokenizer, iterations=iterations, progress=progress
+        autoencoder = train_autoencoder(
+            data.train, iterations=autoencoder_iterations, progress=progress
         )
-    spent = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        unet, text = train_denoiser(
+            data.train,
+            data.train_labels,
+            autoencoder,
+            tokenizer,
+            iterations=iterations,
+            progress=progress,
+        )
+    spent = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
     save(make_pipeline(autoencoder, text, tokenizer, unet), path)
     parts = {"vae": autoencoder, "text_encoder": text, "unet": unet}
     record = {
@@ -305,22 +356,38 @@ def pretrain_latent(
         "iterations": iterations,
         "autoencoder_iterations": autoencoder_iterations,
         "training": spent,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
-        "hardware": {"machine": platform.machine(), "device": "cpu", "threads": torch.get_num_threads()},
-        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "versions": (
+            {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+        ),
+        "hardware": {
+            "machine": platform.machine(),
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+        },
+        "parameters": {
+            name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()
+        },
         "data": {
             "source": "sklearn.datasets.load_digits, painted",
             "train": len(data.train),
             "held_out": len(data.held_out),
-            "withheld_prompts": [prompt_of(d, c) for d in range(10) for c in range(len(COLOURS)) if withheld(d, c)],
+            "withheld_prompts": [
+                prompt_of(d, c) for d in range(10) for c in range(len(COLOURS)) if withheld(d, c)
+            ],
         },
-        "quality": measure(path, data, each=images_a_prompt, progress=progress) if images_a_prompt else None,
+        "quality": (
+            measure(path, data, each=images_a_prompt, progress=progress)
+            if images_a_prompt
+            else None
+        ),
     }
     path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
-def _descend(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, shadow: nn.Module, keep: float) -> None:
+def _descend(
+    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, shadow: nn.Module, keep: float
+) -> None:
     """One step down a loss; ``shadow`` follows as the average."""
     optimizer.zero_grad()
     loss.backward()

@@ -1,4 +1,6 @@
-"""How well a folder of ``train.py pretrain-latent`` draws what its prompts say, by judges that had no part in making it."""
+"""How well a folder of ``train.py pretrain-latent`` draws what its prompts say, by judges that had
+no part in making it.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,12 @@ from .quality import Judge, frechet_distance, nearest_distance
 _PAIRS = [(digit, colour) for digit in range(len(DIGITS)) for colour in range(len(COLOURS))]
 
 
-def draw(pipeline: Any, prompts: list[str], seed: int, *, steps: int, guidance: float, batch: int = 250) -> Tensor:
-    """An image for each prompt, ``(n, 3, 16, 16)`` in [0, 1], by plain diffusers with DDIM's ``eta = 1``."""
+def draw(
+    pipeline: Any, prompts: list[str], seed: int, *, steps: int, guidance: float, batch: int = 250
+) -> Tensor:
+    """An image for each prompt, ``(n, 3, 16, 16)`` in [0, 1], by plain diffusers with DDIM's ``eta
+    = 1``.
+    """
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     parts = [
@@ -47,9 +53,15 @@ def draw(pipeline: Any, prompts: list[str], seed: int, *, steps: int, guidance: 
 
 
 def describe(
-    images: Tensor, pairs: list[tuple[int, int]], real: Tensor, train: Tensor, judge: Judge, reward: Any
+    images: Tensor,
+    pairs: list[tuple[int, int]],
+    real: Tensor,
+    train: Tensor,
+    judge: Judge,
+    reward: Any,
 ) -> dict[str, float]:
-    """Quality of images of ``pairs`` (digit, colour), beside ``real`` grey digits and the nearest of those trained on.
+    """Quality of images of ``pairs`` (digit, colour), beside ``real`` grey digits and the nearest
+    of those trained on.
 
     ``judge`` knows grey digits; colours are judged by the nearest ink.
     """
@@ -82,10 +94,12 @@ def measure(
     guidances: tuple[float, ...] = (1.0, 1.5, 3.0),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Quality of ``each`` images a prompt, beside the same figures of real held-out digits and of their reconstructions.
+    """Quality of ``each`` images a prompt, beside the same figures of real held-out digits and of
+    their reconstructions.
 
-    Figures by guidance, for the prompts that were trained on (``seen``) and those that were not (``withheld``). Frechet
-    distances are to the held-out images; the held-out images' own are to the training images.
+    Figures by guidance, for the prompts that were trained on (``seen``) and those that were not
+    (``withheld``). Frechet distances are to the held-out images; the held-out images' own are to
+    the training images.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -94,7 +108,9 @@ def measure(
     colours = torch.arange(len(data.held_out)) % len(COLOURS)
     real = paint(data.held_out, colours)
     pairs = list(zip(data.held_out_labels.tolist(), colours.tolist(), strict=True))
-    again = (pipeline.vae.decode(pipeline.vae.encode(2 * real - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
+    again = (
+        pipeline.vae.decode(pipeline.vae.encode(2 * real - 1).latent_dist.mean).sample / 2 + 0.5
+    ).clamp(0, 1)
     found: dict[str, Any] = {
         "images_a_prompt": each,
         "steps": steps,
@@ -104,7 +120,16 @@ def measure(
     }
     for guidance in tqdm(guidances, desc="quality", disable=not progress):
         for name in ("seen", "withheld"):
-            asked = [pair for pair in _PAIRS if withheld(*pair) == (name == "withheld") for _ in range(each)]
-            images = draw(pipeline, [prompt_of(*pair) for pair in asked], seed, steps=steps, guidance=guidance)
-            found[f"guidance {guidance:g}, {name}"] = describe(images, asked, data.held_out, data.train, judge, reward)
+            asked = [
+                pair
+                for pair in _PAIRS
+                if withheld(*pair) == (name == "withheld")
+                for _ in range(each)
+            ]
+            images = draw(
+                pipeline, [prompt_of(*pair) for pair in asked], seed, steps=steps, guidance=guidance
+            )
+            found[f"guidance {guidance:g}, {name}"] = describe(
+                images, asked, data.held_out, data.train, judge, reward
+            )
     return found

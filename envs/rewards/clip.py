@@ -18,22 +18,29 @@ from .weights import FOLDER, ScoreHead, Source, fill, frozen, locate, pixels, re
 
 
 def _pretrained(kind: Any, argument: str, name: str | os.PathLike[str]) -> Any:
-    """``kind.from_pretrained`` of a folder, of the last part of ``name`` in ``$GIRSANOV_WEIGHTS``, or from the Hub's cache."""
+    """``kind.from_pretrained`` of a folder, of the last part of ``name`` in ``$GIRSANOV_WEIGHTS``,
+    or from the Hub's cache.
+    """
     folder = os.environ.get(FOLDER)
     place = Path(folder) / Path(name).name if folder else None
     where = name if os.path.isdir(name) or place is None or not place.is_dir() else place
     try:
         return kind.from_pretrained(os.fspath(where), local_files_only=True)
-    except (OSError, ValueError) as error:  # the Hub's client raises either where a name is not a repository's
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # the Hub's client raises either where a name is not a repository's
         raise ValueError(
-            f"{argument} must be a folder that {kind.__name__} can read, or a model in the Hub's cache; got "
-            f"{os.fspath(name)!r}: {str(error).splitlines()[0]} Obtain it by `hf download {Path(name).as_posix()}`, or put "
-            f"its folder into the one that ${FOLDER} names ({folder!r})"
+            f"{argument} must be a folder that {kind.__name__} can read, or a model in the Hub's"
+            f" cache; got {os.fspath(name)!r}: {str(error).splitlines()[0]} Obtain it by `hf"
+            f" download {Path(name).as_posix()}`, or put its folder into the one that ${FOLDER}"
+            f" names ({folder!r})"
         ) from error
 
 
 class ClipScore(nn.Module):
-    """100 times the cosine between image and prompt in CLIP's space (not cut off at zero, so that gradients survive).
+    """100 times the cosine between image and prompt in CLIP's space (not cut off at zero, so that
+    gradients survive).
 
     Args:
         weights: folder or name of a ``CLIPModel``.
@@ -49,7 +56,9 @@ class ClipScore(nn.Module):
         tokenizer: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer = _pretrained(CLIPTokenizer, "weights" if tokenizer is None else "tokenizer", tokenizer or weights)
+        self.tokenizer = _pretrained(
+            CLIPTokenizer, "weights" if tokenizer is None else "tokenizer", tokenizer or weights
+        )
         self.model = _pretrained(CLIPModel, "weights", weights)
         frozen(self)
 
@@ -62,7 +71,9 @@ class ClipScore(nn.Module):
         """See PromptedReward."""
         texts = list(dict.fromkeys(prompts))
         most = self.model.config.text_config.max_position_embeddings
-        words = self.tokenizer(texts, padding=True, truncation=True, max_length=most, return_tensors="pt")
+        words = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=most, return_tensors="pt"
+        )
         like = self.model.visual_projection.weight
         found = self.model(
             input_ids=words["input_ids"].to(like.device),
@@ -74,11 +85,13 @@ class ClipScore(nn.Module):
 
 
 class PickScore(ClipScore):
-    """The preference model of Kirstain et al. (2023, arXiv:2305.01569): the cosine times the model's own scale.
+    """The preference model of Kirstain et al. (2023, arXiv:2305.01569): the cosine times the
+    model's own scale.
 
     Args:
         weights: folder or name of the fine-tuned ``CLIPModel``.
-        tokenizer: folder or name of its tokenizer; the published weights take that of the model they grew from.
+        tokenizer: folder or name of its tokenizer; the published weights take that of the model
+            they grew from.
     """
 
     def __init__(
@@ -95,7 +108,8 @@ class PickScore(ClipScore):
 
 
 class Aesthetic(nn.Module):
-    """LAION's improved aesthetic predictor, about 1 to 10: linear layers on the normalised image embedding; no prompt.
+    """LAION's improved aesthetic predictor, about 1 to 10: linear layers on the normalised image
+    embedding; no prompt.
 
     Args:
         weights: the predictor's file, or a folder that holds it.
@@ -120,7 +134,10 @@ class Aesthetic(nn.Module):
         path = locate("weights", weights, self.source)
         whole = _pretrained(CLIPModel, "clip", clip)
         self.size = whole.config.vision_config.image_size
-        self.vision, self.projection = whole.vision_model, whole.visual_projection  # the text's half is let go
+        self.vision, self.projection = (
+            whole.vision_model,
+            whole.visual_projection,
+        )  # the text's half is let go
         self.head = ScoreHead(self.projection.out_features)
         fill(self.head, read_state(path), path)
         frozen(self)

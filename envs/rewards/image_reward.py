@@ -1,12 +1,15 @@
-"""ImageReward (Xu et al. 2023, arXiv:2304.05977) on transformers' BLIP: how well an image fits its prompt, to human eyes.
+"""ImageReward (Xu et al. 2023, arXiv:2304.05977) on transformers' BLIP: how well an image fits its
+prompt, to human eyes.
 
-A ViT-L/16 reads the image, BERT reads the prompt and attends to the image in every layer, linear layers score its first token:
-``(score - 0.16717) / 1.03334``. The published checkpoint loads with its keys renamed (``renamed``), nothing missing.
+A ViT-L/16 reads the image, BERT reads the prompt and attends to the image in every layer, linear
+layers score its first token: ``(score - 0.16717) / 1.03334``. The published checkpoint loads with
+its keys renamed (``renamed``), nothing missing.
 
-How it was checked: ``tests/envs/rewards/test_image_reward_model.py`` holds a second implementation of the original architecture, under
-the original's names, in plain torch. With random weights saved by the one and loaded by the other the scores agree to 1e-6,
-and so do their gradients by the pixels; and the names of a full-size checkpoint are exactly those that are taken here. The
-published weights (1.79 GB) themselves have not been tried.
+How it was checked: its test holds a second implementation of the original architecture, under
+the original's names, in plain torch. With random weights saved by the one and loaded by the other
+the scores agree to 1e-6, and so do their gradients by the pixels; and the names of a full-size
+checkpoint are exactly those that are taken here. The published weights (1.79 GB) themselves have
+not been tried.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class Architecture:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], head_size: int = 64) -> Architecture:
-        """Read off a checkpoint in the original's names; only the size of an attention head cannot be."""
+        """Read off a checkpoint in the original's names; only the size of an attention head cannot
+        be.
+        """
         vision, text = "blip.visual_encoder", "blip.text_encoder"
         try:
             _, places, vision_width = state[f"{vision}.pos_embed"].shape
@@ -57,7 +62,9 @@ class Architecture:
             vocabulary, text_width = state[f"{text}.embeddings.word_embeddings.weight"].shape
             positions = len(state[f"{text}.embeddings.position_embeddings.weight"])
         except KeyError as error:
-            raise ValueError(f"weights must be an ImageReward checkpoint; it has no {error}") from error
+            raise ValueError(
+                f"weights must be an ImageReward checkpoint; it has no {error}"
+            ) from error
         return cls(
             image_size=patch_size * round((places - 1) ** 0.5),
             patch_size=patch_size,
@@ -81,19 +88,33 @@ _RENAMES = (
     (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
     (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
     (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.",
+        r"vision.encoder.layers.\1.layer_norm\2.",
+    ),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.",
+        r"vision.encoder.layers.\1.self_attn.qkv.",
+    ),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision.encoder.layers.\1.self_attn.projection.",
+    ),
     (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
     (r"^blip\.text_encoder\.", "text."),
     (r"^mlp\.", "head."),
 )
-#: In the checkpoint, but without a part in the score: projections of BLIP's contrastive loss, and a table of 0, 1, 2, ...
-_UNUSED = re.compile(r"^blip\.(vision_proj|text_proj)\.|^blip\.text_encoder\.embeddings\.position_ids$")
+#: In the checkpoint, but without a part in the score: projections of BLIP's contrastive loss, and a
+#: table of 0, 1, 2, ...
+_UNUSED = re.compile(
+    r"^blip\.(vision_proj|text_proj)\.|^blip\.text_encoder\.embeddings\.position_ids$"
+)
 
 
 def renamed(key: str) -> str | None:
-    """The name here of a tensor of the original; None for those without a part in the score; itself where it is unknown."""
+    """The name here of a tensor of the original; None for those without a part in the score; itself
+    where it is unknown.
+    """
     if _UNUSED.match(key):
         return None
     for pattern, name in _RENAMES:
@@ -103,10 +124,12 @@ def renamed(key: str) -> str | None:
 
 
 class ImageReward(nn.Module):
-    """The score of images for their prompts; weights as they come from the random initialisation (see ``load_image_reward``).
+    """The score of images for their prompts; weights as they come from the random initialisation
+    (see ``load_image_reward``).
 
     Args:
-        vocabulary: BERT's word pieces, a file with one a line or a mapping to their numbers; two of BLIP's are added.
+        vocabulary: BERT's word pieces, a file with one a line or a mapping to their numbers; two of
+            BLIP's are added.
         architecture: sizes.
     """
 
@@ -114,7 +137,11 @@ class ImageReward(nn.Module):
     vision: Any  # transformers' models, which are typed loosely
     text: Any
 
-    def __init__(self, vocabulary: str | os.PathLike[str] | dict[str, int], architecture: Architecture | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: str | os.PathLike[str] | dict[str, int],
+        architecture: Architecture | None = None,
+    ) -> None:
         super().__init__()
         sizes = Architecture() if architecture is None else architecture
         self.tokenizer = _tokenizer(vocabulary, sizes)
@@ -137,7 +164,8 @@ class ImageReward(nn.Module):
             num_attention_heads=sizes.text_heads,
             max_position_embeddings=sizes.positions,
             layer_norm_eps=1e-12,
-            is_decoder=True,  # builds the layers that attend to the image; it is called as an encoder
+            # builds the layers that attend to the image; it is called as an encoder
+            is_decoder=True,
         )
         self.image_size = sizes.image_size
         self.vision = BlipVisionModel(vision)
@@ -152,18 +180,22 @@ class ImageReward(nn.Module):
         pieces = self.tokenizer.encode_batch(list(prompts))
         ids = torch.tensor([piece.ids for piece in pieces], device=weight.device)
         mask = torch.tensor([piece.attention_mask for piece in pieces], device=weight.device)
-        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False)
+        read = self.text(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
+        )
         return (self.head(read.last_hidden_state[:, 0]).float() - _MEAN) / _STD
 
 
-def _tokenizer(vocabulary: str | os.PathLike[str] | dict[str, int], sizes: Architecture) -> BertWordPieceTokenizer:
+def _tokenizer(
+    vocabulary: str | os.PathLike[str] | dict[str, int], sizes: Architecture
+) -> BertWordPieceTokenizer:
     pieces = vocabulary if isinstance(vocabulary, dict) else os.fspath(vocabulary)
     tokenizer = BertWordPieceTokenizer(pieces, lowercase=True)
     tokenizer.add_special_tokens(["[DEC]", "[ENC]"])
     if tokenizer.get_vocab_size() != sizes.vocabulary:
         raise ValueError(
-            f"vocabulary must hold {sizes.vocabulary - 2:,} word pieces, those that the weights were trained with; "
-            f"got {tokenizer.get_vocab_size() - 2:,}"
+            f"vocabulary must hold {sizes.vocabulary - 2:,} word pieces, those that the weights"
+            f" were trained with; got {tokenizer.get_vocab_size() - 2:,}"
         )
     tokenizer.enable_truncation(_LENGTH)
     tokenizer.enable_padding(length=_LENGTH)
@@ -190,5 +222,9 @@ def load_image_reward(
     words, path = locate("vocabulary", vocabulary, VOCABULARY), locate("weights", weights, WEIGHTS)
     state = read_state(path)
     model = ImageReward(words, Architecture.of(state, head_size))
-    fill(model, {name: value for key, value in state.items() if (name := renamed(key)) is not None}, path)
+    fill(
+        model,
+        {name: value for key, value in state.items() if (name := renamed(key)) is not None},
+        path,
+    )
     return model

@@ -1,8 +1,10 @@
-"""Rewards on decoded images: the protocol, those that need no weights, and ``make_reward``, which knows all by name.
+"""Rewards on decoded images: the protocol, those that need no weights, and ``make_reward``, which
+knows all by name.
 
-A reward is any callable ``(images (n, 3, H, W) in 0..1, prompts, one an image) -> (n,)`` with a flag ``differentiable`` that
-says whether gradients reach the pixels. Published models are in files of their own, imported when they are asked for: they
-need ``transformers`` (``pip install 'girsanov[sd]'``).
+A reward is any callable ``(images (n, 3, H, W) in 0..1, prompts, one an image) -> (n,)`` with a
+flag ``differentiable`` that says whether gradients reach the pixels. Published models are in files
+of their own, imported when they are asked for: they need ``transformers`` (``pip install
+'girsanov[sd]'``).
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Brightness:
 
 
 class Incompressibility:
-    """Size of the image as a JPEG file, in kB of 1,000 bytes (Black et al. 2023, DDPO; quality 95 as in their code).
+    """Size of the image as a JPEG file, in kB of 1,000 bytes (Black et al. 2023, DDPO; quality 95
+    as in their code).
 
     Args:
         quality: of the JPEG, 1 to 95.
@@ -58,7 +61,9 @@ class Incompressibility:
         """See PromptedReward."""
         from PIL import Image
 
-        bytes_ = (images.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        bytes_ = (
+            (images.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        )
         sizes = []
         for picture in bytes_:
             file = io.BytesIO()
@@ -101,5 +106,7 @@ def make_reward(name: str, **kwargs: Any) -> PromptedReward:
     try:
         make = getattr(import_module(module, __package__), attribute)
     except ModuleNotFoundError as error:
-        raise ValueError(f"reward {name!r} needs the package {error.name}: pip install 'girsanov[sd]'") from error
+        raise ValueError(
+            f"reward {name!r} needs the package {error.name}: pip install 'girsanov[sd]'"
+        ) from error
     return make(**kwargs)

@@ -1,7 +1,9 @@
-"""Where the weights of published reward models are found, how they are read, and the pixels those models expect.
+"""Where the weights of published reward models are found, how they are read, and the pixels those
+models expect.
 
-Nothing is fetched from here: a missing file is one ValueError, raised before anything long starts, that says which file to
-obtain and where to put it. Reading never runs code: safetensors, or torch's loader restricted to tensors.
+Nothing is fetched from here: a missing file is one ValueError, raised before anything long starts,
+that says which file to obtain and where to put it. Reading never runs code: safetensors, or torch's
+loader restricted to tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-#: Environment variable that names a folder of weights; files in it keep the names under which they are published.
+#: Environment variable that names a folder of weights; files in it keep the names under which they
+#: are published.
 FOLDER = "GIRSANOV_WEIGHTS"
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pixels; BLIP has the same
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,7 +40,8 @@ class Source(NamedTuple):
 
 
 def locate(argument: str, given: str | os.PathLike[str] | None, source: Source) -> Path:
-    """The file: the one given, else the one in the folder ``$GIRSANOV_WEIGHTS``, else the one in the Hub's cache.
+    """The file: the one given, else the one in the folder ``$GIRSANOV_WEIGHTS``, else the one in
+    the Hub's cache.
 
     Args:
         argument: what the caller's argument is called, for the message.
@@ -57,10 +61,15 @@ def locate(argument: str, given: str | os.PathLike[str] | None, source: Source) 
         cached = _cached(source)
         if cached is not None:
             return cached
-    tried = f"got {os.fspath(given)!r}" if given is not None else f"got None, and ${FOLDER} is {folder!r}"
+    tried = (
+        f"got {os.fspath(given)!r}"
+        if given is not None
+        else f"got None, and ${FOLDER} is {folder!r}"
+    )
     raise ValueError(
-        f"{argument} must be the file {source.file} or a folder that holds it; {tried}. "
-        f"Obtain it by {source.obtain}, then pass its place as {argument}= or put it into the folder that ${FOLDER} names"
+        f"{argument} must be the file {source.file} or a folder that holds it; {tried}. Obtain it"
+        f" by {source.obtain}, then pass its place as {argument}= or put it into the folder that"
+        f" ${FOLDER} names"
     )
 
 
@@ -74,7 +83,8 @@ def _cached(source: Source) -> Path | None:
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a state dict, on the CPU; safetensors by the file's name, else a pickle of tensors and nothing else.
+    """The tensors of a state dict, on the CPU; safetensors by the file's name, else a pickle of
+    tensors and nothing else.
 
     Raises:
         ValueError: a corrupt file, or one that holds anything but tensors.
@@ -83,10 +93,24 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} must be a readable state dict of tensors; {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{os.fspath(path)} must be a state dict of tensors; got {type(state).__name__}")
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"{os.fspath(path)} must be a readable state dict of tensors;"
+            f" {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ValueError(
+            f"{os.fspath(path)} must be a state dict of tensors; got {type(state).__name__}"
+        )
     return state
 
 
@@ -99,19 +123,24 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[st
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{os.fspath(path)} must hold {type(module).__name__}'s weights; {str(error)[:1000]}") from error
+        raise ValueError(
+            f"{os.fspath(path)} must hold {type(module).__name__}'s weights; {str(error)[:1000]}"
+        ) from error
 
 
 def frozen(module: nn.Module) -> None:
-    """Put ``module`` into evaluation mode; gradients pass through it to the pixels, not into its weights."""
+    """Put ``module`` into evaluation mode; gradients pass through it to the pixels, not into its
+    weights.
+    """
     module.eval().requires_grad_(False)
 
 
 def pixels(images: Tensor, size: int, like: Tensor) -> Tensor:
-    """What CLIP and BLIP take, ``(n, 3, size, size)``, of images ``(n, 3, H, W)`` in 0..1; differentiable.
+    """What CLIP and BLIP take, ``(n, 3, size, size)``, of images ``(n, 3, H, W)`` in 0..1;
+    differentiable.
 
-    The shorter side is resized to ``size`` (antialiased bicubic, as PIL's within its rounding), the centre cropped, colours
-    normalised; in the dtype and on the device of ``like``.
+    The shorter side is resized to ``size`` (antialiased bicubic, as PIL's within its rounding), the
+    centre cropped, colours normalised; in the dtype and on the device of ``like``.
     """
     images = images.to(like)
     short = min(images.shape[-2:])
@@ -120,13 +149,16 @@ def pixels(images: Tensor, size: int, like: Tensor) -> Tensor:
         images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (round((side - size) / 2) for side in (height, width))
     images = images[..., top : top + size, left : left + size]
-    return (images - images.new_tensor(_MEAN)[:, None, None]) / images.new_tensor(_STD)[:, None, None]
+    return (images - images.new_tensor(_MEAN)[:, None, None]) / images.new_tensor(_STD)[
+        :, None, None
+    ]
 
 
 class ScoreHead(nn.Module):
     """The linear layers that end ImageReward and the aesthetic predictor, ``(n, width) -> (n,)``.
 
-    No activations; the originals' dropouts, idle in evaluation, are kept for the numbers in the weights' names (0, 2, 4, 6, 7).
+    No activations; the originals' dropouts, idle in evaluation, are kept for the numbers in the
+    weights' names (0, 2, 4, 6, 7).
     """
 
     def __init__(self, width: int) -> None:

@@ -1,12 +1,14 @@
-"""Swing up a pole by pushing the cart that it hangs from: Gymnasium's CartPole-v1 with a noisy force and all the way round.
+"""Swing up a pole by pushing the cart that it hangs from: Gymnasium's CartPole-v1 with a noisy
+force and all the way round.
 
-With M the mass of both, m and l the pole's mass and half its length, th its angle (0 is upright), F the force and c the cart's
-damping,
+With M the mass of both, m and l the pole's mass and half its length, th its angle (0 is upright), F
+the force and c the cart's damping,
 
-    temp = (F - c x' + m l th'^2 sin th) / M,   th'' = (g sin th - temp cos th) / (l (4/3 - m cos^2 th / M)),
-    x''  = temp - m l th'' cos th / M
+    temp = (F - c x' + m l th'^2 sin th) / M,   th'' = (g sin th - temp cos th) / (l (4/3 - m cos^2
+    th / M)), x''  = temp - m l th'' cos th / M
 
-(Florian 2007, "Correct equations for the dynamics of the cart-pole system"; Barto, Sutton and Anderson 1983).
+(Florian 2007, "Correct equations for the dynamics of the cart-pole system"; Barto, Sutton and
+Anderson 1983).
 """
 
 from __future__ import annotations
@@ -28,24 +30,27 @@ TRACK = 2.4  # m, to either side
 
 
 class CartPoleSwingUp(Diffusion):
-    """``girsanov/CartPoleSwingUp-v0``. Coordinates ``(x, x', th, th')`` in SI units; the state has cos th, sin th for th.
+    """``girsanov/CartPoleSwingUp-v0``. Coordinates ``(x, x', th, th')`` in SI units; the state has
+    cos th, sin th for th.
 
     With ``S`` for ``saturated(., 1)`` the terminal reward is
 
         -terminal_weight (S((th^2 + 0.01 th'^2) / 0.25) + 0.15 S(x^2 / 4)),
 
-    best upright, at rest and in the middle, and ``-running_weight ((1 - cos th) / 2 + 0.3 S(x^2 / 4))`` is paid per second.
+    best upright, at rest and in the middle, and ``-running_weight ((1 - cos th) / 2 + 0.3 S(x^2 /
+    4))`` is paid per second.
 
     Args:
         steps: horizon, in steps of ``step_size``.
         temperature: price of one nat of KL.
-        force_scale: N s^(1/2), standard deviation of the force's integral over one second; in one step the force's is
-            ``force_scale / sqrt(step_size)``.
+        force_scale: N s^(1/2), standard deviation of the force's integral over one second; in one
+            step the force's is ``force_scale / sqrt(step_size)``.
         damping: of the cart, N s/m; Gymnasium's has none.
         running_weight: per second.
         terminal_weight: of the last state.
         spread: every coordinate starts within this distance of hanging at rest in the middle.
-        step_size: s. In steps of 0.04 s a push moves the pole so far that a quarter of the score is out of any control's reach.
+        step_size: s. In steps of 0.04 s a push moves the pole so far that a quarter of the score is
+            out of any control's reach.
         refine: number of steps that each step is cut into.
         integrator: ``"rk4"``, or ``"euler"`` as in Gymnasium.
     """
@@ -64,7 +69,12 @@ class CartPoleSwingUp(Diffusion):
         integrator: str = "rk4",
     ) -> None:
         check_positive("force_scale", force_scale)
-        check_at_least_zero(damping=damping, running_weight=running_weight, terminal_weight=terminal_weight, spread=spread)
+        check_at_least_zero(
+            damping=damping,
+            running_weight=running_weight,
+            terminal_weight=terminal_weight,
+            spread=spread,
+        )
         super().__init__(4, 1, step_size, steps, temperature, (2,), integrator, refine)
         self.force_scale, self.damping, self.spread = force_scale, damping, spread
         self.running_weight, self.terminal_weight = running_weight, terminal_weight
@@ -95,11 +105,15 @@ class CartPoleSwingUp(Diffusion):
         """Kinetic and potential energy, J, ``(n,)``; 0 at rest with the pole level."""
         _, speed, angle, turn = q.unbind(1)
         kinetic = 0.5 * MASS * speed.square() + MOMENT * speed * turn * angle.cos()
-        return kinetic + 2 / 3 * MOMENT * HALF_LENGTH * turn.square() + MOMENT * GRAVITY * angle.cos()
+        return (
+            kinetic + 2 / 3 * MOMENT * HALF_LENGTH * turn.square() + MOMENT * GRAVITY * angle.cos()
+        )
 
     def reward_rate(self, t: Time, q: Tensor) -> Tensor:
         """See the class."""
-        return -self.running_weight * (0.5 * (1 - q[:, 2].cos()) + 0.3 * saturated(q[:, 0].square() / 4, 1.0))
+        return -self.running_weight * (
+            0.5 * (1 - q[:, 2].cos()) + 0.3 * saturated(q[:, 0].square() / 4, 1.0)
+        )
 
     def final_reward(self, q: Tensor) -> Tensor:
         """See the class."""
@@ -116,12 +130,18 @@ class CartPoleSwingUp(Diffusion):
         """The cart on its track, the pole, and the trail of its tip over the last ten steps."""
         x, _, angle, _ = self.coordinates(path[-10:]).double().numpy().T
         tip = x + 2 * HALF_LENGTH * np.sin(angle), 2 * HALF_LENGTH * np.cos(angle)
-        middle = 2 * TRACK * round(x[-1] / (2 * TRACK))  # the next stretch of track, if it has left this one
-        figure, axes = scene(len(path) - 1, self.horizon, (middle - 1.25 * TRACK, middle + 1.25 * TRACK), (-1.5, 1.5))
+        middle = (
+            2 * TRACK * round(x[-1] / (2 * TRACK))
+        )  # the next stretch of track, if it has left this one
+        figure, axes = scene(
+            len(path) - 1, self.horizon, (middle - 1.25 * TRACK, middle + 1.25 * TRACK), (-1.5, 1.5)
+        )
         axes.plot([-TRACK, TRACK], [0, 0], color="0.6", linewidth=2)
         axes.plot(*tip, color="0.7", linewidth=1)
         axes.plot(x[-1], 0, "s", color="k", markersize=14)
-        axes.plot([x[-1], tip[0][-1]], [0, tip[1][-1]], color="C3", linewidth=5, solid_capstyle="round")
+        axes.plot(
+            [x[-1], tip[0][-1]], [0, tip[1][-1]], color="C3", linewidth=5, solid_capstyle="round"
+        )
         return pixels(figure)
 
 

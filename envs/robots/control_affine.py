@@ -1,10 +1,13 @@
-"""Control-affine diffusions ``dX = b(t, X) dt + G(t, X) (u dt + dB)`` with reward rate r and cost ``beta |u|^2 / 2``.
+"""Control-affine diffusions ``dX = b(t, X) dt + G(t, X) (u dt + dB)`` with reward rate r and cost
+``beta |u|^2 / 2``.
 
-``ControlAffine`` makes a problem from functions, ``Diffusion`` from a class that writes them as methods, as the robots do.
+``ControlAffine`` makes a problem from functions, ``Diffusion`` from a class that writes them as
+methods, as the robots do.
 
-One step of length D is ``F_k(x, z)``, in which noise and control enter together as the push ``G(t, x) sqrt(D) z``; a control in
-noise units is ``a = u sqrt(D)``, and ``r_k = r D``. Whatever integrates the drift, ``|a|^2 / 2`` stays the exact KL of the
-chain, because the control enters where the noise does. G may be ``d x m`` with m < d: a motor moves its joint, not the hand.
+One step of length D is ``F_k(x, z)``, in which noise and control enter together as the push ``G(t,
+x) sqrt(D) z``; a control in noise units is ``a = u sqrt(D)``, and ``r_k = r D``. Whatever
+integrates the drift, ``|a|^2 / 2`` stays the exact KL of the chain, because the control enters
+where the noise does. G may be ``d x m`` with m < d: a motor moves its joint, not the hand.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from torch import Tensor
 
 from ..problem import Problem, check_integer, check_positive
 
-#: Time: a float, or a column ``(n, 1)`` with one time per row, so that it broadcasts against coordinates ``(n, d)``.
+#: Time: a float, or a column ``(n, 1)`` with one time per row, so that it broadcasts against
+#: coordinates ``(n, d)``.
 Time = float | Tensor
 Drift = Callable[[Time, Tensor], Tensor]
 
@@ -32,8 +36,9 @@ def euler(drift: Drift, t: Time, q: Tensor, step: float, push: Tensor) -> Tensor
 def rk4(drift: Drift, t: Time, q: Tensor, step: float, push: Tensor) -> Tensor:
     """The classical Runge-Kutta step of ``dq/dt = b(t, q) + push / D``.
 
-    Fourth order in D where nothing pushes. The push is held over the step, as a digital controller holds its output, and its
-    direction is G's at the start of the step, so that the limit is Ito's diffusion for every G.
+    Fourth order in D where nothing pushes. The push is held over the step, as a digital controller
+    holds its output, and its direction is G's at the start of the step, so that the limit is Ito's
+    diffusion for every G.
     """
     held, half = push / step, 0.5 * step
     first = drift(t, q) + held
@@ -47,26 +52,32 @@ INTEGRATORS = {"euler": euler, "rk4": rk4}
 
 
 def saturated(square: Tensor, limit: float) -> Tensor:
-    """``square / (1 + square / limit)``: ``square`` near 0, bounded by ``limit``, and smooth (Geman and McClure, 1987).
+    """``square / (1 + square / limit)``: ``square`` near 0, bounded by ``limit``, and smooth (Geman
+    and McClure, 1987).
 
-    The rewards of a problem must be bounded for ``exp(return / beta)`` to have a mean; an infinite ``limit`` changes nothing.
+    The rewards of a problem must be bounded for ``exp(return / beta)`` to have a mean; an infinite
+    ``limit`` changes nothing.
     """
     return square / (1 + square / limit)
 
 
 def check_at_least_zero(**values: float) -> None:
-    """Raise a ValueError unless every one of the named ``values`` is a finite number of at least zero."""
+    """Raise a ValueError unless every one of the named ``values`` is a finite number of at least
+    zero.
+    """
     for name, value in values.items():
         if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a number of at least 0; got {value!r}")
 
 
 class Diffusion(Problem):
-    """A chain on coordinates q, ``(n, d)``, whose subclass writes ``start``, ``drift``, ``control_matrix`` and the rewards.
+    """A chain on coordinates q, ``(n, d)``, whose subclass writes ``start``, ``drift``,
+    ``control_matrix`` and the rewards.
 
-    Where a coordinate is an angle, the state holds its cosine and sine in its place: continuous over any number of turns, as
-    functions of the state (networks, kernels) need it, and an observation as it is. The methods see the angle itself, in
-    [-pi, pi], and must be periodic in it; every step starts from a point on the circle, so no error gathers.
+    Where a coordinate is an angle, the state holds its cosine and sine in its place: continuous
+    over any number of turns, as functions of the state (networks, kernels) need it, and an
+    observation as it is. The methods see the angle itself, in [-pi, pi], and must be periodic in
+    it; every step starts from a point on the circle, so no error gathers.
 
     Args:
         dimension: d, number of coordinates.
@@ -76,8 +87,9 @@ class Diffusion(Problem):
         temperature: price of one nat of KL.
         angles: which coordinates are angles, rad.
         integrator: ``"euler"`` or ``"rk4"``; see the functions of these names.
-        refine: number of steps that each of the ``horizon`` steps is cut into: the same diffusion and the same rewards in
-            steps of ``D / refine``. A control of one noise unit is then ``sqrt(refine)`` times as strong.
+        refine: number of steps that each of the ``horizon`` steps is cut into: the same diffusion
+            and the same rewards in steps of ``D / refine``. A control of one noise unit is then
+            ``sqrt(refine)`` times as strong.
         dtype: of the states.
 
     Raises:
@@ -103,12 +115,20 @@ class Diffusion(Problem):
         if integrator not in INTEGRATORS:
             raise ValueError(f"integrator must be one of {sorted(INTEGRATORS)}; got {integrator!r}")
         if not set(angles) <= set(range(dimension)):
-            raise ValueError(f"angles must be coordinates in 0..{dimension - 1}; got {tuple(angles)}")
+            raise ValueError(
+                f"angles must be coordinates in 0..{dimension - 1}; got {tuple(angles)}"
+            )
         self.state_shape, self.noise_shape = (dimension + len(set(angles)),), (noises,)
-        self.horizon, self.temperature, self.step_size = horizon * refine, temperature, step_size / refine
+        self.horizon, self.temperature, self.step_size = (
+            horizon * refine,
+            temperature,
+            step_size / refine,
+        )
         self._is_angle = tuple(i in angles for i in range(dimension))
         self._integrate = INTEGRATORS[integrator]
-        self._like = torch.empty(0, dtype=dtype)  # carries the device and dtype of the states through `to`
+        self._like = torch.empty(
+            0, dtype=dtype
+        )  # carries the device and dtype of the states through `to`
 
     @abstractmethod
     def start(self, n: int, generator: torch.Generator) -> Tensor:
@@ -132,14 +152,20 @@ class Diffusion(Problem):
 
     def time(self, k: int | Tensor) -> Time:
         """The time of step ``k``: a float, or a column for one step per row."""
-        return k * self.step_size if isinstance(k, int) else (k.to(self._like.dtype) * self.step_size)[:, None]
+        return (
+            k * self.step_size
+            if isinstance(k, int)
+            else (k.to(self._like.dtype) * self.step_size)[:, None]
+        )
 
     def state(self, q: Tensor) -> Tensor:
         """States of coordinates ``(n, d)``: every angle becomes its cosine and sine."""
         if not any(self._is_angle):
             return q
         columns = zip(self._is_angle, q.unbind(1), strict=True)
-        return torch.stack([part for turns, c in columns for part in ((c.cos(), c.sin()) if turns else (c,))], 1)
+        return torch.stack(
+            [part for turns, c in columns for part in ((c.cos(), c.sin()) if turns else (c,))], 1
+        )
 
     def coordinates(self, x: Tensor) -> Tensor:
         """Coordinates ``(n, d)`` of states, angles in [-pi, pi]; the inverse of ``state``."""
@@ -160,7 +186,9 @@ class Diffusion(Problem):
         t, q = self.time(k), self.coordinates(x)
         matrix = self.control_matrix(t, q)
         push = z @ matrix.T if matrix.dim() == 2 else torch.einsum("nij,nj->ni", matrix, z)
-        return self.state(self._integrate(self.drift, t, q, self.step_size, math.sqrt(self.step_size) * push))
+        return self.state(
+            self._integrate(self.drift, t, q, self.step_size, math.sqrt(self.step_size) * push)
+        )
 
     def running_reward(self, k: int | Tensor, x: Tensor) -> Tensor:
         """``r(t, q) D``."""
@@ -185,7 +213,8 @@ class ControlAffine(Diffusion):
         running_reward: rate ``r(t, q) -> (n,)``, per unit of time; zero if absent.
         others: ``angles``, ``integrator`` and ``refine``, as in ``Diffusion``.
 
-    Functions that are ``nn.Module`` follow ``to``; others must take device and dtype from their arguments.
+    Functions that are ``nn.Module`` follow ``to``; others must take device and dtype from their
+    arguments.
 
     Raises:
         ValueError: an argument is out of its range, or what a function returns has the wrong shape.
@@ -219,15 +248,30 @@ class ControlAffine(Diffusion):
         q = initial(1, torch.Generator().manual_seed(0))
         if not (isinstance(q, Tensor) and q.dim() == 2):
             got = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
-            raise ValueError(f"initial(n, generator) must return a tensor of shape (n, d); got {got} for n = 1")
+            raise ValueError(
+                f"initial(n, generator) must return a tensor of shape (n, d); got {got} for n = 1"
+            )
         d = q.shape[1]
-        matrix = control_matrix(0.0, q) if callable(control_matrix) else torch.as_tensor(control_matrix, dtype=q.dtype)
+        matrix = (
+            control_matrix(0.0, q)
+            if callable(control_matrix)
+            else torch.as_tensor(control_matrix, dtype=q.dtype)
+        )
         if tuple(matrix.shape[:-1]) != ((1, d) if callable(control_matrix) else (d,)):
             allowed = f"(d, m), or (n, d, m) from a function, with d = {d}"
             raise ValueError(f"control_matrix must have shape {allowed}; got {tuple(matrix.shape)}")
-        super().__init__(d, matrix.shape[-1], step_size, horizon, temperature, **{"dtype": q.dtype, **others})
-        self._drift, self._control_matrix = drift, control_matrix if callable(control_matrix) else matrix
-        self._reward_rate, self._final_reward, self._start = running_reward, terminal_reward, initial
+        super().__init__(
+            d, matrix.shape[-1], step_size, horizon, temperature, **{"dtype": q.dtype, **others}
+        )
+        self._drift, self._control_matrix = (
+            drift,
+            control_matrix if callable(control_matrix) else matrix,
+        )
+        self._reward_rate, self._final_reward, self._start = (
+            running_reward,
+            terminal_reward,
+            initial,
+        )
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """The given ``initial``."""
@@ -239,7 +283,9 @@ class ControlAffine(Diffusion):
 
     def control_matrix(self, t: Time, q: Tensor) -> Tensor:
         """The given ``control_matrix``."""
-        return self._control_matrix(t, q) if callable(self._control_matrix) else self._control_matrix
+        return (
+            self._control_matrix(t, q) if callable(self._control_matrix) else self._control_matrix
+        )
 
     def final_reward(self, q: Tensor) -> Tensor:
         """The given ``terminal_reward``."""

@@ -1,4 +1,6 @@
-"""What steps a batch of MuJoCo models: MuJoCo itself, over threads. ``warp`` has the one for GPUs."""
+"""What steps a batch of MuJoCo models: MuJoCo itself, over threads. ``warp`` has the one for
+GPUs.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,21 @@ from torch import Tensor
 
 
 class Engine:
-    """MuJoCo itself: steps a batch over threads. It can be pickled, copied and forked; threads start with the first batch."""
+    """MuJoCo itself: steps a batch over threads. It can be pickled, copied and forked; threads
+    start with the first batch.
+    """
 
     picks = True  #: stepping a few of the robots is cheaper than stepping all
 
     def __init__(self, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> None:
         import mujoco
 
-        self.model, self.frame_skip, self.sensors, self.threads = model, frame_skip, sensors, threads
+        self.model, self.frame_skip, self.sensors, self.threads = (
+            model,
+            frame_skip,
+            sensors,
+            threads,
+        )
         # the full physics state begins with the time, on which no force depends
         self.size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS) - 1
         self._pool: tuple[int, Any, list[Any]] | None = None
@@ -34,7 +43,9 @@ class Engine:
         return x.to("cpu", torch.float64)
 
     def step(self, state: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
-        """``(n, size)`` after ``frame_skip`` substeps under ctrl ``(n, nu)``, and the sensors there, ``(n, nsensordata)``."""
+        """``(n, size)`` after ``frame_skip`` substeps under ctrl ``(n, nu)``, and the sensors
+        there, ``(n, nsensordata)``.
+        """
         n, model = len(state), self.model
         pool, scratch = self._threads()
         begun = np.zeros((n, self.size + 1))
@@ -44,7 +55,16 @@ class Engine:
         path = np.empty((n, substeps, self.size + 1))
         sensed = np.empty((n, substeps, model.nsensordata))
         if n:
-            pool.rollout([model] * n, scratch, begun, held, skip_checks=True, nstep=substeps, state=path, sensordata=sensed)
+            pool.rollout(
+                [model] * n,
+                scratch,
+                begun,
+                held,
+                skip_checks=True,
+                nstep=substeps,
+                state=path,
+                sensordata=sensed,
+            )
         after = sensed[:, -1] if self.sensors else sensed[:, 0, :0]
         return torch.from_numpy(path[:, self.frame_skip - 1, 1:]), torch.from_numpy(after)
 
@@ -54,7 +74,9 @@ class Engine:
             from mujoco.rollout import Rollout
 
             threads = self.threads or torch.get_num_threads()
-            _FORKED.append(self._pool)  # to end a pool whose threads are gone would wait for them forever
+            _FORKED.append(
+                self._pool
+            )  # to end a pool whose threads are gone would wait for them forever
             scratch = [mujoco.MjData(self.model) for _ in range(threads)]
             self._pool = os.getpid(), Rollout(nthread=threads if threads > 1 else 0), scratch
         return self._pool[1], self._pool[2]

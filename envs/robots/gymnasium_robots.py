@@ -1,10 +1,12 @@
-"""Gymnasium's MuJoCo robots, version 5: its own models, starts, rewards and ends of an episode, with noise in the actuators.
+"""Gymnasium's MuJoCo robots, version 5: its own models, starts, rewards and ends of an episode,
+with noise in the actuators.
 
-Each reward is Gymnasium's formula with the ctrl that was applied (control plus noise, clipped) as its action, evaluated at the
-state after the step. Gymnasium reads positions of bodies and sites from the engine's memory, which after a step of the
-Runge-Kutta integrator still holds those of its last stage: the inverted double pendulum's and the reacher's rewards differ
-from Gymnasium's by that, at most a few thousandths. Horizons are shorter than Gymnasium's time limit of 1,000 steps (50 for
-the reacher): ``steps=1000`` is Gymnasium's.
+Each reward is Gymnasium's formula with the ctrl that was applied (control plus noise, clipped) as
+its action, evaluated at the state after the step. Gymnasium reads positions of bodies and sites
+from the engine's memory, which after a step of the Runge-Kutta integrator still holds those of its
+last stage: the inverted double pendulum's and the reacher's rewards differ from Gymnasium's by
+that, at most a few thousandths. Horizons are shorter than Gymnasium's time limit of 1,000 steps (50
+for the reacher): ``steps=1000`` is Gymnasium's.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def model_path(name: str) -> Path:
 
 
 def _model(name: str) -> Any:
-    """Read without the warnings of newer MuJoCos, which are about how Gymnasium's files are written."""
+    """Read without the warnings of newer MuJoCos, which are about how Gymnasium's files are
+    written.
+    """
     return read_model(model_path(name), quiet=True)
 
 
@@ -39,7 +43,8 @@ def _normal(n: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 class InvertedPendulum(Robot):
-    """``girsanov/InvertedPendulum-v0``: a pole on a cart, paid 1 for every step within 0.2 rad of upright.
+    """``girsanov/InvertedPendulum-v0``: a pole on a cart, paid 1 for every step within 0.2 rad of
+    upright.
 
     Args:
         steps: horizon, in steps of 0.04 s.
@@ -48,8 +53,12 @@ class InvertedPendulum(Robot):
         others: of ``Robot``.
     """
 
-    def __init__(self, steps: int = 100, temperature: float = 1.0, scale: float = 0.2, **others: Any) -> None:
-        super().__init__(_model("inverted_pendulum"), steps, temperature, scale, frame_skip=2, **others)
+    def __init__(
+        self, steps: int = 100, temperature: float = 1.0, scale: float = 0.2, **others: Any
+    ) -> None:
+        super().__init__(
+            _model("inverted_pendulum"), steps, temperature, scale, frame_skip=2, **others
+        )
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
         """1 unless it has fallen."""
@@ -61,7 +70,8 @@ class InvertedPendulum(Robot):
 
 
 class InvertedDoublePendulum(Robot):
-    """``girsanov/InvertedDoublePendulum-v0``: two poles on a cart, paid 10 a step while the tip is above 1 m.
+    """``girsanov/InvertedDoublePendulum-v0``: two poles on a cart, paid 10 a step while the tip is
+    above 1 m.
 
     Args:
         steps: horizon, in steps of 0.05 s.
@@ -70,13 +80,19 @@ class InvertedDoublePendulum(Robot):
         others: of ``Robot``.
     """
 
-    def __init__(self, steps: int = 100, temperature: float = 2.0, scale: float = 0.1, **others: Any) -> None:
+    def __init__(
+        self, steps: int = 100, temperature: float = 2.0, scale: float = 0.1, **others: Any
+    ) -> None:
         model = _model("inverted_double_pendulum")
-        super().__init__(model, steps, temperature, scale, frame_skip=5, **{"spread": 0.1, **others})
+        super().__init__(
+            model, steps, temperature, scale, frame_skip=5, **{"spread": 0.1, **others}
+        )
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Upright up to the spread, with normal speeds."""
-        return self.spread * torch.cat([2 * _uniform(n, 3, generator) - 1, _normal(n, 3, generator)], 1)
+        return self.spread * torch.cat(
+            [2 * _uniform(n, 3, generator) - 1, _normal(n, 3, generator)], 1
+        )
 
     def tip(self, physics: Physics) -> tuple[Tensor, Tensor]:
         """Where the tip is, to the side and upwards, m."""
@@ -84,7 +100,10 @@ class InvertedDoublePendulum(Robot):
         first, second = model.body_pos[model.body("pole2").id][2], model.site_pos[0][2]
         x, lower, bend = physics.qpos.unbind(1)
         upper = lower + bend
-        return x + first * lower.sin() + second * upper.sin(), first * lower.cos() + second * upper.cos()
+        return (
+            x + first * lower.sin() + second * upper.sin(),
+            first * lower.cos() + second * upper.cos(),
+        )
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
         """10 unless it has fallen, less what the tip's place and the joints' speeds cost."""
@@ -99,7 +118,8 @@ class InvertedDoublePendulum(Robot):
 
 
 class Reacher(Robot):
-    """``girsanov/Reacher-v0``: a two-link arm whose fingertip is to reach a target that lies anywhere within 0.2 m.
+    """``girsanov/Reacher-v0``: a two-link arm whose fingertip is to reach a target that lies
+    anywhere within 0.2 m.
 
     Args:
         steps: horizon, in steps of 0.02 s.
@@ -110,22 +130,40 @@ class Reacher(Robot):
 
     view = "xy"
 
-    def __init__(self, steps: int = 50, temperature: float = 0.5, scale: float | Sequence[float] = 0.1, **others: Any) -> None:
-        super().__init__(_model("reacher"), steps, temperature, scale, frame_skip=2, **{"spread": 0.1, **others})
+    def __init__(
+        self,
+        steps: int = 50,
+        temperature: float = 0.5,
+        scale: float | Sequence[float] = 0.1,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            _model("reacher"), steps, temperature, scale, frame_skip=2, **{"spread": 0.1, **others}
+        )
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
-        """The arm stretched out up to the spread and nearly at rest, the target uniform in a disc of 0.2 m."""
+        """The arm stretched out up to the spread and nearly at rest, the target uniform in a disc
+        of 0.2 m.
+        """
         arm = self.spread * (2 * _uniform(n, 2, generator) - 1)
-        radius, angle = 0.2 * _uniform(n, 1, generator).sqrt(), 2 * torch.pi * _uniform(n, 1, generator)
+        radius, angle = (
+            0.2 * _uniform(n, 1, generator).sqrt(),
+            2 * torch.pi * _uniform(n, 1, generator),
+        )
         speed = 0.005 * (2 * _uniform(n, 2, generator) - 1)
-        return torch.cat([arm, radius * angle.cos(), radius * angle.sin(), speed, torch.zeros_like(speed)], 1)
+        return torch.cat(
+            [arm, radius * angle.cos(), radius * angle.sin(), speed, torch.zeros_like(speed)], 1
+        )
 
     def distance(self, physics: Physics) -> Tensor:
         """From the fingertip to the target, m, ``(n,)``."""
         model = self.engine.model
         first, second = (model.body_pos[model.body(name).id][0] for name in ("body1", "fingertip"))
         shoulder, elbow = physics.qpos[:, 0], physics.qpos[:, :2].sum(1)
-        x, y = first * shoulder.cos() + second * elbow.cos(), first * shoulder.sin() + second * elbow.sin()
+        x, y = (
+            first * shoulder.cos() + second * elbow.cos(),
+            first * shoulder.sin() + second * elbow.sin(),
+        )
         return torch.stack([x - physics.qpos[:, 2], y - physics.qpos[:, 3]]).norm(dim=0)
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
@@ -147,16 +185,33 @@ class HalfCheetah(Robot):
         others: of ``Robot``.
     """
 
-    def __init__(self, steps: int = 100, temperature: float = 1.0, scale: float | Sequence[float] = 0.5, **others: Any) -> None:
-        super().__init__(_model("half_cheetah"), steps, temperature, scale, frame_skip=5, **{"spread": 0.1, **others})
+    def __init__(
+        self,
+        steps: int = 100,
+        temperature: float = 1.0,
+        scale: float | Sequence[float] = 0.5,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            _model("half_cheetah"),
+            steps,
+            temperature,
+            scale,
+            frame_skip=5,
+            **{"spread": 0.1, **others},
+        )
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Standing, up to the spread, with normal speeds."""
-        return self.spread * torch.cat([2 * _uniform(n, 9, generator) - 1, _normal(n, 9, generator)], 1)
+        return self.spread * torch.cat(
+            [2 * _uniform(n, 9, generator) - 1, _normal(n, 9, generator)], 1
+        )
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
         """Speed forward in m/s, less 0.1 of the square of ctrl."""
-        return (after.qpos[:, 0] - before.qpos[:, 0]) / self.step_size - 0.1 * control.square().sum(1)
+        return (after.qpos[:, 0] - before.qpos[:, 0]) / self.step_size - 0.1 * control.square().sum(
+            1
+        )
 
     def success(self, x: Tensor) -> Tensor:
         """It has come forward by 1 m for every second."""
@@ -164,7 +219,8 @@ class HalfCheetah(Robot):
 
 
 class Hopper(Robot):
-    """``girsanov/Hopper-v0``: a leg that is paid 1 for every step on its foot and 1 for every m/s forward.
+    """``girsanov/Hopper-v0``: a leg that is paid 1 for every step on its foot and 1 for every m/s
+    forward.
 
     Args:
         steps: horizon, in steps of 0.008 s.
@@ -173,8 +229,16 @@ class Hopper(Robot):
         others: of ``Robot``.
     """
 
-    def __init__(self, steps: int = 125, temperature: float = 1.0, scale: float | Sequence[float] = 0.5, **others: Any) -> None:
-        super().__init__(_model("hopper"), steps, temperature, scale, frame_skip=4, **{"spread": 5e-3, **others})
+    def __init__(
+        self,
+        steps: int = 125,
+        temperature: float = 1.0,
+        scale: float | Sequence[float] = 0.5,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            _model("hopper"), steps, temperature, scale, frame_skip=4, **{"spread": 5e-3, **others}
+        )
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
         """Speed forward in m/s, 1 if healthy, less 0.001 of the square of ctrl."""

@@ -1,12 +1,15 @@
-"""MuJoCo models as problems: ``F_k`` is the physics engine, steered through the noise in its actuators.
+"""MuJoCo models as problems: ``F_k`` is the physics engine, steered through the noise in its
+actuators.
 
-One step holds ``ctrl = clip(offset + scale z)``, z = a + W, for ``frame_skip`` substeps of ``mj_step``; a batch is stepped by
-``mujoco.rollout`` over threads, or by MuJoCo Warp on the GPU where the states are. The KL of the chain stays exactly
-``|a|^2 / 2`` per step, whatever the engine does with ctrl.
+One step holds ``ctrl = clip(offset + scale z)``, z = a + W, for ``frame_skip`` substeps of
+``mj_step``; a batch is stepped by ``mujoco.rollout`` over threads, or by MuJoCo Warp on the GPU
+where the states are. The KL of the chain stays exactly ``|a|^2 / 2`` per step, whatever the engine
+does with ctrl.
 
-The seam pays ``r_k(x_k)``, while robots are paid for what a step did: ``reward(before, control, after)``. So the last step's
-reward is a coordinate of the state, and r_k reads it: ``sum_k r_k + y`` is the sum of the steps' rewards. An episode that ends
-early (a fallen robot) goes on in a state where nothing moves and nothing is paid, which is the same return at a fixed horizon.
+The seam pays ``r_k(x_k)``, while robots are paid for what a step did: ``reward(before, control,
+after)``. So the last step's reward is a coordinate of the state, and r_k reads it: ``sum_k r_k +
+y`` is the sum of the steps' rewards. An episode that ends early (a fallen robot) goes on in a state
+where nothing moves and nothing is paid, which is the same return at a fixed horizon.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ Model = Any
 
 
 class Physics(NamedTuple):
-    """What rewards see of ``n`` robots, where and as the engine computes: float64 on the CPU; warp: float32 on the device."""
+    """What rewards see of ``n`` robots, where and as the engine computes: float64 on the CPU; warp:
+    float32 on the device.
+    """
 
     qpos: Tensor  # (n, nq)
     qvel: Tensor  # (n, nv)
@@ -37,27 +42,33 @@ class Physics(NamedTuple):
 
 
 class Robot(Problem):
-    """A MuJoCo model; a subclass writes its ``reward``, and ``healthy``, ``start`` and ``success`` if it likes.
+    """A MuJoCo model; a subclass writes its ``reward``, and ``healthy``, ``start`` and ``success``
+    if it likes.
 
-    The state is ``(qpos, qvel, the model's other state (act, ...), last reward, alive)``. Between steps it is rounded to
-    ``dtype``; inside a step everything is float64 (warp: float32). Constraint solvers start cold at every step, so that F is
-    a function of x.
+    The state is ``(qpos, qvel, the model's other state (act, ...), last reward, alive)``. Between
+    steps it is rounded to ``dtype``; inside a step everything is float64 (warp: float32).
+    Constraint solvers start cold at every step, so that F is a function of x.
 
     Args:
         model: an MJCF file, its text (``<mujoco>...``), or a ``mujoco.MjModel``.
         steps: horizon, in steps of ``frame_skip`` substeps.
         temperature: price of one nat of KL.
-        scale: standard deviation of the noise in ctrl, one number or one an actuator; so the ctrl of a control of 1.
+        scale: standard deviation of the noise in ctrl, one number or one an actuator; so the ctrl
+            of a control of 1.
         offset: ctrl of the uncontrolled, noise-free robot, one number or one an actuator.
         frame_skip: substeps in which ctrl is held.
         spread: half-width of ``start``'s uniform law.
-        sensors: let rewards see the sensors of the state after the step, at the price of one more substep.
-        threads: that step a batch; absent: torch's number of threads when the first batch comes. Of the engine mujoco only.
+        sensors: let rewards see the sensors of the state after the step, at the price of one more
+            substep.
+        threads: that step a batch; absent: torch's number of threads when the first batch comes. Of
+            the engine mujoco only.
         dtype: of the states.
-        engine: mujoco steps on the CPU, warp (MuJoCo Warp, ``girsanov[warp]``) on the device of the states.
+        engine: mujoco steps on the CPU, warp (MuJoCo Warp, ``girsanov[warp]``) on the device of the
+            states.
 
     Raises:
-        ValueError: an argument is out of its range, the model can't be read or the engine can't step it, or it isn't installed.
+        ValueError: an argument is out of its range, the model can't be read or the engine can't
+            step it, or it isn't installed.
     """
 
     view = "xz"  #: the plane that ``render`` draws without a GL
@@ -77,15 +88,24 @@ class Robot(Problem):
         engine: str = "mujoco",
     ) -> None:
         check_positive("temperature", temperature)
-        for name, whole in (("steps", steps), ("frame_skip", frame_skip), ("threads", 1 if threads is None else threads)):
+        for name, whole in (
+            ("steps", steps),
+            ("frame_skip", frame_skip),
+            ("threads", 1 if threads is None else threads),
+        ):
             check_integer(name, whole)
         if not spread >= 0:
             raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
         self.engine = make_engine(engine, read_model(model), frame_skip, sensors, threads)
         loaded = self.engine.model
         if loaded.nu == 0:
-            raise ValueError("model must have an actuator: noise and control enter through it; got one without")
-        self.scale, self.offset = _per_actuator("scale", scale, loaded.nu), _per_actuator("offset", offset, loaded.nu)
+            raise ValueError(
+                "model must have an actuator: noise and control enter through it; got one without"
+            )
+        self.scale, self.offset = (
+            _per_actuator("scale", scale, loaded.nu),
+            _per_actuator("offset", offset, loaded.nu),
+        )
         self.low, self.high = _limits(loaded)
         if not (self.scale > 0).all():
             raise ValueError(f"scale must be above 0 for every actuator; got {scale!r}")
@@ -93,21 +113,33 @@ class Robot(Problem):
         self.state_shape, self.noise_shape = (self.engine.size + 2,), (loaded.nu,)
         self.horizon, self.temperature = steps, temperature
         self.step_size = loaded.opt.timestep * frame_skip  #: s
-        self._like = torch.empty(0, dtype=dtype)  # carries the device and dtype of the states through `to`
+        self._like = torch.empty(
+            0, dtype=dtype
+        )  # carries the device and dtype of the states through `to`
 
     @abstractmethod
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
-        """What a step from ``before`` to ``after`` earns, ``(n,)``; ``control`` is its ctrl ``(n, nu)``, noise included."""
+        """What a step from ``before`` to ``after`` earns, ``(n,)``; ``control`` is its ctrl ``(n,
+        nu)``, noise included.
+        """
 
     def healthy(self, physics: Physics) -> Tensor:
         """Whether the episode goes on, ``bool (n,)``; always, unless overridden."""
         return torch.ones(len(physics.qpos), dtype=torch.bool, device=physics.qpos.device)
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` initial ``(qpos, qvel)``, ``(n, nq + nv)`` on the generator's device: the model's own, up to the spread."""
+        """``n`` initial ``(qpos, qvel)``, ``(n, nq + nv)`` on the generator's device: the model's
+        own, up to the spread.
+        """
         model = self.engine.model
         rest = np.concatenate([model.qpos0, np.zeros(model.nv)])
-        noise = 2 * torch.rand(n, len(rest), generator=generator, device=generator.device, dtype=torch.float64) - 1
+        noise = (
+            2
+            * torch.rand(
+                n, len(rest), generator=generator, device=generator.device, dtype=torch.float64
+            )
+            - 1
+        )
         return torch.from_numpy(rest).to(noise) + self.spread * noise
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
@@ -120,7 +152,9 @@ class Robot(Problem):
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """``frame_skip`` substeps under ``clip(offset + scale z)`` (not differentiable)."""
         state = self.engine.place(x.detach())
-        z, offset, scale, low, high = (part.to(state) for part in (z.detach(), self.offset, self.scale, self.low, self.high))
+        z, offset, scale, low, high = (
+            part.to(state) for part in (z.detach(), self.offset, self.scale, self.low, self.high)
+        )
         control = (offset + scale * z).clamp(low, high)
         going = state[:, -1] > 0.5
         later = state.clone()
@@ -134,7 +168,9 @@ class Robot(Problem):
     def _stepped(self, state: Tensor, control: Tensor) -> Tensor:
         later, sensed = self.engine.step(state[:, :-2], control)
         finite = later.isfinite().all(1)
-        later = torch.where(finite[:, None], later, state[:, :-2])  # an exploded simulation is a fallen robot
+        later = torch.where(
+            finite[:, None], later, state[:, :-2]
+        )  # an exploded simulation is a fallen robot
         after = self._physics(later, sensed)
         earned = torch.where(finite, self.reward(self.physics(state), control, after), 0.0)
         alive = self.healthy(after) & finite
@@ -166,7 +202,9 @@ class Robot(Problem):
         return self.alive(x)
 
     def render(self, path: Tensor) -> Any:
-        """The robot as it stands now: by MuJoCo's renderer if MUJOCO_GL is set (egl, osmesa, glfw), else a drawing."""
+        """The robot as it stands now: by MuJoCo's renderer if MUJOCO_GL is set (egl, osmesa, glfw),
+        else a drawing.
+        """
         from .pictures import photograph, sketch
 
         qpos = self.physics(path[-1:]).qpos[0].double().cpu().numpy()
@@ -182,13 +220,15 @@ class MujocoProblem(Robot):
         model: see ``Robot``.
         reward: ``reward(before, control, after) -> (n,)``.
         healthy: ``healthy(physics) -> bool (n,)``: whether the episode goes on; always, if absent.
-        success: ``success(physics) -> bool (n,)`` of the end; an episode that ended early is none. Absent: it did not.
+        success: ``success(physics) -> bool (n,)`` of the end; an episode that ended early is none.
+            Absent: it did not.
         start: ``start(n, generator) -> (n, nq + nv)``; ``Robot.start`` if absent.
         others: ``steps``, ``temperature``, ``scale`` and the other arguments of ``Robot``.
 
     Example: an arm that is paid for keeping its hand, a site with a framepos sensor, near a point::
 
-        arm = MujocoProblem("arm.xml", lambda before, control, after: -(after.sensors - point).square().sum(1),
+        arm = MujocoProblem("arm.xml", lambda before, control, after: -(after.sensors -
+        point).square().sum(1),
                             sensors=True, steps=100, temperature=1.0, scale=0.2, frame_skip=5)
     """
 
@@ -219,10 +259,16 @@ class MujocoProblem(Robot):
     def success(self, x: Tensor) -> Tensor:
         """The given ``success`` of those still alive."""
         alive = super().success(x)
-        return alive if self._success is None else alive & self._success(self.physics(x)).to(alive.device)
+        return (
+            alive
+            if self._success is None
+            else alive & self._success(self.physics(x)).to(alive.device)
+        )
 
 
-def make_engine(name: str, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> Engine:
+def make_engine(
+    name: str, model: Any, frame_skip: int, sensors: bool, threads: int | None
+) -> Engine:
     """The engine of that name; see ``Robot``."""
     if name == "mujoco":
         return Engine(model, frame_skip, sensors, threads)
@@ -234,7 +280,8 @@ def make_engine(name: str, model: Any, frame_skip: int, sensors: bool, threads: 
 
 
 def read_model(model: Model, quiet: bool = False) -> Any:
-    """A ``mujoco.MjModel`` of a file, a text, or itself; ``quiet`` drops what MuJoCo has to say of it.
+    """A ``mujoco.MjModel`` of a file, a text, or itself; ``quiet`` drops what MuJoCo has to say of
+    it.
 
     Raises:
         ValueError: the model can't be read, or MuJoCo isn't installed.
@@ -242,7 +289,9 @@ def read_model(model: Model, quiet: bool = False) -> Any:
     try:
         import mujoco
     except ImportError as error:
-        raise ValueError(f"MuJoCo must be installed for this environment: pip install girsanov[mujoco] ({error})") from error
+        raise ValueError(
+            f"MuJoCo must be installed for this environment: pip install girsanov[mujoco] ({error})"
+        ) from error
     if quiet:
         heard = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda message: None)
@@ -258,13 +307,17 @@ def read_model(model: Model, quiet: bool = False) -> Any:
         return mujoco.MjModel.from_xml_path(str(Path(model).expanduser()))
     except (ValueError, TypeError) as error:
         shown = model if len(str(model)) < 200 else f"{str(model)[:200]}..."
-        raise ValueError(f"model must be an MJCF file, its text, or a mujoco.MjModel; got {shown!r} ({error})") from error
+        raise ValueError(
+            f"model must be an MJCF file, its text, or a mujoco.MjModel; got {shown!r} ({error})"
+        ) from error
 
 
 def _per_actuator(name: str, value: float | Sequence[float], count: int) -> Tensor:
     array = np.asarray(value, dtype=np.float64)
     if array.shape not in ((), (count,)) or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be one finite number, or {count}, one an actuator; got {value!r}")
+        raise ValueError(
+            f"{name} must be one finite number, or {count}, one an actuator; got {value!r}"
+        )
     return torch.from_numpy(np.broadcast_to(array, count).copy())
 
 
@@ -272,4 +325,6 @@ def _limits(model: Any) -> tuple[Tensor, Tensor]:
     """Smallest and largest ctrl of each actuator; infinite where the model sets none."""
     limited = model.actuator_ctrllimited.astype(bool)
     low, high = model.actuator_ctrlrange.T
-    return torch.from_numpy(np.where(limited, low, -np.inf)), torch.from_numpy(np.where(limited, high, np.inf))
+    return torch.from_numpy(np.where(limited, low, -np.inf)), torch.from_numpy(
+        np.where(limited, high, np.inf)
+    )

@@ -1,12 +1,16 @@
-"""Drive a robot among round obstacles to a goal: a double integrator and a unicycle, with noisy motors.
+"""Drive a robot among round obstacles to a goal: a double integrator and a unicycle, with noisy
+motors.
 
-The double integrator is the point mass ``p'' = control + noise``. The unicycle drives where it points and cruises,
+The double integrator is the point mass ``p'' = control + noise``. The unicycle drives where it
+points and cruises,
 
-    p' = v (cos th, sin th),   th' = w,   v' = control + noise - damping (v - cruise),   w' = control + noise - damping w
+    p' = v (cos th, sin th),   th' = w,   v' = control + noise - damping (v - cruise),   w' =
+    control + noise - damping w
 
-(LaValle 2006, "Planning Algorithms", sections 13.1.2.3 and 13.2: the unicycle, and how integrators make it second-order).
-Collisions are remembered: the last entry of a state is 1 once its robot has been in an obstacle at the end of a step, and 0
-before. Nothing is paid for that memory, which is there for ``success``; the time spent in obstacles is paid for.
+(LaValle 2006, "Planning Algorithms", sections 13.1.2.3 and 13.2: the unicycle, and how integrators
+make it second-order). Collisions are remembered: the last entry of a state is 1 once its robot has
+been in an obstacle at the end of a step, and 0 before. Nothing is paid for that memory, which is
+there for ``success``; the time spent in obstacles is paid for.
 """
 
 from __future__ import annotations
@@ -32,9 +36,10 @@ TOLERANCE = 0.4  # m, what counts as at the goal
 class Navigation(Diffusion):
     """What the robots share. Coordinates ``(x, y, ..., collided)``, SI units.
 
-    With d the distance to the goal, the cost is ``C = saturated(distance_weight d^2, cost_limit)``: the reward is ``-C`` at the
-    end, and per second ``-running_weight C - obstacle_cost sigmoid(depth / 0.05 m)``, where depth is how far inside the nearest
-    obstacle the robot is (negative outside): smooth, so that the obstacles have a gradient.
+    With d the distance to the goal, the cost is ``C = saturated(distance_weight d^2, cost_limit)``:
+    the reward is ``-C`` at the end, and per second ``-running_weight C - obstacle_cost
+    sigmoid(depth / 0.05 m)``, where depth is how far inside the nearest obstacle the robot is
+    (negative outside): smooth, so that the obstacles have a gradient.
 
     Args:
         dimension: number of coordinates.
@@ -65,10 +70,15 @@ class Navigation(Diffusion):
         **others: Any,
     ) -> None:
         check_at_least_zero(
-            distance_weight=distance_weight, running_weight=running_weight, obstacle_cost=obstacle_cost, spread=spread
+            distance_weight=distance_weight,
+            running_weight=running_weight,
+            obstacle_cost=obstacle_cost,
+            spread=spread,
         )
         if not cost_limit > 0:
-            raise ValueError(f"cost_limit must be a positive number or infinite; got {cost_limit!r}")
+            raise ValueError(
+                f"cost_limit must be a positive number or infinite; got {cost_limit!r}"
+            )
         if not all(len(circle) == 3 and circle[2] > 0 for circle in obstacles):
             raise ValueError(f"obstacles must be circles (x, y, radius > 0); got {obstacles!r}")
         super().__init__(dimension, 2, horizon=steps, temperature=temperature, **others)
@@ -82,14 +92,18 @@ class Navigation(Diffusion):
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """At (0, 0) and under way along x, plus normal noise of size ``spread``."""
-        q = self.spread * torch.randn(n, len(self._is_angle), generator=generator, device=generator.device)
+        q = self.spread * torch.randn(
+            n, len(self._is_angle), generator=generator, device=generator.device
+        )
         column, speed = self.cruise_speed()
         q[:, column] += speed
         q[:, -1] = 0
         return q
 
     def depth(self, q: Tensor) -> Tensor:
-        """How far inside the nearest obstacle, m, ``(n,)``; negative outside, -inf if there is none."""
+        """How far inside the nearest obstacle, m, ``(n,)``; negative outside, -inf if there is
+        none.
+        """
         if not len(self.obstacles):
             return torch.full_like(q[:, 0], -math.inf)
         away = torch.linalg.vector_norm(q[:, None, :2] - self.obstacles[:, :2], dim=2)
@@ -103,7 +117,9 @@ class Navigation(Diffusion):
 
     def reward_rate(self, t: Time, q: Tensor) -> Tensor:
         """See the class."""
-        return -self.running_weight * self._cost(q) - self.obstacle_cost * torch.sigmoid(self.depth(q) / SOFTNESS)
+        return -self.running_weight * self._cost(q) - self.obstacle_cost * torch.sigmoid(
+            self.depth(q) / SOFTNESS
+        )
 
     def final_reward(self, q: Tensor) -> Tensor:
         """``-C``."""
@@ -114,7 +130,9 @@ class Navigation(Diffusion):
         return (self._squared_distance(x) < TOLERANCE**2) & (x[:, -1] == 0)
 
     def render(self, path: Tensor) -> Any:
-        """The robot and its trail, obstacles and goal from above; the robot is red once it has collided."""
+        """The robot and its trail, obstacles and goal from above; the robot is red once it has
+        collided.
+        """
         figure, axes = scene(len(path) - 1, self.horizon, (-0.8, 3.8), (-2.0, 2.0))
         axes.add_artist(disc(self.goal, TOLERANCE, color="C2"))
         for x, y, radius in self.obstacles.tolist():
@@ -122,7 +140,12 @@ class Navigation(Diffusion):
         x, y = path[:, :2].double().numpy().T
         axes.plot(x, y, color="C0", linewidth=1)
         heading = self.heading(path[-1:])[0].double().numpy()
-        axes.plot([x[-1], x[-1] + 0.25 * heading[0]], [y[-1], y[-1] + 0.25 * heading[1]], color="k", linewidth=2)
+        axes.plot(
+            [x[-1], x[-1] + 0.25 * heading[0]],
+            [y[-1], y[-1] + 0.25 * heading[1]],
+            color="k",
+            linewidth=2,
+        )
         axes.plot(x[-1], y[-1], "o", color="C3" if path[-1, -1] else "C0", markersize=9)
         return pixels(figure)
 
@@ -140,7 +163,8 @@ class Navigation(Diffusion):
 class DoubleIntegratorNavigation(Navigation):
     """``girsanov/DoubleIntegratorNavigation-v0``. State ``(x, y, x', y', collided)``.
 
-    Without obstacles and with an infinite cost limit it is linear-quadratic (but for ``collided``, then always 0).
+    Without obstacles and with an infinite cost limit it is linear-quadratic (but for ``collided``,
+    then always 0).
 
     Args:
         steps: horizon, in steps of ``step_size``.
@@ -178,9 +202,20 @@ class DoubleIntegratorNavigation(Navigation):
     ) -> None:
         check_positive("scale", scale)
         super().__init__(
-            5, steps, temperature, goal, distance_weight, cost_limit, running_weight, obstacles, obstacle_cost, spread,
-            step_size=step_size, refine=refine, integrator=integrator,
-        )  # fmt: skip
+            5,
+            steps,
+            temperature,
+            goal,
+            distance_weight,
+            cost_limit,
+            running_weight,
+            obstacles,
+            obstacle_cost,
+            spread,
+            step_size=step_size,
+            refine=refine,
+            integrator=integrator,
+        )
         self.speed = speed
         self.matrix = torch.zeros(5, 2)
         self.matrix[2, 0] = self.matrix[3, 1] = scale
@@ -203,12 +238,14 @@ class DoubleIntegratorNavigation(Navigation):
 
 
 class UnicycleNavigation(Navigation):
-    """``girsanov/UnicycleNavigation-v0``. Coordinates ``(x, y, th, v, w, collided)``; the state has cos th, sin th for th.
+    """``girsanov/UnicycleNavigation-v0``. Coordinates ``(x, y, th, v, w, collided)``; the state has
+    cos th, sin th for th.
 
     Args:
         steps: horizon, in steps of ``step_size``.
         temperature: price of one nat of KL.
-        scale: m/s^(3/2), standard deviation of the speed's noise after one second, were there no damping.
+        scale: m/s^(3/2), standard deviation of the speed's noise after one second, were there no
+            damping.
         turn_scale: rad/s^(3/2), the same of the turning rate's.
         cruise: speed to which v returns, and at which it starts, m/s.
         damping: 1/s.
@@ -247,9 +284,21 @@ class UnicycleNavigation(Navigation):
         check_positive("turn_scale", turn_scale)
         check_at_least_zero(damping=damping)
         super().__init__(
-            6, steps, temperature, goal, distance_weight, cost_limit, running_weight, obstacles, obstacle_cost, spread,
-            step_size=step_size, refine=refine, integrator=integrator, angles=(2,),
-        )  # fmt: skip
+            6,
+            steps,
+            temperature,
+            goal,
+            distance_weight,
+            cost_limit,
+            running_weight,
+            obstacles,
+            obstacle_cost,
+            spread,
+            step_size=step_size,
+            refine=refine,
+            integrator=integrator,
+            angles=(2,),
+        )
         self.cruise, self.damping = cruise, damping
         self.matrix = torch.zeros(6, 2)
         self.matrix[3, 0], self.matrix[4, 1] = scale, turn_scale
@@ -263,7 +312,15 @@ class UnicycleNavigation(Navigation):
         _, _, angle, speed, turn, collided = q.unbind(1)
         slowing = self.damping * (self.cruise - speed)
         return torch.stack(
-            [speed * angle.cos(), speed * angle.sin(), turn, slowing, -self.damping * turn, torch.zeros_like(collided)], 1
+            [
+                speed * angle.cos(),
+                speed * angle.sin(),
+                turn,
+                slowing,
+                -self.damping * turn,
+                torch.zeros_like(collided),
+            ],
+            1,
         )
 
     def control_matrix(self, t: Time, q: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """Fly a quadrotor, seen from the side, from hovering here to being there.
 
-Position (x, z), tilt th (0 is level), forces F1 and F2 of the right and left rotors at distance r from the centre:
+Position (x, z), tilt th (0 is level), forces F1 and F2 of the right and left rotors at distance r
+from the centre:
 
-    m x'' = -(F1 + F2) sin th - c m x',   m z'' = (F1 + F2) cos th - m g - c m z',   I th'' = r (F1 - F2)
+    m x'' = -(F1 + F2) sin th - c m x',   m z'' = (F1 + F2) cos th - m g - c m z',   I th'' = r (F1
+    - F2)
 
-(Tedrake, "Underactuated Robotics", chapter 3, planar quadrotors; c is drag). What flies it without control is what every such
-vehicle has on board: rotors that carry its weight when level, and an attitude loop that levels it,
+(Tedrake, "Underactuated Robotics", chapter 3, planar quadrotors; c is drag). What flies it without
+control is what every such vehicle has on board: rotors that carry its weight when level, and an
+attitude loop that levels it,
 
     F1 + F2 = m g,   r (F1 - F2) = -I (stiffness sin th + rate_damping th');
 
@@ -25,20 +28,26 @@ from ..problem import check_positive
 from ..rendering import disc, pixels, scene
 from .control_affine import Diffusion, Time, check_at_least_zero, saturated
 
-GRAVITY, MASS, INERTIA, ROTOR_DISTANCE = 9.81, 0.486, 0.00383, 0.25  # SI units; Bouadi, Bouchoucha and Tadjine (2007)
+GRAVITY, MASS, INERTIA, ROTOR_DISTANCE = (
+    9.81,
+    0.486,
+    0.00383,
+    0.25,
+)  # SI units; Bouadi, Bouchoucha and Tadjine (2007)
 
 
 class PlanarQuadrotor(Diffusion):
-    """``girsanov/PlanarQuadrotor-v0``. Coordinates ``(x, z, th, x', z', th')``, SI units; the state has cos th, sin th for th.
+    """``girsanov/PlanarQuadrotor-v0``. Coordinates ``(x, z, th, x', z', th')``, SI units; the state
+    has cos th, sin th for th.
 
-    With d the distance to the goal, the cost is ``C = saturated(distance_weight d^2, cost_limit)``: the reward is ``-C`` at the
-    end, and ``-running_weight C`` per second.
+    With d the distance to the goal, the cost is ``C = saturated(distance_weight d^2, cost_limit)``:
+    the reward is ``-C`` at the end, and ``-running_weight C`` per second.
 
     Args:
         steps: horizon, in steps of ``step_size``.
         temperature: price of one nat of KL.
-        force_scale: N s^(1/2), standard deviation of each rotor force's integral over one second; in one step a force's is
-            ``force_scale / sqrt(step_size)``.
+        force_scale: N s^(1/2), standard deviation of each rotor force's integral over one second;
+            in one step a force's is ``force_scale / sqrt(step_size)``.
         stiffness: of the attitude loop, 1/s^2.
         rate_damping: of the attitude loop, 1/s.
         drag: c, 1/s.
@@ -80,7 +89,12 @@ class PlanarQuadrotor(Diffusion):
             spread=spread,
         )
         super().__init__(6, 2, step_size, steps, temperature, (2,), integrator, refine)
-        self.force_scale, self.stiffness, self.rate_damping, self.drag = force_scale, stiffness, rate_damping, drag
+        self.force_scale, self.stiffness, self.rate_damping, self.drag = (
+            force_scale,
+            stiffness,
+            rate_damping,
+            drag,
+        )
         self.goal, self.distance_weight, self.cost_limit = tuple(goal), distance_weight, cost_limit
         self.running_weight, self.spread = running_weight, spread
 
@@ -94,7 +108,9 @@ class PlanarQuadrotor(Diffusion):
         sine = tilt.sin()
         lift = GRAVITY * (tilt.cos() - 1)
         levelling = -self.stiffness * sine - self.rate_damping * turn
-        return torch.stack([vx, vz, turn, -GRAVITY * sine - self.drag * vx, lift - self.drag * vz, levelling], 1)
+        return torch.stack(
+            [vx, vz, turn, -GRAVITY * sine - self.drag * vx, lift - self.drag * vz, levelling], 1
+        )
 
     def control_matrix(self, t: Time, q: Tensor) -> Tensor:
         """What a force of ``force_scale`` of each rotor adds, ``(n, 6, 2)``."""
@@ -124,7 +140,14 @@ class PlanarQuadrotor(Diffusion):
         axes.plot(q[:, 0], q[:, 1], color="0.7", linewidth=1)
         x, z, tilt = q[-1, :3]
         arm = ROTOR_DISTANCE * np.array([np.cos(tilt), np.sin(tilt)])
-        axes.plot([x - arm[0], x + arm[0]], [z - arm[1], z + arm[1]], color="C3", linewidth=4, marker="o", markersize=6)
+        axes.plot(
+            [x - arm[0], x + arm[0]],
+            [z - arm[1], z + arm[1]],
+            color="C3",
+            linewidth=4,
+            marker="o",
+            markersize=6,
+        )
         return pixels(figure)
 
     def _squared_distance(self, q: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 Shoulder angle q1 and elbow angle q2, in the horizontal plane, with the parameters of a human arm:
 
-    M(q) q'' + C(q, q') + B q' = torque,   M = [[a1 + 2 a2 cos q2, a3 + a2 cos q2], [a3 + a2 cos q2, a3]],
-    C = a2 sin q2 (-q2' (2 q1' + q2'), q1'^2),   a1 = I1 + I2 + m2 l1^2,   a2 = m2 l1 s2,   a3 = I2
+    M(q) q'' + C(q, q') + B q' = torque,   M = [[a1 + 2 a2 cos q2, a3 + a2 cos q2], [a3 + a2 cos q2,
+    a3]], C = a2 sin q2 (-q2' (2 q1' + q2'), q1'^2),   a1 = I1 + I2 + m2 l1^2,   a2 = m2 l1 s2,   a3
+    = I2
 
-(Li and Todorov 2004, "Iterative linear quadratic regulator design for nonlinear biological movement systems").
+(Li and Todorov 2004, "Iterative linear quadratic regulator design for nonlinear biological movement
+systems").
 """
 
 from __future__ import annotations
@@ -27,22 +29,25 @@ FRICTION = (0.05, 0.025, 0.05)  # B11, B12 = B21, B22, N m s
 
 
 class TwoLinkArm(Diffusion):
-    """``girsanov/TwoLinkArm-v0``. Coordinates ``(q1, q2, q1', q2')`` in SI units; the state has cosines and sines for angles.
+    """``girsanov/TwoLinkArm-v0``. Coordinates ``(q1, q2, q1', q2')`` in SI units; the state has
+    cosines and sines for angles.
 
-    With d the hand's distance to the target, the cost ``C = saturated(distance_weight d^2 + 0.02 (q1'^2 + q2'^2), cost_limit)``
-    is least at rest on the target: the reward is ``-C`` at the end, and ``-running_weight C`` per second.
+    With d the hand's distance to the target, the cost ``C = saturated(distance_weight d^2 + 0.02
+    (q1'^2 + q2'^2), cost_limit)`` is least at rest on the target: the reward is ``-C`` at the end,
+    and ``-running_weight C`` per second.
 
     Args:
         steps: horizon, in steps of ``step_size``.
         temperature: price of one nat of KL.
-        torque_scale: N m s^(1/2), standard deviation of each torque's integral over one second; in one step a torque's is
-            ``torque_scale / sqrt(step_size)``.
+        torque_scale: N m s^(1/2), standard deviation of each torque's integral over one second; in
+            one step a torque's is ``torque_scale / sqrt(step_size)``.
         friction: of the joints, as a share of the source's.
         target: where the hand shall be, ``(x, y)``, m from the shoulder.
         distance_weight: per m^2.
         cost_limit: bound of C.
         running_weight: per second.
-        spread: standard deviation of every coordinate at the start, around (45, 90) degrees at rest.
+        spread: standard deviation of every coordinate at the start, around (45, 90) degrees at
+            rest.
         step_size: s.
         refine: number of steps that each step is cut into.
         integrator: ``"rk4"`` or ``"euler"``.
@@ -65,12 +70,29 @@ class TwoLinkArm(Diffusion):
     ) -> None:
         check_positive("torque_scale", torque_scale)
         check_positive("cost_limit", cost_limit)
-        check_at_least_zero(friction=friction, distance_weight=distance_weight, running_weight=running_weight, spread=spread)
+        check_at_least_zero(
+            friction=friction,
+            distance_weight=distance_weight,
+            running_weight=running_weight,
+            spread=spread,
+        )
         if not (len(target) == 2 and math.hypot(*target) < UPPER_ARM + FOREARM):
-            raise ValueError(f"target must be (x, y) within the arm's length of {UPPER_ARM + FOREARM} m; got {target!r}")
+            raise ValueError(
+                f"target must be (x, y) within the arm's length of {UPPER_ARM + FOREARM} m; got"
+                f" {target!r}"
+            )
         super().__init__(4, 2, step_size, steps, temperature, (0, 1), integrator, refine)
-        self.torque_scale, self.friction, self.target, self.spread = torque_scale, friction, tuple(target), spread
-        self.distance_weight, self.cost_limit, self.running_weight = distance_weight, cost_limit, running_weight
+        self.torque_scale, self.friction, self.target, self.spread = (
+            torque_scale,
+            friction,
+            tuple(target),
+            spread,
+        )
+        self.distance_weight, self.cost_limit, self.running_weight = (
+            distance_weight,
+            cost_limit,
+            running_weight,
+        )
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Bent to (45, 90) degrees at rest, plus normal noise of size ``spread``."""
@@ -94,7 +116,10 @@ class TwoLinkArm(Diffusion):
     def control_matrix(self, t: Time, q: Tensor) -> Tensor:
         """The inverse mass matrix below zeros, times ``torque_scale``, ``(n, 4, 2)``."""
         m11, m12, determinant = _mass_matrix(q[:, 1])
-        inverse = torch.stack([torch.full_like(m12, A3), -m12, -m12, m11], 1) * (self.torque_scale / determinant)[:, None]
+        inverse = (
+            torch.stack([torch.full_like(m12, A3), -m12, -m12, m11], 1)
+            * (self.torque_scale / determinant)[:, None]
+        )
         return torch.cat([torch.zeros_like(inverse), inverse], 1).unflatten(1, (4, 2))
 
     def energy(self, q: Tensor) -> Tensor:
@@ -127,7 +152,13 @@ class TwoLinkArm(Diffusion):
         figure, axes = scene(len(path) - 1, self.horizon, (-0.7, 0.7), (-0.7, 0.7))
         axes.add_artist(disc(self.target, 0.05, color="C2"))
         axes.plot(*joints[:, 1].T, color="0.7", linewidth=1)
-        axes.plot(*zip((0, 0), *joints[-1], strict=True), color="C3", linewidth=6, solid_capstyle="round", marker="o")
+        axes.plot(
+            *zip((0, 0), *joints[-1], strict=True),
+            color="C3",
+            linewidth=6,
+            solid_capstyle="round",
+            marker="o",
+        )
         return pixels(figure)
 
     def _squared_distance(self, q: Tensor) -> Tensor:

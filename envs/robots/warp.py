@@ -1,7 +1,8 @@
-"""MuJoCo Warp (Google DeepMind and NVIDIA) behind ``Robot``: all robots of a batch step on the device where their states are.
+"""MuJoCo Warp (Google DeepMind and NVIDIA) behind ``Robot``: all robots of a batch step on the
+device where their states are.
 
-It computes in float32, with solvers that are MuJoCo's up to rounding. On a GPU a substep is one CUDA graph; on the CPU it
-is there to be tested.
+It computes in float32, with solvers that are MuJoCo's up to rounding. On a GPU a substep is one
+CUDA graph; on the CPU it is there to be tested.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _KEPT = 4
 
 
 class WarpEngine(Engine):
-    """Steps a batch by MuJoCo Warp, which is compiled when the first batch comes (half a minute) and cached on disk.
+    """Steps a batch by MuJoCo Warp, which is compiled when the first batch comes (half a minute)
+    and cached on disk.
 
     Raises:
         ValueError: MuJoCo Warp isn't installed, or the model has what it does not simulate.
@@ -33,10 +35,13 @@ class WarpEngine(Engine):
     def __init__(self, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> None:
         super().__init__(model, frame_skip, sensors, threads)
         if threads is not None:
-            raise ValueError(f"threads is of engine='mujoco'; engine='warp' takes none, got {threads!r}")
+            raise ValueError(
+                f"threads is of engine='mujoco'; engine='warp' takes none, got {threads!r}"
+            )
         if self.size != model.nq + model.nv + model.na:
             raise ValueError(
-                "engine='warp' steps models whose state is (qpos, qvel, act); this one's has more: plugins or delays"
+                "engine='warp' steps models whose state is (qpos, qvel, act); this one's has more:"
+                " plugins or delays"
             )
         with _on("cpu") as warp_engine:
             try:
@@ -60,7 +65,9 @@ class WarpEngine(Engine):
                 self._batches.popitem(last=False)
         self._batches.move_to_end(key)
         batch = self._batches[key]
-        for part, values in zip(batch.state, state.split([len(part[0]) for part in batch.state], 1), strict=True):
+        for part, values in zip(
+            batch.state, state.split([len(part[0]) for part in batch.state], 1), strict=True
+        ):
             part.copy_(values)
         batch.control.copy_(control)
         batch.warm.zero_()
@@ -72,7 +79,9 @@ class WarpEngine(Engine):
 
         with _on(str(device)) as engine:
             model, data = engine.put_model(self.model), engine.make_data(self.model, nworld=n)
-            model.opt.deterministic = True  # contacts in one order, sums too: equal seeds, equal paths
+            model.opt.deterministic = (
+                True  # contacts in one order, sums too: equal seeds, equal paths
+            )
             step = _replayed(device, lambda: engine.step(model, data))
             sense = _replayed(device, lambda: engine.forward(model, data)) if self.sensors else None
 
@@ -86,7 +95,9 @@ class WarpEngine(Engine):
             sensed = warp.to_torch(data.sensordata)
             if not self.sensors:
                 sensed = sensed[:, :0]
-            return _Batch(state, warp.to_torch(data.ctrl), warp.to_torch(data.qacc_warmstart), sensed, advance)
+            return _Batch(
+                state, warp.to_torch(data.ctrl), warp.to_torch(data.qacc_warmstart), sensed, advance
+            )
 
 
 class _Batch(NamedTuple):
@@ -112,12 +123,16 @@ def _replayed(device: torch.device, run: Callable[[], None]) -> Callable[[], Non
         warp.capture_launch(capture.graph)
     except RuntimeError as error:
         warnings.warn(
-            f"no CUDA graph can be made of MuJoCo Warp's step here, so it runs without, slower ({error})", stacklevel=2
+            "no CUDA graph can be made of MuJoCo Warp's step here, so it runs without, slower"
+            f" ({error})",
+            stacklevel=2,
         )
         return run
 
     def replay() -> None:
-        warp.capture_launch(capture.graph, stream=warp.stream_from_torch(torch.cuda.current_stream(device)))
+        warp.capture_launch(
+            capture.graph, stream=warp.stream_from_torch(torch.cuda.current_stream(device))
+        )
 
     return replay
 
@@ -131,6 +146,8 @@ def _on(device: str) -> Iterator[Any]:
         warp.config.log_level = warp.LOG_WARNING  # else it prints every file that it compiles
         import mujoco_warp
     except ImportError as error:
-        raise ValueError(f"engine='warp' must be installed: pip install girsanov[warp] ({error})") from error
+        raise ValueError(
+            f"engine='warp' must be installed: pip install girsanov[warp] ({error})"
+        ) from error
     with warp.ScopedDevice(device):
         yield mujoco_warp

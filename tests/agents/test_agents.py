@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import (
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
@@ -25,11 +29,22 @@ from girsanov.envs.problem import Problem, objective, rollout
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 SMALL = {
-    PDE: {"n_uncontrolled": 8, "n_trajectories": 4, "gradient_steps": 3, "policy_kwargs": {"hidden": [16], "members": 2}},
+    PDE: {
+        "n_uncontrolled": 8,
+        "n_trajectories": 4,
+        "gradient_steps": 3,
+        "policy_kwargs": {"hidden": [16], "members": 2},
+    },
     PIFT: {"n_trajectories": 4, "gradient_steps": 3, "policy_kwargs": {"hidden": [16]}},
 }
 WHOLE = {
-    PDE: {"n_trajectories": 2, "n_uncontrolled": 2, "gradient_steps": 1, "batch_size": 1, "draws": 0},
+    PDE: {
+        "n_trajectories": 2,
+        "n_uncontrolled": 2,
+        "gradient_steps": 1,
+        "batch_size": 1,
+        "draws": 0,
+    },
     PIFT: {"n_trajectories": 2, "gradient_steps": 1, "batch_size": 1, "memory": 1},
 }
 AGENTS = pytest.mark.parametrize("agent", [PDE, PIFT])
@@ -49,7 +64,9 @@ def a_control(model) -> np.ndarray:
 
 
 @AGENTS
-@pytest.mark.parametrize("env", ["id", "problem", "env", "vector of SB3", "vector of Gymnasium", "wrapped"])
+@pytest.mark.parametrize(
+    "env", ["id", "problem", "env", "vector of SB3", "vector of Gymnasium", "wrapped"]
+)
 def test_takes_what_sb3_takes(agent, env):
     given = {
         "id": MIXTURE,
@@ -84,11 +101,18 @@ def test_same_seed_same_result_and_other_seed_another(agent):
 def test_sb3_callbacks_progress_bar_and_evaluation(agent, tmp_path):
     callbacks = [
         EvalCallback(
-            gym.make(MIXTURE), eval_freq=60, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0, warn=False
+            gym.make(MIXTURE),
+            eval_freq=60,
+            n_eval_episodes=2,
+            best_model_save_path=str(tmp_path),
+            verbose=0,
+            warn=False,
         ),
         CheckpointCallback(100, str(tmp_path), verbose=0),
     ]
-    model = small(agent, tensorboard_log=str(tmp_path / "tb")).learn(1000, callback=callbacks, progress_bar=True)
+    model = small(agent, tensorboard_log=str(tmp_path / "tb")).learn(
+        1000, callback=callbacks, progress_bar=True
+    )
     assert (tmp_path / "best_model.zip").exists()
     assert list(tmp_path.glob("rl_model_*_steps.zip"))
     assert list((tmp_path / "tb").rglob("events*"))
@@ -116,7 +140,9 @@ def test_episodes_are_counted_for_sb3s_callbacks(agent):
 def test_predicts_from_float64_as_sb3s_own_policies_do(agent):
     model = small(agent)
     observation = observe(model.problem, 30, torch.linspace(-1, 1, 10).reshape(5, 2)).numpy()
-    assert np.array_equal(model.predict(observation.astype(np.float64))[0], model.predict(observation)[0])
+    assert np.array_equal(
+        model.predict(observation.astype(np.float64))[0], model.predict(observation)[0]
+    )
 
 
 @AGENTS
@@ -129,7 +155,9 @@ def test_wrappers_that_it_does_not_see_are_warned_of(agent):
     ):
         with pytest.warns(UserWarning, match="does not see what these wrappers change"):
             small(agent, env)
-    small(agent, gym.wrappers.RecordEpisodeStatistics(gym.make(MIXTURE)))  # a warning would fail the test
+    small(
+        agent, gym.wrappers.RecordEpisodeStatistics(gym.make(MIXTURE))
+    )  # a warning would fail the test
 
 
 @AGENTS
@@ -139,15 +167,24 @@ def test_save_load_resume(agent, tmp_path):
     assert not list(tmp_path.glob(".*")), "no partial file is left"
     again = agent.load(tmp_path / "model.zip", env=MIXTURE, device="cpu")
     assert np.array_equal(a_control(model), a_control(again))
-    assert (again.num_timesteps, again.reward_queries) == (model.num_timesteps, model.reward_queries)
+    assert (again.num_timesteps, again.reward_queries) == (
+        model.num_timesteps,
+        model.reward_queries,
+    )
     assert torch.equal(again.generator.get_state(), model.generator.get_state())
     before = again.num_timesteps
-    units = {name: value.clone() for name, value in again.policy.named_buffers() if not name.endswith("bounds")}
+    units = {
+        name: value.clone()
+        for name, value in again.policy.named_buffers()
+        if not name.endswith("bounds")
+    }
     again.learn(200, reset_num_timesteps=False)
     assert again.num_timesteps > before
     assert not np.array_equal(a_control(model), a_control(again))
     after = dict(again.policy.named_buffers())
-    assert all(torch.equal(after[name], value) for name, value in units.items()), "units are taken once"
+    assert all(torch.equal(after[name], value) for name, value in units.items()), (
+        "units are taken once"
+    )
 
 
 @AGENTS
@@ -155,12 +192,14 @@ def test_load_in_another_process(agent, tmp_path):
     model = small(agent).learn(600)
     model.save(tmp_path / "m.zip")
     code = (
-        f"import torch, numpy as np, girsanov.agents as A; torch.set_num_threads(1)\n"
-        f"m = A.{agent.__name__}.load({str(tmp_path / 'm.zip')!r}, env={MIXTURE!r}, device='cpu')\n"
-        f"o = np.concatenate([np.linspace(-1, 1, 10).reshape(5, 2), np.full((5, 1), 0.6)], 1).astype('float32')\n"
-        f"print(m.predict(o, deterministic=True)[0].tolist())"
+        "import torch, numpy as np, girsanov.agents as A; torch.set_num_threads(1)\nm ="
+        f" A.{agent.__name__}.load({str(tmp_path / 'm.zip')!r}, env={MIXTURE!r}, device='cpu')\no ="
+        " np.concatenate([np.linspace(-1, 1, 10).reshape(5, 2), np.full((5, 1), 0.6)],"
+        " 1).astype('float32')\nprint(m.predict(o, deterministic=True)[0].tolist())"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert np.allclose(np.array(json.loads(out.splitlines()[-1])), a_control(model), atol=1e-6)
 
 
@@ -188,7 +227,13 @@ def test_set_env_forgets_the_other_problems_paths(agent):
 
 def test_radial_policy_survives_save_and_load(tmp_path):
     model = PDE(
-        "RadialPolicy", MIXTURE, seed=0, device="cpu", n_uncontrolled=20, n_trajectories=5, policy_kwargs={"centres": 30}
+        "RadialPolicy",
+        MIXTURE,
+        seed=0,
+        device="cpu",
+        n_uncontrolled=20,
+        n_trajectories=5,
+        policy_kwargs={"centres": 30},
     )
     model.learn(50 * 30).save(tmp_path / "m")
     again = PDE.load(tmp_path / "m", env=MIXTURE, device="cpu")
@@ -211,7 +256,9 @@ def test_bad_checkpoints_give_one_clear_error(agent, tmp_path):
     for name in ("cut", "noise", "flipped"):
         with pytest.raises(ValueError, match="corrupt or truncated"):
             agent.load(tmp_path / f"{name}.zip", env=MIXTURE)
-    PPO("MlpPolicy", gym.make(MIXTURE), n_steps=50, batch_size=50, device="cpu").save(tmp_path / "ppo.zip")
+    PPO("MlpPolicy", gym.make(MIXTURE), n_steps=50, batch_size=50, device="cpu").save(
+        tmp_path / "ppo.zip"
+    )
     with pytest.raises(ValueError, match="written by stable-baselines3"):
         agent.load(tmp_path / "ppo.zip", env=MIXTURE)
     other = PIFT if agent is PDE else PDE
@@ -250,7 +297,9 @@ def test_checkpoints_of_other_versions_give_one_clear_error(agent, change, tmp_p
 
 @AGENTS
 @pytest.mark.parametrize("place", ["file/model", "folder.zip", "nowhere"])
-def test_a_path_that_cannot_be_written_to_is_named_and_left_as_it_was(agent, place, tmp_path, monkeypatch):
+def test_a_path_that_cannot_be_written_to_is_named_and_left_as_it_was(
+    agent, place, tmp_path, monkeypatch
+):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.zip").mkdir()
     if place == "nowhere":  # root may write anywhere
@@ -260,7 +309,9 @@ def test_a_path_that_cannot_be_written_to_is_named_and_left_as_it_was(agent, pla
 
         monkeypatch.setattr("os.replace", full)
     found = sorted(tmp_path.rglob("*"))
-    with pytest.raises(OSError, match=rf"path must be a file that can be written \(.*\): '{tmp_path / place}") as error:
+    with pytest.raises(
+        OSError, match=rf"path must be a file that can be written \(.*\): '{tmp_path / place}"
+    ) as error:
         small(agent).save(tmp_path / place)
     assert len(str(error.value).splitlines()) == 1 and sorted(tmp_path.rglob("*")) == found
 
@@ -290,17 +341,23 @@ def test_bad_arguments(agent):
             agent("MlpPolicy", MIXTURE, learning_rate=rate)
     for name, least in WHOLE[agent].items():
         for number in (least - 1, least + 0.5, float(least), True):
-            with pytest.raises(ValueError, match=f"{name} must be a whole number of at least {least}; got {number}"):
+            with pytest.raises(
+                ValueError, match=f"{name} must be a whole number of at least {least}; got {number}"
+            ):
                 agent("MlpPolicy", MIXTURE, **{name: number})
     with pytest.raises(ValueError, match=r"seed must be a whole number of at least 0; got 2\.5"):
         agent("MlpPolicy", MIXTURE, seed=2.5)
-    with pytest.raises(ValueError, match="path must be a file name or a file opened for writing; got None"):
+    with pytest.raises(
+        ValueError, match="path must be a file name or a file opened for writing; got None"
+    ):
         small(agent).save(None)
     with pytest.raises(ValueError, match="averaging must be between 0 and 1; got 2"):
         agent("MlpPolicy", MIXTURE, averaging=2)
     with pytest.raises(ValueError, match="must be a girsanov environment"):
         agent("MlpPolicy", gym.make("Pendulum-v1"))
-    with pytest.raises(ValueError, match="a registered id or a Problem .not its class.; got <class"):
+    with pytest.raises(
+        ValueError, match="a registered id or a Problem .not its class.; got <class"
+    ):
         agent("MlpPolicy", Walk)
 
 
@@ -349,7 +406,9 @@ def test_pift_needs_the_gradient_of_the_reward_and_pde_does_not():
 
 
 def test_value_gradients_equal_finite_differences():
-    """The adjoint recursion, through the policy's own dependence on the state, against central differences in float64."""
+    """The adjoint recursion, through the policy's own dependence on the state, against central
+    differences in float64.
+    """
     problem = make_problem("girsanov/LinearQuadratic-v0").to(dtype=torch.float64)
     model = small(PIFT, problem)
     torch.nn.init.normal_(model.policy.network.weights[-1], std=0.1)
@@ -379,7 +438,9 @@ def test_value_gradients_equal_finite_differences():
         for i in range(problem.state_shape[0]):
             shift = step * torch.eye(problem.state_shape[0], dtype=torch.float64)[i]
             x = paths.states[k]
-            numeric = (to_go(k, x + shift, paths.noises) - to_go(k, x - shift, paths.noises)) / (2 * step)
+            numeric = (to_go(k, x + shift, paths.noises) - to_go(k, x - shift, paths.noises)) / (
+                2 * step
+            )
             assert torch.allclose(gradients.by_state[k][:, i], numeric, rtol=1e-5, atol=1e-7)
 
 

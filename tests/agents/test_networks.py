@@ -38,7 +38,11 @@ def test_neural_value_starts_at_its_offset_and_is_the_mean_of_its_members():
     assert torch.equal(value(3, x), torch.full((5,), -1.5))
     torch.nn.init.normal_(value.network.weights[-1])
     members = value.members(3, x)
-    assert members.shape == (3, 5) and members.std(0).min() > 0 and torch.allclose(value(3, x), members.mean(0))
+    assert (
+        members.shape == (3, 5)
+        and members.std(0).min() > 0
+        and torch.allclose(value(3, x), members.mean(0))
+    )
 
 
 def test_standardise_does_not_blow_up_constant_inputs():
@@ -74,7 +78,10 @@ def test_the_clock_runs_where_states_move_and_plainly_where_it_cannot_tell():
 
 
 def test_encode_uses_the_terminal_estimate_where_there_is_one():
-    mixture, pendulum = make_problem("girsanov/GaussianMixture-v0"), make_problem("girsanov/Pendulum-v0")
+    mixture, pendulum = (
+        make_problem("girsanov/GaussianMixture-v0"),
+        make_problem("girsanov/Pendulum-v0"),
+    )
     x = mixture.initial(3, generator())
     assert torch.equal(encode(mixture, 5, x), mixture.terminal_estimate(5, x))
     y = pendulum.initial(3, generator())

@@ -1,4 +1,6 @@
-"""The lean adjoint against finite differences, and the regression's fixed point against the Riccati solution."""
+"""The lean adjoint against finite differences, and the regression's fixed point against the Riccati
+solution.
+"""
 
 import torch
 from stable_baselines3.common.logger import configure
@@ -14,8 +16,13 @@ def chain(dtype=torch.float64):
 
 
 def test_lean_adjoint_is_the_derivative_with_the_controls_held():
-    """Central differences of the rewards in the noise of one step, along the same path with the same inputs elsewhere."""
-    for problem in (chain(), make_problem("girsanov/GaussianMixture-v0", steps=8).to(dtype=torch.float64)):
+    """Central differences of the rewards in the noise of one step, along the same path with the
+    same inputs elsewhere.
+    """
+    for problem in (
+        chain(),
+        make_problem("girsanov/GaussianMixture-v0", steps=8).to(dtype=torch.float64),
+    ):
         g = torch.Generator().manual_seed(0)
         paths = rollout(problem, lambda k, x: 0.1 * (k + 1) * x.cos(), 3, g)
         z = paths.noises + paths.controls
@@ -38,7 +45,9 @@ def test_lean_adjoint_is_the_derivative_with_the_controls_held():
 
 
 def moments(problem, control, n=20_000):
-    """z-scores of ``(J_z^T p_{k+1} / temperature - a_k) (1, x)``, which vanish in the mean at the regression's fixed point."""
+    """z-scores of ``(J_z^T p_{k+1} / temperature - a_k) (1, x)``, which vanish in the mean at the
+    regression's fixed point.
+    """
     paths = rollout(problem, control, n, torch.Generator().manual_seed(0))
     error = lean_adjoint(problem, paths) / problem.temperature - paths.controls
     ones = torch.ones_like(paths.states[:-1, :, :1])
@@ -79,7 +88,9 @@ def test_long_targets_are_shortened_and_keep_their_direction():
     problem = make_problem("girsanov/GaussianMixture-v0", steps=6, temperature=0.1)
     targets = []
     for bound in (1e9, 0.5):
-        model = AdjointMatching("MlpPolicy", problem, seed=0, device="cpu", n_trajectories=20, max_target=bound)
+        model = AdjointMatching(
+            "MlpPolicy", problem, seed=0, device="cpu", n_trajectories=20, max_target=bound
+        )
         model.set_logger(configure(None, []))
         targets.append(model.prepare(*model.sample()).target)
     free, short = targets

@@ -29,7 +29,12 @@ from girsanov.scoreboard.registry import AGENTS
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 ALL = pytest.mark.parametrize("tuner", [DPOK, DDPO, AdjointMatching])
-SMALL = {"n_trajectories": 4, "gradient_steps": 3, "batch_size": 16, "policy_kwargs": {"hidden": [8]}}
+SMALL = {
+    "n_trajectories": 4,
+    "gradient_steps": 3,
+    "batch_size": 16,
+    "policy_kwargs": {"hidden": [8]},
+}
 
 
 def small(tuner, env=MIXTURE, **kwargs):
@@ -41,7 +46,9 @@ def short(steps=6, **kwargs):
 
 
 def perturbed(model, std=0.3):
-    """The model as if it had learnt a control that is nowhere near zero; it may be taken to pieces."""
+    """The model as if it had learnt a control that is nowhere near zero; it may be taken to
+    pieces.
+    """
     model.set_logger(configure(None, []))
     model._n_updates = 1
     g = torch.Generator().manual_seed(0)
@@ -59,7 +66,7 @@ def a_control(model):
     return model.predict(observe(model.problem, 3, x).numpy(), deterministic=True)[0]
 
 
-# --- what they share with each other --------------------------------------------------------------------------------
+# --- what they share with each other
 
 
 def test_ratio_and_kl_are_those_of_the_normal_laws_and_sums_over_dimensions():
@@ -72,10 +79,14 @@ def test_ratio_and_kl_are_those_of_the_normal_laws_and_sums_over_dimensions():
         a_old, a_new = old.policy.output(1, inputs), new.policy.output(1, inputs)
         k = torch.ones(5, dtype=torch.long)
         ratio, kl = move(new.policy, Steps(k, inputs, noise, a_old, torch.ones(5), torch.ones(5)))
-    law, law_old, reference = (Independent(Normal(mean, 1.0), 1) for mean in (a_new, a_old, torch.zeros_like(a_new)))
+    law, law_old, reference = (
+        Independent(Normal(mean, 1.0), 1) for mean in (a_new, a_old, torch.zeros_like(a_new))
+    )
     z = a_old + noise
     assert not torch.allclose(a_new, a_old, atol=1e-3)
-    torch.testing.assert_close(ratio, (law.log_prob(z) - law_old.log_prob(z)).exp(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        ratio, (law.log_prob(z) - law_old.log_prob(z)).exp(), rtol=1e-3, atol=1e-5
+    )
     torch.testing.assert_close(kl, kl_divergence(law, reference))
 
 
@@ -99,7 +110,11 @@ def test_returns_to_go_add_up_by_hand():
         paths = rollout(problem, model.policy.control, 2, torch.Generator().manual_seed(0))
     kl = 0.5 * paths.controls[:, :, 0] ** 2
     r, y = paths.running_rewards, paths.terminal_reward
-    wanted = [r[0] + r[1] + r[2] + y - 0.5 * (kl[1] + kl[2]), r[1] + r[2] + y - 0.5 * kl[2], r[2] + y]
+    wanted = [
+        r[0] + r[1] + r[2] + y - 0.5 * (kl[1] + kl[2]),
+        r[1] + r[2] + y - 0.5 * kl[2],
+        r[2] + y,
+    ]
     torch.testing.assert_close(returns_to_go(paths, 0.5), torch.stack(wanted))
     torch.testing.assert_close(returns_to_go(paths, 0.5, kl_in_reward=False)[0], r.sum(0) + y)
 
@@ -135,7 +150,11 @@ def test_imports_from_the_agents_are_the_documented_ones():
     for package, other in (("baselines", "agents"), ("agents", "baselines")):
         for path in (root / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and node.level == 2 and (node.module or "").startswith(other):
+                if (
+                    isinstance(node, ast.ImportFrom)
+                    and node.level == 2
+                    and (node.module or "").startswith(other)
+                ):
                     found[package].add(node.module)
     assert found == {
         "baselines": {"agents.base", "agents.checks", "agents.networks", "agents.lora_control"},
@@ -143,7 +162,7 @@ def test_imports_from_the_agents_are_the_documented_ones():
     }
 
 
-# --- SB3's face ----------------------------------------------------------------------------------------------------------
+# --- SB3's face
 
 
 @ALL
@@ -174,14 +193,28 @@ def test_begins_at_the_pre_trained_model_and_stays_within_the_bound(tuner):
 
 @ALL
 def test_same_seed_same_result_and_other_seed_another(tuner):
-    runs = [tuner("MlpPolicy", short(), seed=seed, device="cpu", **SMALL).learn(60) for seed in (3, 3, 4)]
-    assert torch.equal(weights(runs[0]), weights(runs[1])) and not torch.equal(weights(runs[0]), weights(runs[2]))
+    runs = [
+        tuner("MlpPolicy", short(), seed=seed, device="cpu", **SMALL).learn(60)
+        for seed in (3, 3, 4)
+    ]
+    assert torch.equal(weights(runs[0]), weights(runs[1])) and not torch.equal(
+        weights(runs[0]), weights(runs[2])
+    )
 
 
 @ALL
 def test_callbacks_tensorboard_and_evaluation(tuner, tmp_path):
-    look = EvalCallback(gym.make(MIXTURE), eval_freq=60, n_eval_episodes=2, verbose=0, warn=False, log_path=str(tmp_path))
-    model = small(tuner, tensorboard_log=str(tmp_path / "tb")).learn(600, callback=look, progress_bar=True)
+    look = EvalCallback(
+        gym.make(MIXTURE),
+        eval_freq=60,
+        n_eval_episodes=2,
+        verbose=0,
+        warn=False,
+        log_path=str(tmp_path),
+    )
+    model = small(tuner, tensorboard_log=str(tmp_path / "tb")).learn(
+        600, callback=look, progress_bar=True
+    )
     assert len(look.evaluations_timesteps) >= 2 and list((tmp_path / "tb").rglob("events*"))
     mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=3, warn=False)
     assert np.isfinite(mean)
@@ -225,9 +258,15 @@ def test_set_env_changes_the_problem(tuner):
 
 @ALL
 def test_bad_arguments(tuner, tmp_path):
-    with pytest.raises(ValueError, match="policy must be one of .'LoraPolicy', 'MlpPolicy'. or a class; got 'CnnPolicy'"):
+    with pytest.raises(
+        ValueError,
+        match="policy must be one of .'LoraPolicy', 'MlpPolicy'. or a class; got 'CnnPolicy'",
+    ):
         tuner("CnnPolicy", MIXTURE)
-    with pytest.raises(ValueError, match="policy must be 'MlpPolicy', 'LoraPolicy' or a StepPolicy; got ConstantPolicy"):
+    with pytest.raises(
+        ValueError,
+        match="policy must be 'MlpPolicy', 'LoraPolicy' or a StepPolicy; got ConstantPolicy",
+    ):
         tuner(ConstantPolicy, MIXTURE)
     for name, value, allowed in [
         ("n_trajectories", 1, "a whole number of at least 2"),
@@ -249,7 +288,10 @@ def test_bad_arguments(tuner, tmp_path):
                 ("critic_batch_size", 2.5, "a whole number of at least 1"),
                 ("critic_learning_rate", 0.0, "a positive number"),
             ],
-            DDPO: [("clip_range", -0.1, "a positive number"), ("advantage_bound", 0.0, "a positive number")],
+            DDPO: [
+                ("clip_range", -0.1, "a positive number"),
+                ("advantage_bound", 0.0, "a positive number"),
+            ],
             AdjointMatching: [("max_target", 0.0, "a positive number")],
         }[tuner],
     ]:
@@ -298,12 +340,17 @@ def test_access_is_what_the_registry_states(tuner):
         problem = Walk()
         problem.bad = bad
         if tuner is AdjointMatching:
-            match = {"reward": "gradient of the reward; Walk.terminal", "transition": "autograd can follow; Walk's is not"}[bad]
+            match = {
+                "reward": "gradient of the reward; Walk.terminal",
+                "transition": "autograd can follow; Walk's is not",
+            }[bad]
             with pytest.raises(ValueError, match=match):
                 small(tuner, problem).learn(1)
         else:
             assert small(tuner, problem).learn(40).reward_queries == 8
-    assert AGENTS[name].access.startswith("reward's gradient" if tuner is AdjointMatching else "black-box reward")
+    assert AGENTS[name].access.startswith(
+        "reward's gradient" if tuner is AdjointMatching else "black-box reward"
+    )
     problem = Walk()
     problem.bad = "nan"
     with pytest.raises(ValueError, match="Walk.terminal_reward must be finite; got"):
@@ -312,7 +359,11 @@ def test_access_is_what_the_registry_states(tuner):
 
 @ALL
 def test_tuned_takes_the_table_of_the_problem(tuner):
-    table = {DPOK: hyperparameters.DPOK, DDPO: hyperparameters.DDPO, AdjointMatching: hyperparameters.ADJOINT_MATCHING}[tuner]
+    table = {
+        DPOK: hyperparameters.DPOK,
+        DDPO: hyperparameters.DDPO,
+        AdjointMatching: hyperparameters.ADJOINT_MATCHING,
+    }[tuner]
     assert tuner.table is table and table["default"] == {}
     for env in ("girsanov/GaussianMixture-v0", "girsanov/Digits-v0", "girsanov/Pendulum-v0"):
         model = tuner.tuned(env, seed=0, device="cpu")
@@ -323,7 +374,7 @@ def test_tuned_takes_the_table_of_the_problem(tuner):
         tuner.tuned(MIXTURE, nonsense=1)
 
 
-# --- and they learn --------------------------------------------------------------------------------------------------------
+# --- and they learn
 
 
 @pytest.mark.parametrize(
@@ -336,8 +387,15 @@ def test_tuned_takes_the_table_of_the_problem(tuner):
 )
 def test_learns_the_exact_optimum_of_a_linear_quadratic_chain(tuner, rounds, settings):
     problem = LinearQuadratic.damped_rotation(dimension=2, steps=5, temperature=0.5)
-    common = {"n_trajectories": 100, "gradient_steps": 20, "learning_rate": 5e-3, "policy_kwargs": {"hidden": [32]}}
-    model = tuner("MlpPolicy", problem, seed=0, device="cpu", **common, **settings).learn(rounds * 100 * 5)
+    common = {
+        "n_trajectories": 100,
+        "gradient_steps": 20,
+        "learning_rate": 5e-3,
+        "policy_kwargs": {"hidden": [32]},
+    }
+    model = tuner("MlpPolicy", problem, seed=0, device="cpu", **common, **settings).learn(
+        rounds * 100 * 5
+    )
     g = torch.Generator().manual_seed(1)
     nothing = objective(problem, None, 20_000, g).objective.mean
     best = problem.optimal_objective()

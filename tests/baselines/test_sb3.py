@@ -45,7 +45,9 @@ def score(model, problem, n=2000):
     fresh = torch.Generator().manual_seed(1)
     nothing = objective(problem, None, 20_000, fresh).objective.mean
     bound = certificate(problem, 20_000, fresh).bound
-    return (objective(problem, deterministic_policy(model, problem), n, fresh).objective.mean - nothing) / (bound - nothing)
+    return (
+        objective(problem, deterministic_policy(model, problem), n, fresh).objective.mean - nothing
+    ) / (bound - nothing)
 
 
 @BOTH
@@ -55,7 +57,9 @@ def test_is_sb3s_own_algorithm_with_the_tabled_settings(make):
     wanted = settings_for(table, make_problem(MIXTURE))
     assert type(model) is {make_ppo: PPO, make_sac: SAC}[make]
     assert model.gamma == 1.0 and model.n_envs == wanted["n_envs"]
-    assert model.batch_size == wanted["batch_size"] and model.learning_rate == wanted["learning_rate"]
+    assert (
+        model.batch_size == wanted["batch_size"] and model.learning_rate == wanted["learning_rate"]
+    )
     assert model.policy.net_arch == wanted["net_arch"]
     assert make is make_sac or model.n_steps == 50
 
@@ -73,7 +77,10 @@ def test_begins_at_the_pre_trained_model(make, env_id):
     wanted = float(np.exp(model.policy_kwargs["log_std_init"]))
     if make is make_sac:  # a fraction of the action bound
         wanted *= model.action_space.high[0]
-    noise = model.predict(observation, deterministic=False)[0] - model.predict(observation, deterministic=True)[0]
+    noise = (
+        model.predict(observation, deterministic=False)[0]
+        - model.predict(observation, deterministic=True)[0]
+    )
     assert 0.5 * wanted < noise.std() < 1.5 * wanted
 
 
@@ -82,7 +89,12 @@ def test_deterministic_policy_is_sb3s_predict(make):
     model = make(gym.make(MIXTURE, action_bound=0.5), seed=0, n_envs=2)
     problem = problem_of(model.get_env())
     for parameter in model.policy.parameters():
-        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+        parameter.data.add_(
+            0.1
+            * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+            )
+        )
     x = 3 * start(problem)
     for k in (0, 7):
         a = deterministic_policy(model, problem)(k, x)
@@ -109,7 +121,9 @@ def test_a_users_problem_trains_evaluates_saves_and_resumes(make, tmp_path):
     venv = ProblemVecEnv(problem, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as SB3's about a missing Monitor
-        evaluation = EvalCallback(venv, eval_freq=20, n_eval_episodes=10, log_path=str(tmp_path), verbose=0)
+        evaluation = EvalCallback(
+            venv, eval_freq=20, n_eval_episodes=10, log_path=str(tmp_path), verbose=0
+        )
         model.learn(320, callback=evaluation)
         mean, spread = evaluate_policy(model, venv, n_eval_episodes=10)
     assert np.isfinite(mean) and spread > 0 and len(evaluation.evaluations_timesteps) >= 2
@@ -117,7 +131,9 @@ def test_a_users_problem_trains_evaluates_saves_and_resumes(make, tmp_path):
     model.save(tmp_path / "model.zip")
     loaded = type(model).load(tmp_path / "model.zip", env=ProblemVecEnv(problem, 4))
     x = start(problem)
-    torch.testing.assert_close(deterministic_policy(loaded, problem)(2, x), deterministic_policy(model, problem)(2, x))
+    torch.testing.assert_close(
+        deterministic_policy(loaded, problem)(2, x), deterministic_policy(model, problem)(2, x)
+    )
     loaded.learn(64, reset_num_timesteps=False)
     assert loaded.num_timesteps >= 384
 
@@ -126,7 +142,14 @@ def test_a_users_problem_trains_evaluates_saves_and_resumes(make, tmp_path):
 def test_overrides_and_given_vec_envs(make):
     problem = DoubleWell()
     venv = ProblemVecEnv(problem, 3)
-    model = make(venv, learning_rate=0.5, n_envs=99, policy_kwargs={"net_arch": [7]}, activation="ELU", verbose=0)
+    model = make(
+        venv,
+        learning_rate=0.5,
+        n_envs=99,
+        policy_kwargs={"net_arch": [7]},
+        activation="ELU",
+        verbose=0,
+    )
     assert model.get_env() is venv and model.learning_rate == 0.5 and model.policy.net_arch == [7]
     assert any(isinstance(module, torch.nn.ELU) for module in model.policy.modules())
     with pytest.raises(TypeError, match="nonsense"):
@@ -158,14 +181,20 @@ def test_settings_follow_the_class_and_are_copies():
     assert table["default"] == {"a": 1}
     for entries in (hyperparameters.PPO, hyperparameters.SAC):
         assert all(entry["gamma"] == 1.0 for entry in entries.values())
-        assert all(entry.keys() - {"action_bound"} == entries["default"].keys() for entry in entries.values())
+        assert all(
+            entry.keys() - {"action_bound"} == entries["default"].keys()
+            for entry in entries.values()
+        )
 
 
 def test_gentle_start_costs_less_than_sb3s_own():
     problem = make_problem(MIXTURE)
     observation = observe(problem, 0, start(problem, 2000)).numpy()
     gentle, plain = make_sac(problem, seed=0), make_sac(problem, seed=0, policy="MlpPolicy")
-    price = [(model.predict(observation, deterministic=False)[0] ** 2).sum(1).mean() for model in (gentle, plain)]
+    price = [
+        (model.predict(observation, deterministic=False)[0] ** 2).sum(1).mean()
+        for model in (gentle, plain)
+    ]
     assert isinstance(gentle.policy, GentleSACPolicy) and price[0] < 0.5 * price[1]
 
 

@@ -59,7 +59,9 @@ def test_episode_statistics_are_the_sums_of_the_steps(problem):
         episodes = [info["episode"] for info in results[-1][3]]
         np.testing.assert_allclose([e["r"] for e in episodes], total, rtol=1e-5)
         np.testing.assert_allclose([e["kl"] for e in episodes], kl, rtol=1e-5)
-        np.testing.assert_allclose([e["reward"] - problem.temperature * e["kl"] for e in episodes], total, rtol=1e-5)
+        np.testing.assert_allclose(
+            [e["reward"] - problem.temperature * e["kl"] for e in episodes], total, rtol=1e-5
+        )
         assert all(e["l"] == STEPS and e["t"] > 0 for e in episodes)
         assert not any(info["TimeLimit.truncated"] for info in results[-1][3])
 
@@ -122,20 +124,27 @@ def test_takes_a_problem_an_id_and_environments(problem, bound):
 def test_actions_are_clipped_to_the_bound(problem):
     venv = ProblemVecEnv(problem, LANES, action_bound=0.5)
     _, results = play(venv, np.full((STEPS, LANES, 2), 100.0, np.float32))
-    np.testing.assert_allclose([i["episode"]["kl"] for i in results[-1][3]], STEPS * 0.25, rtol=1e-6)
+    np.testing.assert_allclose(
+        [i["episode"]["kl"] for i in results[-1][3]], STEPS * 0.25, rtol=1e-6
+    )
     with pytest.raises(ValueError, match=r"shape \(5, 2\)"):
         venv.step(np.zeros((LANES, 3), np.float32))
 
 
 def test_attributes_and_methods(problem):
     venv = ProblemVecEnv(problem, LANES, render_mode="rgb_array")
-    assert venv.get_attr("problem") == [problem] * LANES and venv.get_attr("num_envs", [0, 2]) == [LANES] * 2
+    assert (
+        venv.get_attr("problem") == [problem] * LANES
+        and venv.get_attr("num_envs", [0, 2]) == [LANES] * 2
+    )
     assert venv.has_attr("problem") and not venv.has_attr("nonsense")
     venv.set_attr("action_bound", 0.5)
     assert venv.get_attr("action_bound", 0) == [0.5]
     with pytest.raises(ValueError, match="indices must be None"):
         venv.set_attr("action_bound", 0.5, indices=[0])
-    assert venv.env_is_wrapped(Monitor) == [True] * LANES and venv.env_is_wrapped(gym.Wrapper, [1]) == [False]
+    assert venv.env_is_wrapped(Monitor) == [True] * LANES and venv.env_is_wrapped(
+        gym.Wrapper, [1]
+    ) == [False]
     first = venv.env_method("reset", seed=3, indices=[0])
     assert len(first) == 1 and isinstance(first[0][0], torch.Tensor)
     venv.reset()
@@ -153,4 +162,7 @@ def test_vec_monitor_adds_nothing_new(problem):
     own.seed(0)
     _, own_results = play(own, actions(3))
     for a, b in zip(results[-1][3], own_results[-1][3], strict=True):
-        assert a["episode"]["r"] == pytest.approx(b["episode"]["r"], rel=1e-5) and a["episode"]["l"] == b["episode"]["l"]
+        assert (
+            a["episode"]["r"] == pytest.approx(b["episode"]["r"], rel=1e-5)
+            and a["episode"]["l"] == b["episode"]["l"]
+        )

@@ -1,4 +1,6 @@
-"""benchmarks/digits_fine_tuning.py: when a run counts as converged, what equal seconds buy, what is resumed and shown."""
+"""benchmarks/digits_fine_tuning.py: when a run counts as converged, what equal seconds buy, what is
+resumed and shown.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,14 @@ def test_a_curve_is_settled_once_its_running_mean_stays_near_the_last_one() -> N
     assert dft.settled(line, 0.1, window=1) == 3  # 9 is within 1 of 10
     assert dft.settled(line, 0.05, window=1) == 4
     assert dft.settled(line, 0.1, window=3) == 5  # (9 + 10 + 10) / 3
-    assert dft.settled([0.0, 10.0, 4.0, 10.0], 0.1, window=1) == 3  # being there once is not staying
+    assert (
+        dft.settled([0.0, 10.0, 4.0, 10.0], 0.1, window=1) == 3
+    )  # being there once is not staying
     assert dft.settled([5.0, 5.0, 5.0], 0.1) == 0
-    assert dft.settled(line, within=1.0, window=1) == 3 and dft.settled(line, within=5.0, window=1) == 2
+    assert (
+        dft.settled(line, within=1.0, window=1) == 3
+        and dft.settled(line, within=5.0, window=1) == 2
+    )
 
 
 def test_convergence_waits_for_reward_and_kl() -> None:
@@ -30,19 +37,51 @@ def test_convergence_waits_for_reward_and_kl() -> None:
     ]
     for part, paths in (("betas", 10), ("betas-many", 50)):
         found = dft.convergence({"part": part, "curve": curve})
-        wanted = {"policy": 500 // paths, "objective": 300 // paths, "nat": 300 // paths}  # (1 + 2 + 3) / 3 = 3 - 1
+        wanted = {
+            "policy": 500 // paths,
+            "objective": 300 // paths,
+            "nat": 300 // paths,
+        }  # (1 + 2 + 3) / 3 = 3 - 1
         assert found == wanted
 
 
 def row(run: dft.Run, **more: Any) -> dict[str, Any]:
-    curve = [{"queries": q, "seconds": q / 100, "objective": -1.0, "reward": -1.0, "kl": 1.0, "score": 0.5} for q in (0, 100)]
+    curve = [
+        {
+            "queries": q,
+            "seconds": q / 100,
+            "objective": -1.0,
+            "reward": -1.0,
+            "kl": 1.0,
+            "score": 0.5,
+        }
+        for q in (0, 100)
+    ]
     made = {"command": "python x", "versions": {"torch": "0"}, "hardware": {"cpu": "none"}}
-    figures = {"score": 0.5, "objective": -1.0, "reward": -1.0, "kl": 1.0, "success": 0.5, "seconds": 20.0}
-    return {"run": run.name, **run.__dict__, **figures, "curve": curve, "gradient_norms": [1.0] * 30, **made, **more}
+    figures = {
+        "score": 0.5,
+        "objective": -1.0,
+        "reward": -1.0,
+        "kl": 1.0,
+        "success": 0.5,
+        "seconds": 20.0,
+    }
+    return {
+        "run": run.name,
+        **run.__dict__,
+        **figures,
+        "curve": curve,
+        "gradient_norms": [1.0] * 30,
+        **made,
+        **more,
+    }
 
 
 def test_equal_seconds_buy_the_cheaper_methods_more_queries() -> None:
-    first = {agent: dft.Run("queries", agent, dft.BETA, dft.QUERIES, 0) for agent in ("pi-ft", "dpok", "sac")}
+    first = {
+        agent: dft.Run("queries", agent, dft.BETA, dft.QUERIES, 0)
+        for agent in ("pi-ft", "dpok", "sac")
+    }
     seconds = {"pi-ft": 100.0, "dpok": 30.0, "sac": 200.0}
     done = {run.name: row(run, seconds=seconds[agent]) for agent, run in first.items()}
     assert dft.longer(done) == {"dpok": 6750}  # 2,000 * 100 / 30, rounded up to 250
@@ -57,7 +96,11 @@ def test_finished_runs_are_not_made_again_and_a_torn_line_does_not_count(
 
     def execute(run: dft.Run, out: Path, reference_paths: int) -> dict[str, Any]:
         made.append(run)
-        return {key: value for key, value in row(run).items() if key not in ("run", "command", *run.__dict__)}
+        return {
+            key: value
+            for key, value in row(run).items()
+            if key not in ("run", "command", *run.__dict__)
+        }
 
     monkeypatch.setattr(dft, "execute", execute)
     dft.run(("betas",), (0,), out=tmp_path)
@@ -70,17 +113,38 @@ def test_finished_runs_are_not_made_again_and_a_torn_line_does_not_count(
 
 def test_the_report_shows_medians_and_differences_by_seed(tmp_path: Path) -> None:
     for seed, score in ((0, 0.9), (1, 0.94), (2, 0.95)):
-        append(tmp_path / "runs.jsonl", row(dft.Run("queries", "pi-ft", 0.3, 2000, seed), score=score))
-        append(tmp_path / "runs.jsonl", row(dft.Run("queries", "dpok", 0.3, 2000, seed), score=0.7 + 0.01 * seed))
+        append(
+            tmp_path / "runs.jsonl", row(dft.Run("queries", "pi-ft", 0.3, 2000, seed), score=score)
+        )
+        append(
+            tmp_path / "runs.jsonl",
+            row(dft.Run("queries", "dpok", 0.3, 2000, seed), score=0.7 + 0.01 * seed),
+        )
         append(tmp_path / "runs.jsonl", row(dft.Run("betas", "pi-ft", 1.0, 1500, seed)))
     estimate = {"mean": -5.0, "stderr": 0.1}
-    bound = {"bound": -0.8, "stderr": 0.01, "low": -0.9, "high": -0.7, "ess": 700.0, "n": 8192, "certified": True}
-    reference = {"uncontrolled": estimate, "certificate": bound, "optimum": None, "closed_form": None, "success": None}
+    bound = {
+        "bound": -0.8,
+        "stderr": 0.01,
+        "low": -0.9,
+        "high": -0.7,
+        "ess": 700.0,
+        "n": 8192,
+        "certified": True,
+    }
+    reference = {
+        "uncontrolled": estimate,
+        "certificate": bound,
+        "optimum": None,
+        "closed_form": None,
+        "success": None,
+    }
     (tmp_path / "reference.json").write_text(json.dumps({"reference": reference}))
     dft.report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| pi-ft | 2,000 | 0.940 [0.900, 0.950] |" in text
     assert "| 0.230 [0.200, 0.230] |" in text
-    assert (tmp_path / "figure3.png").stat().st_size > 1000 and (tmp_path / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "figure3.png").stat().st_size > 1000 and (
+        tmp_path / "curves.png"
+    ).stat().st_size > 1000
     with pytest.raises(ValueError, match="out must hold finished runs"):
         dft.report(tmp_path / "nothing")

@@ -1,4 +1,6 @@
-"""benchmarks/frontier.py: when a curve counts as there, what is resumed, what never is said to be, and a fair reference."""
+"""benchmarks/frontier.py: when a curve counts as there, what is resumed, what never is said to be,
+and a fair reference.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,28 @@ import torch
 
 from girsanov.envs import make_problem
 
-TINY = ["--betas", "0.5", "--dimensions", "2", "--seeds", "1", "--paths", "64", "--reference-paths", "256"]
+TINY = [
+    "--betas",
+    "0.5",
+    "--dimensions",
+    "2",
+    "--seeds",
+    "1",
+    "--paths",
+    "64",
+    "--reference-paths",
+    "256",
+]
 TINY += ["--pde-queries", "100", "--ppo-queries", "80", "--sac-queries", "20"]
 
 
-# --- when a curve is there --------------------------------------------------------------------------------------------
+# --- when a curve is there
 
 
 def test_crossing_of_a_straight_line_is_where_the_line_crosses() -> None:
-    assert fr.crossing([0.1 * i for i in range(12)]) == 9  # 0.8, 0.9, 1.0 average 0.9 up to rounding
+    assert (
+        fr.crossing([0.1 * i for i in range(12)]) == 9
+    )  # 0.8, 0.9, 1.0 average 0.9 up to rounding
     assert fr.crossing([0.1 * i for i in range(12)], 0.45) == 5
 
 
@@ -50,7 +65,7 @@ def test_evaluation_points_are_geometric_multiples_of_fifty() -> None:
     assert frontier.evaluation_points(20) == [0, 20]
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- what is measured
 
 
 def test_the_reference_bounds_the_discrete_chain_where_the_closed_form_value_does_not() -> None:
@@ -60,7 +75,9 @@ def test_the_reference_bounds_the_discrete_chain_where_the_closed_form_value_doe
     assert reference.ess_share > 0.85
     x = problem.initial(4096, torch.Generator().manual_seed(0))
     value = float(problem.reference_value(0, x).mean())  # type: ignore[attr-defined]
-    assert reference.closed_form.mean > value + 0.4  # E V_0(X_0) is exceeded by a policy: no bound with 50 steps
+    assert (
+        reference.closed_form.mean > value + 0.4
+    )  # E V_0(X_0) is exceeded by a policy: no bound with 50 steps
 
 
 def test_importance_sampling_agrees_with_the_plain_certificate_where_that_is_certified() -> None:
@@ -78,52 +95,85 @@ def test_control_variates_are_exact_for_the_policies_they_know_and_help_between(
     reference = frontier.Reference.of(problem, 1024)
     yardstick = frontier.Yardstick(problem, reference, 256)
     control = frontier.closed_form(problem)
-    for policy, mean in ((None, reference.uncontrolled.mean), (control, reference.closed_form.mean)):
+    for policy, mean in (
+        (None, reference.uncontrolled.mean),
+        (control, reference.closed_form.mean),
+    ):
         found = yardstick.measure(policy)
-        assert found["objective"] == pytest.approx(mean, abs=1e-6) and found["objective_stderr"] < 1e-6
+        assert (
+            found["objective"] == pytest.approx(mean, abs=1e-6) and found["objective_stderr"] < 1e-6
+        )
     half = yardstick.measure(lambda k, x: 0.7 * control(k, x))
     plain, _ = yardstick._run(lambda k, x: 0.7 * control(k, x))
     assert 0 < half["objective_stderr"] < 0.5 * float(plain.std()) / 256**0.5
     assert half["kl"] > 0 and half["score"] == pytest.approx(reference.score(half["objective"]))
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+# --- runs
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in (out / fr.CURVES).read_text().splitlines()]
 
 
-def test_every_agent_runs_is_resumed_and_never_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_agent_runs_is_resumed_and_never_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert frontier.main([*TINY, "--agents", "ppo", "--out", str(tmp_path)]) == 0
     before = (tmp_path / fr.CURVES).read_text()
-    torn = {"kind": "row", "run": "beta0.5-d2-sac-seed0", "attempt": "killed", "queries": 10, "score": 9.0}
-    (tmp_path / fr.CURVES).write_text(before + json.dumps(torn) + "\n" + json.dumps(torn)[:30])  # as a kill leaves it
+    torn = {
+        "kind": "row",
+        "run": "beta0.5-d2-sac-seed0",
+        "attempt": "killed",
+        "queries": 10,
+        "score": 9.0,
+    }
+    (tmp_path / fr.CURVES).write_text(
+        before + json.dumps(torn) + "\n" + json.dumps(torn)[:30]
+    )  # as a kill leaves it
     assert frontier.main([*TINY, "--out", str(tmp_path)]) == 0
     after = (tmp_path / fr.CURVES).read_text()
     assert after.startswith(before) and after.count('"kind": "end"') == 4
     assert "1 of 4 runs are finished" in capsys.readouterr().out
     runs = fr.read(tmp_path)
-    assert [name.split("-", 2)[2] for name in runs] == ["ppo-seed0", "pde-seed0", "pde-off-seed0", "sac-seed0"]
+    assert [name.split("-", 2)[2] for name in runs] == [
+        "ppo-seed0",
+        "pde-seed0",
+        "pde-off-seed0",
+        "sac-seed0",
+    ]
     for (end, rows), queries in zip(runs.values(), (80, 100, 100, 20), strict=True):
-        assert [row["queries"] for row in rows] == [0, queries] and end["outcome"] == "queries spent"
+        assert [row["queries"] for row in rows] == [0, queries] and end[
+            "outcome"
+        ] == "queries spent"
         assert rows[-1]["env_steps"] == 50 * queries and 0 < rows[-1]["seconds"] <= end["seconds"]
         assert end["versions"]["torch"] and end["hyperparameters"] and abs(rows[0]["score"]) < 0.2
     assert frontier.main([*TINY, "--out", str(tmp_path)]) == 0
     assert (tmp_path / fr.CURVES).read_text() == after
 
     assert frontier.main(["report", "--out", str(tmp_path)]) == 0
-    text, found = (tmp_path / "report.md").read_text(), json.loads((tmp_path / "report.json").read_text())
+    text, found = (
+        (tmp_path / "report.md").read_text(),
+        json.loads((tmp_path / "report.json").read_text()),
+    )
     assert "In reward queries nobody reaches 0.9" in text and "never in 80" in text
     assert found["wins"] == {"queries": ["nobody"], "seconds": ["nobody"]}
     assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
 
     assert frontier.main([*TINY[:-1], "30", "--out", str(tmp_path)]) == 2
-    assert "holds beta0.5-d2-sac-seed0 with other settings (queries 20, not 30)" in capsys.readouterr().err
+    assert (
+        "holds beta0.5-d2-sac-seed0 with other settings (queries 20, not 30)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_ends_when_its_seconds_are_spent(tmp_path: Path) -> None:
-    assert frontier.main([*TINY, "--agents", "ppo", "sac", "--cpu-seconds", "1e-6", "--out", str(tmp_path)]) == 0
+    assert (
+        frontier.main(
+            [*TINY, "--agents", "ppo", "sac", "--cpu-seconds", "1e-6", "--out", str(tmp_path)]
+        )
+        == 0
+    )
     for end, rows in fr.read(tmp_path).values():
         assert end["outcome"] == "seconds spent" and end["queries"] < end["settings"]["queries"]
         assert [row["queries"] for row in rows] == [0]
@@ -142,7 +192,9 @@ def test_the_same_seed_gives_the_same_curve_however_often_it_is_looked_at(tmp_pa
     assert last[0] == last[1]
 
 
-def test_a_diverged_run_is_on_record_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_run_is_on_record_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(problem: Any, **kwargs: Any) -> Any:
         model = frontier.make_ppo(problem, **kwargs)
 
@@ -156,23 +208,41 @@ def test_a_diverged_run_is_on_record_and_not_repeated(tmp_path: Path, monkeypatc
     for _ in range(2):
         assert frontier.main([*TINY, "--agents", "ppo", "--out", str(tmp_path)]) == 0
     ends = [line for line in lines(tmp_path) if line["kind"] == "end"]
-    assert [end["outcome"] for end in ends] == ["diverged: Expected parameter loc to satisfy Real(), found nan"]
+    assert [end["outcome"] for end in ends] == [
+        "diverged: Expected parameter loc to satisfy Real(), found nan"
+    ]
 
 
 @pytest.mark.slow
 def test_two_workers_share_one_file(tmp_path: Path) -> None:
-    arguments = [*TINY, "--agents", "ppo", "sac", "--seeds", "2", "--workers", "2", "--out", str(tmp_path)]
+    arguments = [
+        *TINY,
+        "--agents",
+        "ppo",
+        "sac",
+        "--seeds",
+        "2",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
     assert frontier.main(arguments) == 0
-    assert len(fr.read(tmp_path)) == 4 and all(len(rows) == 2 for _, rows in fr.read(tmp_path).values())
+    assert len(fr.read(tmp_path)) == 4 and all(
+        len(rows) == 2 for _, rows in fr.read(tmp_path).values()
+    )
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
+# --- the door
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--betas", "0.5", "-1"], "betas must be positive numbers, each once, at least one; got 0.5 -1.0"),
+        (
+            ["--betas", "0.5", "-1"],
+            "betas must be positive numbers, each once, at least one; got 0.5 -1.0",
+        ),
         (["--betas", "nan"], "betas must be positive"),
         (["--dimensions", "2", "3"], "dimensions must be even numbers of at least 2"),
         (["--agents", "ppo", "ppo"], "agents must be names, each once"),
@@ -208,18 +278,29 @@ def test_a_reference_made_from_other_paths_is_refused(tmp_path: Path) -> None:
     cell = frontier.Cell(0.5, 2)
     first = frontier.Reference.cached(cell, 64, tmp_path)
     assert frontier.Reference.cached(cell, 64, tmp_path) == first
-    with pytest.raises(ValueError, match="was made with reference-paths 64, not 128; use another --out"):
+    with pytest.raises(
+        ValueError, match="was made with reference-paths 64, not 128; use another --out"
+    ):
         frontier.Reference.cached(cell, 128, tmp_path)
 
 
-# --- the report, on curves whose answer is known ----------------------------------------------------------------------
+# --- the report, on curves whose answer is known
 
 
-def finished(agent: str, seed: int, queries: list[int], scores: list[float], seconds: float = 1.0) -> fr.Finished:
+def finished(
+    agent: str, seed: int, queries: list[int], scores: list[float], seconds: float = 1.0
+) -> fr.Finished:
     """A run that evaluates at ``queries`` with ``scores``, at ``seconds`` for 100 queries."""
     settings = {"agent": agent, "beta": 0.5, "dimension": 2, "seed": seed}
-    made = {"command": "c", "hardware": {"cpu": "x", "cores": 2, "system": "s"}, "versions": {"torch": "2"}}
-    rows = [{"queries": q, "seconds": q * seconds / 100, "score": s} for q, s in zip(queries, scores, strict=True)]
+    made = {
+        "command": "c",
+        "hardware": {"cpu": "x", "cores": 2, "system": "s"},
+        "versions": {"torch": "2"},
+    }
+    rows = [
+        {"queries": q, "seconds": q * seconds / 100, "score": s}
+        for q, s in zip(queries, scores, strict=True)
+    ]
     spent = {"queries": queries[-1], "seconds": queries[-1] * seconds / 100}
     return {"settings": settings, "outcome": "queries spent", **spent, **made}, rows
 
@@ -246,12 +327,16 @@ def test_ratios_winners_and_words_of_known_curves(tmp_path: Path) -> None:
     cell = summary["cells"][0]
     assert cell["agents"]["pde"]["queries"]["each"] == [400.0, 400.0]
     assert cell["agents"]["ppo"]["queries"]["median"] == 1000.0  # of 800 and 1,200
-    assert cell["agents"]["sac"]["queries"]["median"] is None and cell["agents"]["sac"]["reached"] == 1
+    assert (
+        cell["agents"]["sac"]["queries"]["median"] is None and cell["agents"]["sac"]["reached"] == 1
+    )
     assert cell["queries"]["ratios"] == {
         "ppo/pde": {"bound": "equals", "ratio": 2.5},
         "sac/pde": {"bound": "at least", "ratio": 4.0},
     }
-    assert cell["queries"]["winner"] == "PDE" and cell["seconds"]["winner"] == "RL"  # 32 s against 10 s
+    assert (
+        cell["queries"]["winner"] == "PDE" and cell["seconds"]["winner"] == "RL"
+    )  # 32 s against 10 s
     assert "PDE wins in reward queries: PDE (adaptive) 400; PPO 1,000 (2.5 times)" in cell["words"]
     assert "SAC never within 1,600, but 1 of 2 seeds did (over 4.0 times)" in cell["words"]
     assert "**RL wins** in CPU seconds: PPO 10.0; PDE (adaptive) 32.0 (3.2 times)" in cell["words"]
@@ -261,7 +346,9 @@ def test_ratios_winners_and_words_of_known_curves(tmp_path: Path) -> None:
 
 
 def test_the_cost_of_other_scores(tmp_path: Path) -> None:
-    """SAC, stopped after 1,600 queries, may have been there before PPO, which took 3,200: the ratio is a bound."""
+    """SAC, stopped after 1,600 queries, may have been there before PPO, which took 3,200: the ratio
+    is a bound.
+    """
     grid = [0, 100, 200, 400, 800, 1600]
     summary = summary_of(
         tmp_path,
@@ -269,7 +356,9 @@ def test_the_cost_of_other_scores(tmp_path: Path) -> None:
         finished("ppo", 0, [8 * q for q in grid], RISE),
         finished("sac", 0, grid, [0.0, 0.6, 0.6, 0.6, 0.6, 0.6]),
     )
-    low, high = (next(row for row in summary["levels"] if row["level"] == level) for level in (0.5, 0.8))
+    low, high = (
+        next(row for row in summary["levels"] if row["level"] == level) for level in (0.5, 0.8)
+    )
     assert low["PDE queries"]["median"] == 200 and low["RL queries"]["median"] == 200  # SAC's
     assert low["ratio queries"] == {"bound": "equals", "ratio": 1.0}
     assert high["PDE queries"]["median"] == 400 and high["RL queries"]["median"] is None
@@ -281,11 +370,21 @@ def test_the_cost_of_other_scores(tmp_path: Path) -> None:
 def test_who_was_stopped_early_is_not_called_beaten(tmp_path: Path) -> None:
     grid = [0, 100, 200, 400, 800, 1600]
     late = [4 * q for q in grid]  # there at 1,600, when regression had been stopped at 800
-    cell = summary_of(tmp_path, finished("pde", 0, grid[:5], FLAT[:4] + [0.8]), finished("ppo", 0, late, RISE))["cells"][0]
+    cell = summary_of(
+        tmp_path, finished("pde", 0, grid[:5], FLAT[:4] + [0.8]), finished("ppo", 0, late, RISE)
+    )["cells"][0]
     assert cell["queries"]["winner"] == "only RL"
-    assert "**Only RL gets there**, after PDE was stopped, in reward queries: PPO 1,600" in cell["words"]
-    cell = summary_of(tmp_path, finished("pde", 0, grid, FLAT), finished("ppo", 0, grid, RISE))["cells"][0]
-    assert cell["queries"]["winner"] == "RL" and cell["queries"]["ratios"]["ppo/pde"] == {"bound": "at most", "ratio": 0.25}
+    assert (
+        "**Only RL gets there**, after PDE was stopped, in reward queries: PPO 1,600"
+        in cell["words"]
+    )
+    cell = summary_of(tmp_path, finished("pde", 0, grid, FLAT), finished("ppo", 0, grid, RISE))[
+        "cells"
+    ][0]
+    assert cell["queries"]["winner"] == "RL" and cell["queries"]["ratios"]["ppo/pde"] == {
+        "bound": "at most",
+        "ratio": 0.25,
+    }
 
 
 def test_one_side_alone_is_not_judged(tmp_path: Path) -> None:
@@ -296,7 +395,9 @@ def test_one_side_alone_is_not_judged(tmp_path: Path) -> None:
 
 def test_open_triangles_where_it_was_never_reached(tmp_path: Path) -> None:
     grid = [0, 100, 200, 400, 800, 1600]
-    figure = fr.draw(summary_of(tmp_path, finished("pde", 0, grid, RISE), finished("ppo", 0, grid, FLAT)))
+    figure = fr.draw(
+        summary_of(tmp_path, finished("pde", 0, grid, RISE), finished("ppo", 0, grid, FLAT))
+    )
     queries, seconds = figure.axes
     marks = {line.get_marker(): line for line in queries.lines if line.get_linestyle() == "None"}
     assert marks["o"].get_ydata()[0] == 400.0

@@ -1,4 +1,6 @@
-"""benchmarks/image_rewards.py: units, pairing, the report, and one cell of each pipeline from start to end."""
+"""benchmarks/image_rewards.py: units, pairing, the report, and one cell of each pipeline from start
+to end.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,18 @@ def line(agent: str, seed: int, gains: list[float], kl: float = 1.0, **cell: Any
         "paths": len(gains),
         **cell,
     }
-    measured = {"before": list(before), "reward": list(before + gains), "kl": [kl] * len(gains), "reward_queries": 30}
-    made = {"cpu_seconds": 4.0, "command": "c", "versions": {"torch": "t"}, "hardware": {"cpu": "p"}}
+    measured = {
+        "before": list(before),
+        "reward": list(before + gains),
+        "kl": [kl] * len(gains),
+        "reward_queries": 30,
+    }
+    made = {
+        "cpu_seconds": 4.0,
+        "command": "c",
+        "versions": {"torch": "t"},
+        "hardware": {"cpu": "p"},
+    }
     return {"name": f"{agent}{seed}", "cell": named, **measured, **made}
 
 
@@ -34,30 +46,58 @@ def test_gains_are_paired_and_their_error_counts_seeds() -> None:
     alike = [line("pi-ft", seed, [0.5] * 8) for seed in (0, 1)]
     assert ir.paired(alike, ir.value, "before") == pytest.approx((0.5 - 0.01, 0.0))
     apart = [line("pi-ft", 0, [0.0] * 8), line("pi-ft", 1, [1.0] * 8)]
-    assert ir.paired(apart, ir.value, "before") == pytest.approx((0.5 - 0.01, 0.5))  # variance 1/2 over 2 seeds
+    assert ir.paired(apart, ir.value, "before") == pytest.approx(
+        (0.5 - 0.01, 0.5)
+    )  # variance 1/2 over 2 seeds
     uneven = [line("pi-ft", 0, [0.0, 1.0] * 4)]
-    assert ir.paired(uneven, ir.value, "before")[1] == pytest.approx(np.std([0.0, 1.0] * 4, ddof=1) / 8**0.5)
+    assert ir.paired(uneven, ir.value, "before")[1] == pytest.approx(
+        np.std([0.0, 1.0] * 4, ddof=1) / 8**0.5
+    )
 
 
-def test_the_report_sets_the_others_against_pi_ft_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+def test_the_report_sets_the_others_against_pi_ft_on_the_seeds_that_both_have(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(ValueError, match="out must hold finished cells"):
         ir.report(tmp_path)
-    for row in (line("pi-ft", 0, [0.5] * 8), line("dpok", 0, [0.2] * 8), line("dpok", 1, [0.4] * 8)):
+    for row in (
+        line("pi-ft", 0, [0.5] * 8),
+        line("dpok", 0, [0.2] * 8),
+        line("dpok", 1, [0.4] * 8),
+    ):
         append(tmp_path / "rows.jsonl", row)
     ir.report(tmp_path)
-    dpok = next(text for text in (tmp_path / "report.md").read_text().splitlines() if "| dpok |" in text)
+    dpok = next(
+        text for text in (tmp_path / "report.md").read_text().splitlines() if "| dpok |" in text
+    )
     assert [cell.strip() for cell in dpok.split("|")][3:9] == [
         *("2", "30", "+0.300 +- 0.100", "1.00", "+0.290 +- 0.100", "-0.300 +- 0.000"),
     ]  # fmt: skip
 
 
-def test_cells_are_made_once_and_a_nat_costs_a_hundredth_of_the_deviation(tmp_path: Path, monkeypatch: Any) -> None:
+def test_cells_are_made_once_and_a_nat_costs_a_hundredth_of_the_deviation(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(ir, "STEPS", 2)
-    arguments = ["--rounds", "1", "--paths", "4", "--seeds", "0", "--agents", "pi-ft", "--out", str(tmp_path)]
+    arguments = [
+        "--rounds",
+        "1",
+        "--paths",
+        "4",
+        "--seeds",
+        "0",
+        "--agents",
+        "pi-ft",
+        "--out",
+        str(tmp_path),
+    ]
     assert ir.main([*arguments, "--rewards", "jpeg"]) == 0
     first = read_lines(tmp_path / "rows.jsonl")
     assert [row["cell"]["model"] for row in first] == ["latent-digits", "random"]
-    assert all(len(row["reward"]) == 4 and row["reward_queries"] == 10 and row["deviation"] > 0 for row in first)
+    assert all(
+        len(row["reward"]) == 4 and row["reward_queries"] == 10 and row["deviation"] > 0
+        for row in first
+    )
     assert ir.main([*arguments, "--rewards", "jpeg"]) == 0
     assert read_lines(tmp_path / "rows.jsonl") == first
     problem, spread = ir.make("latent-digits", "brightness", 0.01, paths=16)

@@ -1,4 +1,6 @@
-"""benchmarks/rates.py: the regret identity against closed forms, slopes of known curves, what is resumed, what is said."""
+"""benchmarks/rates.py: the regret identity against closed forms, slopes of known curves, what is
+resumed, what is said.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,16 @@ def chain(**kwargs: Any) -> LinearQuadratic:
     return problem
 
 
-# --- the regret -------------------------------------------------------------------------------------------------------
+# --- the regret
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"temperature": 2.0}, {"temperature": 1.0, "dimension": 2, "steps": 5}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"temperature": 2.0}, {"temperature": 1.0, "dimension": 2, "steps": 5}]
+)
 def test_regret_is_the_optimal_objective_less_the_objective(kwargs: dict[str, Any]) -> None:
-    """Also for few and long steps, where C^T P C is no small part of S; a policy wrong in size and in direction."""
+    """Also for few and long steps, where C^T P C is no small part of S; a policy wrong in size and
+    in direction.
+    """
     problem = chain(**kwargs)
 
     def wrong(k: int, x: Tensor) -> Tensor:
@@ -57,52 +63,84 @@ def test_regret_is_the_optimal_objective_less_the_objective(kwargs: dict[str, An
     gap = problem.optimal_objective() - worth.mean
     assert abs(found.mean - gap) < 4 * math.hypot(found.stderr, worth.stderr)
     assert worth.stderr < 0.05 * gap  # the test is sharp
-    near = rates.regret(problem, lambda k, x: 0.9 * problem.optimal_control(k, x), 20_000, generator(1))
-    assert near.stderr < 0.02 * near.mean and near.stderr < 0.05 * worth.stderr  # where differences would be noise
+    near = rates.regret(
+        problem, lambda k, x: 0.9 * problem.optimal_control(k, x), 20_000, generator(1)
+    )
+    assert (
+        near.stderr < 0.02 * near.mean and near.stderr < 0.05 * worth.stderr
+    )  # where differences would be noise
 
 
 def test_regret_without_control_is_exact_where_it_is_known() -> None:
-    """One step, no rewards but a linear one: a* = C^T q / beta and the regret of no control is |C^T q|^2 / (2 beta)."""
+    """One step, no rewards but a linear one: a* = C^T q / beta and the regret of no control is |C^T
+    q|^2 / (2 beta).
+    """
     noise, slope = torch.tensor([[1.0, 0.5], [0.0, 2.0]]), torch.tensor([0.3, -0.4])
     problem = LinearQuadratic(
-        drift_matrix=torch.eye(2), noise_matrix=noise, terminal_matrix=torch.zeros(2, 2), terminal_slope=slope,
-        horizon=1, temperature=0.7,
-    )  # fmt: skip
+        drift_matrix=torch.eye(2),
+        noise_matrix=noise,
+        terminal_matrix=torch.zeros(2, 2),
+        terminal_slope=slope,
+        horizon=1,
+        temperature=0.7,
+    )
     found = rates.regret(problem, None, 16, generator())
-    assert found.mean == pytest.approx(float((noise.T @ slope).square().sum()) / 1.4, rel=1e-6) and found.stderr < 1e-6
-    assert rates.regret(problem, problem.optimal_control, 16, generator()).mean == pytest.approx(0.0, abs=1e-12)
+    assert (
+        found.mean == pytest.approx(float((noise.T @ slope).square().sum()) / 1.4, rel=1e-6)
+        and found.stderr < 1e-6
+    )
+    assert rates.regret(problem, problem.optimal_control, 16, generator()).mean == pytest.approx(
+        0.0, abs=1e-12
+    )
 
 
 def test_the_price_of_control_alone_is_not_its_regret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S without ``C^T P C``, as in continuous time, would be off by more than ten standard errors at five steps."""
+    """S without ``C^T P C``, as in continuous time, would be off by more than ten standard errors
+    at five steps.
+    """
     problem = chain(steps=5)
     right = rates.regret(problem, None, 4096, generator())
     worth = objective(problem, None, 50_000, generator(2)).objective
-    assert abs(right.mean - problem.optimal_objective() + worth.mean) < 4 * math.hypot(right.stderr, worth.stderr)
+    assert abs(right.mean - problem.optimal_objective() + worth.mean) < 4 * math.hypot(
+        right.stderr, worth.stderr
+    )
     eye = problem.temperature * torch.eye(4, dtype=torch.float64)
     monkeypatch.setattr(rates, "curvatures", lambda problem: eye.expand(problem.horizon, 4, 4))
-    assert rates.regret(problem, None, 4096, generator()).mean < right.mean - 10 * math.hypot(right.stderr, worth.stderr)
+    assert rates.regret(problem, None, 4096, generator()).mean < right.mean - 10 * math.hypot(
+        right.stderr, worth.stderr
+    )
 
 
 def test_the_optimum_measures_as_nothing_and_no_control_as_all() -> None:
     ruler = rates.yardstick(2.0, 4)
-    assert ruler.control(ruler.problem.optimal_control) == {"control": 0.0, "regret": 0.0, "regret_stderr": 0.0}
+    assert ruler.control(ruler.problem.optimal_control) == {
+        "control": 0.0,
+        "regret": 0.0,
+        "regret_stderr": 0.0,
+    }
     nothing = ruler.control(lambda k, x: torch.zeros_like(x))
     assert nothing["control"] == 1.0
     assert abs(nothing["regret"] - ruler.room) < 5 * nothing["regret_stderr"] < 0.5 * ruler.room
 
 
-# --- slopes -----------------------------------------------------------------------------------------------------------
+# --- slopes
 
 
 def test_slope_of_a_power_law_and_its_interval() -> None:
     exact = rr.fit_slope({n: [3.0 * n**-0.5] * 3 for n in (100, 200, 400, 3000)})
-    assert exact.slope == pytest.approx(-0.5) and exact.low == pytest.approx(-0.5) and exact.high == pytest.approx(-0.5)
+    assert (
+        exact.slope == pytest.approx(-0.5)
+        and exact.low == pytest.approx(-0.5)
+        and exact.high == pytest.approx(-0.5)
+    )
     assert exact.meets("energy") and not exact.meets("regret")
     rng = np.random.default_rng(1)
     hits, widths = 0, []
     for _ in range(60):
-        noisy = {n: list(n**-1.0 * np.exp(0.3 * rng.standard_normal(5))) for n in (100, 200, 400, 800, 1600)}
+        noisy = {
+            n: list(n**-1.0 * np.exp(0.3 * rng.standard_normal(5)))
+            for n in (100, 200, 400, 800, 1600)
+        }
         found = rr.fit_slope(noisy, draws=300)
         assert found.low is not None and found.high is not None
         hits += found.low <= -1.0 <= found.high
@@ -111,13 +149,17 @@ def test_slope_of_a_power_law_and_its_interval() -> None:
     assert 0.1 < np.median(widths) < 0.6
 
 
-@pytest.mark.parametrize("groups", [{}, {100: [1.0]}, {100: [1.0], 200: [0.0]}, {100: [1.0], 200: []}])
+@pytest.mark.parametrize(
+    "groups", [{}, {100: [1.0]}, {100: [1.0], 200: [0.0]}, {100: [1.0], 200: []}]
+)
 def test_a_slope_needs_positive_values_at_two_numbers(groups: dict[float, list[float]]) -> None:
-    with pytest.raises(ValueError, match="groups must hold positive values at two numbers n or more; got"):
+    with pytest.raises(
+        ValueError, match="groups must hold positive values at two numbers n or more; got"
+    ):
         rr.fit_slope(groups)
 
 
-# --- jobs -------------------------------------------------------------------------------------------------------------
+# --- jobs
 
 
 def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
@@ -125,13 +167,21 @@ def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
         every = rates.jobs(("rates", "size", "rl"), quick)
         assert len(set(every)) == len(every)
     only = rates.jobs(("rates",))
-    assert {job.study for job in only} == {"rates"} and [job.seed > 0 for job in only] == sorted(job.seed > 0 for job in only)
-    full = [j for j in only if (j.method, j.temperature, j.dimension) == ("polynomial", 2.0, 4) and j.seed == 0]
+    assert {job.study for job in only} == {"rates"} and [job.seed > 0 for job in only] == sorted(
+        job.seed > 0 for job in only
+    )
+    full = [
+        j
+        for j in only
+        if (j.method, j.temperature, j.dimension) == ("polynomial", 2.0, 4) and j.seed == 0
+    ]
     assert [j.n for j in full] == [500, 1000, 2000, 4000, 8000, 16_000, 32_000]
 
 
 def test_more_trajectories_bring_the_known_model_near_the_truth() -> None:
-    few, many = (rates.execute(rates.Job("rates", 2.0, 4, "polynomial-fresh", n, 0))[0] for n in (100, 1000))
+    few, many = (
+        rates.execute(rates.Job("rates", 2.0, 4, "polynomial-fresh", n, 0))[0] for n in (100, 1000)
+    )
     assert few["n"] == 100 and 0 < many["seconds"]
     for measure in ("energy", "integral", "control"):
         assert many[measure] < 0.5 * few[measure] < 0.1
@@ -151,7 +201,7 @@ def test_rl_ends_when_its_seconds_or_its_trajectories_are_spent() -> None:
     assert rows[-1]["n"] < 60
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command
 
 
 def tiny(studies: Any, quick: bool = False) -> list[rates.Job]:
@@ -178,18 +228,32 @@ def test_run_is_resumed_and_reported(
     assert (tmp_path / rr.ROWS).read_text() == after
 
     assert rates.main(["report", "--out", str(tmp_path)]) == 0
-    text, found = (tmp_path / "report.md").read_text(), json.loads((tmp_path / "report.json").read_text())
+    text, found = (
+        (tmp_path / "report.md").read_text(),
+        json.loads((tmp_path / "report.json").read_text()),
+    )
     assert "## Slopes" in text and "## Size of the class" in text and "## PPO and SAC" in text
     entry = found["entries"][0]
     assert entry["seeds"] == 2 and set(entry["slopes"]) == set(rr.MEASURES)
-    assert entry["medians"]["regret"]["40"] == pytest.approx(np.median([line["rows"][0]["regret"] for line in lines[:2]]))
+    assert entry["medians"]["regret"]["40"] == pytest.approx(
+        np.median([line["rows"][0]["regret"] for line in lines[:2]])
+    )
     assert (tmp_path / "rates.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def line(n: int, energy: float | None, method: str = "polynomial") -> dict[str, Any]:
-    made = {"command": "c", "hardware": {"cpu": "x", "cores": 2, "system": "s"}, "versions": {"torch": "2"}}
+    made = {
+        "command": "c",
+        "hardware": {"cpu": "x", "cores": 2, "system": "s"},
+        "versions": {"torch": "2"},
+    }
     rows = [{"n": n, "seconds": 30.0, "energy": energy, "regret": n**-0.6}]
-    return {"job": asdict(rates.Job("rates", 2.0, 4, method, n, 0)), "rows": rows, "regret_without_control": 0.3, **made}
+    return {
+        "job": asdict(rates.Job("rates", 2.0, 4, method, n, 0)),
+        "rows": rows,
+        "regret_without_control": 0.3,
+        **made,
+    }
 
 
 def test_what_meets_its_target_is_bold_and_what_blew_up_is_said() -> None:

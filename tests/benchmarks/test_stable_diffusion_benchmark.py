@@ -16,10 +16,22 @@ import stable_diffusion_report as report  # noqa: E402
 
 
 def line(
-    agent: str, reward: list[float], kl: float = 0.0, beta: float = 0.1, study: str = "prompts", **cell: Any
+    agent: str,
+    reward: list[float],
+    kl: float = 0.0,
+    beta: float = 0.1,
+    study: str = "prompts",
+    **cell: Any,
 ) -> dict[str, Any]:
     policy = "-" if agent == report.PRETRAINED else "mlp"
-    base = {"study": study, "policy": policy, "prompt": report.SWEPT, "agent": agent, "temperature": beta, "seed": 0}
+    base = {
+        "study": study,
+        "policy": policy,
+        "prompt": report.SWEPT,
+        "agent": agent,
+        "temperature": beta,
+        "seed": 0,
+    }
     return {"cell": {**base, **cell}, "reward": reward, "kl": [kl] * len(reward)}
 
 
@@ -29,19 +41,29 @@ def test_every_prompt_has_a_model_of_every_agent_and_names_are_unique() -> None:
     assert len(set(names)) == len(names)
     main = [cell for cell in found if cell.study == "prompts"]
     assert len(main) == 4 * (1 + 2 * len(sd.AGENTS["mlp"]))
-    assert {cell.temperature for cell in found if cell.study == "betas"} | {sd.TEMPERATURE} == set(report.BETAS)
+    assert {cell.temperature for cell in found if cell.study == "betas"} | {sd.TEMPERATURE} == set(
+        report.BETAS
+    )
     assert all(cell.seed == 0 for cell in found if cell.study != "prompts")
-    assert [cell.agent for cell in found[:12]] == [report.PRETRAINED] * 4 + ["pi-ft"] * 4 + ["dpok"] * 4
+    assert [cell.agent for cell in found[:12]] == [report.PRETRAINED] * 4 + ["pi-ft"] * 4 + [
+        "dpok"
+    ] * 4
 
 
 def test_differences_are_paired_over_noises() -> None:
     shared = np.linspace(-3, 0, 40)
     wobble = 0.01 * np.cos(np.arange(40))
-    gap, error = report.difference([line("pi-ft", list(shared + 0.2 + wobble))], [line("dpok", list(shared))])
-    assert gap == pytest.approx(0.2 + wobble.mean()) and error == pytest.approx(wobble.std(ddof=1) / math.sqrt(40))
+    gap, error = report.difference(
+        [line("pi-ft", list(shared + 0.2 + wobble))], [line("dpok", list(shared))]
+    )
+    assert gap == pytest.approx(0.2 + wobble.mean()) and error == pytest.approx(
+        wobble.std(ddof=1) / math.sqrt(40)
+    )
     two = [line("pi-ft", list(shared + 0.1), seed=0), line("pi-ft", list(shared + 0.3), seed=1)]
     gap, error = report.difference(two, [line("dpok", list(shared))])
-    assert gap == pytest.approx(0.2) and error == pytest.approx(math.sqrt(0.02 / 2))  # the seeds' own spread
+    assert gap == pytest.approx(0.2) and error == pytest.approx(
+        math.sqrt(0.02 / 2)
+    )  # the seeds' own spread
 
 
 def test_a_claim_holds_only_beyond_two_standard_errors() -> None:
@@ -58,14 +80,18 @@ def test_a_claim_holds_only_beyond_two_standard_errors() -> None:
         "KL rises as beta falls": True,
     }
     lines[-1]["kl"] = [2.0] * 50
-    assert ("KL rises as beta falls", False) in [(words, holds) for words, holds, _ in report.claims(lines, "mlp")]
+    assert ("KL rises as beta falls", False) in [
+        (words, holds) for words, holds, _ in report.claims(lines, "mlp")
+    ]
 
 
 def test_a_tiny_run_is_resumed_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sd, "PROMPTS", sd.PROMPTS[1:2])
-    monkeypatch.setattr(sd, "AGENTS", {"mlp": {name: sd.AGENTS["mlp"][name] for name in ("pi-ft", "dpok")}})
+    monkeypatch.setattr(
+        sd, "AGENTS", {"mlp": {name: sd.AGENTS["mlp"][name] for name in ("pi-ft", "dpok")}}
+    )
     tiny = [
         "--policy",
         "mlp",
@@ -84,9 +110,17 @@ def test_a_tiny_run_is_resumed_and_reported(
     lines = report.read(tmp_path)
     assert [found["cell"]["agent"] for found in lines] == [report.PRETRAINED, "pi-ft", "dpok"]
     before, mine, other = lines
-    assert before["kl"] == [0.0] * 4 and len(mine["reward"]) == 4 and mine["reward_queries"] == other["reward_queries"] == 20
-    assert [step["reward_queries"] for step in mine["curve"]] == [10, 20] and mine["curve"][0]["kl"] == 0
-    assert mine["curve"][0]["reward"] == pytest.approx(other["curve"][0]["reward"])  # the same seed, the same first noises
+    assert (
+        before["kl"] == [0.0] * 4
+        and len(mine["reward"]) == 4
+        and mine["reward_queries"] == other["reward_queries"] == 20
+    )
+    assert [step["reward_queries"] for step in mine["curve"]] == [10, 20] and mine["curve"][0][
+        "kl"
+    ] == 0
+    assert mine["curve"][0]["reward"] == pytest.approx(
+        other["curve"][0]["reward"]
+    )  # the same seed, the same first noises
     assert all(step["gradient_norm"] > 0 for found in (mine, other) for step in found["curve"])
     assert set(json.loads((tmp_path / "report.json").read_text())) == {"mlp"}
     for name in ("report.md", "rewards_mlp.png", "samples_mlp.png", f"samples/{mine['name']}.npy"):

@@ -1,4 +1,6 @@
-"""benchmarks/stable_diffusion_cost.py: what is counted, on shapes alone, and a gradient timed on a tiny pipeline."""
+"""benchmarks/stable_diffusion_cost.py: what is counted, on shapes alone, and a gradient timed on a
+tiny pipeline.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,35 @@ def test_products_are_counted_twice_their_size() -> None:
 
 
 def test_each_step_is_predicted_by_both_networks_under_guidance_as_often_as_the_form_says() -> None:
-    """Two networks, two texts: 4 to sample; the pathwise form differentiates both, the others the adapted one."""
-    assert cost.count_passes("LoraPolicy") == {"unet": 4, "unet_with_graph": 4, "decoder": 1, "decoder_with_graph": 1}
+    """Two networks, two texts: 4 to sample; the pathwise form differentiates both, the others the
+    adapted one.
+    """
+    assert cost.count_passes("LoraPolicy") == {
+        "unet": 4,
+        "unet_with_graph": 4,
+        "decoder": 1,
+        "decoder_with_graph": 1,
+    }
     for form in ("LoraScorePolicy", "LoraValuePolicy"):
-        assert cost.count_passes(form) == {"unet": 6, "unet_with_graph": 2, "decoder": 1, "decoder_with_graph": 0}
+        assert cost.count_passes(form) == {
+            "unet": 6,
+            "unet_with_graph": 2,
+            "decoder": 1,
+            "decoder_with_graph": 0,
+        }
 
 
 def test_a_gradient_adds_up() -> None:
     networks = {
-        "unet_forward": 1.0, "lora_forward_backward_with_state": 3.0, "decoder_forward": 10.0, "decoder_forward_backward": 30.0,
-    }  # fmt: skip
+        "unet_forward": 1.0,
+        "lora_forward_backward_with_state": 3.0,
+        "decoder_forward": 10.0,
+        "decoder_forward_backward": 30.0,
+    }
     passes = {"unet": 2.0, "unet_with_graph": 1.0, "decoder": 1.0, "decoder_with_graph": 0.0}
-    assert cost.count_gradient(networks, passes, paths=100, steps=8) == pytest.approx(100 * (8 * 5 + 10) / 1000)
+    assert cost.count_gradient(networks, passes, paths=100, steps=8) == pytest.approx(
+        100 * (8 * 5 + 10) / 1000
+    )
 
 
 @pytest.mark.parametrize("form", cost.FORMS)

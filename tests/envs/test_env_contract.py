@@ -24,11 +24,19 @@ from girsanov.envs.problem import Problem, objective
 pytestmark = pytest.mark.usefixtures("every_id_can_be_made")
 every_id = pytest.mark.parametrize("env_id", sorted(PROBLEMS))
 MIXTURE = "girsanov/GaussianMixture-v0"
-EXTRAS = ("optimal_value", "optimal_control", "log_moment_value", "reference_value", "terminal_estimate")
+EXTRAS = (
+    "optimal_value",
+    "optimal_control",
+    "log_moment_value",
+    "reference_value",
+    "terminal_estimate",
+)
 
 
 def make_vec(env_id: str, num_envs: int = 3, **kwargs: Any) -> ProblemVectorEnv:
-    return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    return gym.make_vec(
+        env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs
+    )
 
 
 def episode(env: Any, seed: int | None, steps: int | None = None) -> list[Any]:
@@ -80,7 +88,9 @@ def test_an_episode_accounts_for_its_reward(env_id: str) -> None:
             expected += float(problem.terminal_reward(torch.from_numpy(state)[None]))
         assert info["reward"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
         assert state.shape == problem.state_shape
-        np.testing.assert_array_equal(observation, np.append(state.reshape(-1), np.float32((k + 1) / problem.horizon)))
+        np.testing.assert_array_equal(
+            observation, np.append(state.reshape(-1), np.float32((k + 1) / problem.horizon))
+        )
         total, reward_sum, kl_sum = total + reward, reward_sum + info["reward"], kl_sum + info["kl"]
     assert kl_sum > 0.1
     assert total == pytest.approx(reward_sum - problem.temperature * kl_sum, rel=1e-9)
@@ -95,7 +105,9 @@ def test_kl_is_half_the_square_of_the_clipped_action(env_id: str) -> None:
     size = env.action_space.shape[0]
     *_, info = env.step(np.full(size, 0.3, np.float32))
     assert info["kl"] == pytest.approx(0.5 * size * 0.09, rel=1e-5)
-    *_, info = env.step(np.full(size, 7.0, np.float32))  # clipped to the bound, and priced as clipped
+    *_, info = env.step(
+        np.full(size, 7.0, np.float32)
+    )  # clipped to the bound, and priced as clipped
     assert info["kl"] == pytest.approx(0.5 * size * 0.25, rel=1e-5)
 
 
@@ -107,7 +119,10 @@ def test_seeding_to_the_bit(env_id: str, make: Any) -> None:
     assert same(first, episode(make(env_id), seed=7)) and same(first, episode(env, seed=7))
     assert not np.array_equal(first[1][0], episode(env, seed=8)[1][0])
     unseeded = [episode(env, seed=None), episode(env, seed=None), episode(make(env_id), seed=None)]
-    starts = [first[1][0], *(seen[1][0] for seen in unseeded)]  # the stream goes on, and a new one begins anywhere
+    starts = [
+        first[1][0],
+        *(seen[1][0] for seen in unseeded),
+    ]  # the stream goes on, and a new one begins anywhere
     assert not any(np.array_equal(a, b) for a, b in itertools.combinations(starts, 2))
 
 
@@ -115,7 +130,10 @@ def test_seeding_to_the_bit(env_id: str, make: Any) -> None:
 def test_vector_shapes_and_dtypes(env_id: str) -> None:
     env = make_vec(env_id, 3)
     problem, size = env.problem, int(np.prod(env.problem.state_shape))
-    assert env.observation_space.shape == (3, size + 1) and env.action_space.shape == (3, int(np.prod(problem.noise_shape)))
+    assert env.observation_space.shape == (3, size + 1) and env.action_space.shape == (
+        3,
+        int(np.prod(problem.noise_shape)),
+    )
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     observation, reward, terminated, truncated, infos = env.step(env.action_space.sample())
@@ -131,7 +149,9 @@ def test_next_step_autoreset(env_id: str) -> None:
     assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     last = episode(env, seed=0)[-1]
     assert last[2].all() and not last[3].any() and (last[0][:, -1] == 1).all()
-    observation, reward, terminated, truncated, infos = env.step(np.ones(env.action_space.shape, np.float32))
+    observation, reward, terminated, truncated, infos = env.step(
+        np.ones(env.action_space.shape, np.float32)
+    )
     assert (observation[:, -1] == 0).all() and not terminated.any() and not truncated.any()
     assert not reward.any() and not infos["kl"].any()  # the action was ignored
 
@@ -214,8 +234,16 @@ def test_to_float64(env_id: str, generator: torch.Generator) -> None:
     x = double.initial(8, generator)
     z = torch.randn(8, *problem.noise_shape, generator=generator, dtype=torch.float64)
     y = double.transition(2, x, z)
-    assert x.dtype == y.dtype == double.running_reward(0, x).dtype == double.terminal_reward(x).dtype == torch.float64
-    torch.testing.assert_close(problem.transition(2, x.float(), z.float()), y.float(), rtol=1e-3, atol=1e-4)
+    assert (
+        x.dtype
+        == y.dtype
+        == double.running_reward(0, x).dtype
+        == double.terminal_reward(x).dtype
+        == torch.float64
+    )
+    torch.testing.assert_close(
+        problem.transition(2, x.float(), z.float()), y.float(), rtol=1e-3, atol=1e-4
+    )
     assert problem.initial(1, generator).dtype == torch.float32  # the original stays as it was
 
 
@@ -226,17 +254,25 @@ def test_one_step_per_row(env_id: str, generator: torch.Generator) -> None:
     x = problem.initial(5, generator)
     z = torch.randn(5, *problem.noise_shape, generator=generator, dtype=torch.float64)
     found = [name for name in EXTRAS if hasattr(problem, name)]
-    for method, *rest in [(problem.transition, z), (problem.running_reward,), *((getattr(problem, name),) for name in found)]:
+    for method, *rest in [
+        (problem.transition, z),
+        (problem.running_reward,),
+        *((getattr(problem, name),) for name in found),
+    ]:
         together = method(k, x, *rest)
         assert len(together) == 5
         for row in range(5):
-            alone = method(int(k[row]), x[row : row + 1], *(tensor[row : row + 1] for tensor in rest))
+            alone = method(
+                int(k[row]), x[row : row + 1], *(tensor[row : row + 1] for tensor in rest)
+            )
             # the two may use tables that were rounded apart, when the problem was built in float32
             torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-5)
 
 
 @every_id
-def test_the_vector_environment_samples_the_objective(env_id: str, generator: torch.Generator) -> None:
+def test_the_vector_environment_samples_the_objective(
+    env_id: str, generator: torch.Generator
+) -> None:
     n, push = 200, 0.1
     env = make_vec(env_id, n)
     env.reset(seed=2)
@@ -244,7 +280,9 @@ def test_the_vector_environment_samples_the_objective(env_id: str, generator: to
     returns, rewards, kl = np.zeros(n), np.zeros(n), np.zeros(n)
     for _ in range(env.problem.horizon):
         _, reward, _, _, infos = env.step(actions)
-        np.testing.assert_allclose(reward, infos["reward"] - env.problem.temperature * infos["kl"], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            reward, infos["reward"] - env.problem.temperature * infos["kl"], rtol=1e-4, atol=1e-6
+        )
         returns, rewards, kl = returns + reward, rewards + infos["reward"], kl + infos["kl"]
     shape = env.problem.noise_shape
     expected = objective(env.problem, lambda k, x: torch.full((len(x), *shape), push), n, generator)
@@ -252,7 +290,9 @@ def test_the_vector_environment_samples_the_objective(env_id: str, generator: to
         stderr = np.hypot(seen.std() / n**0.5, estimate.stderr)
         assert abs(seen.mean() - estimate.mean) < 4 * stderr
     np.testing.assert_allclose(kl, expected.kl.mean, rtol=1e-5)
-    assert len(np.unique(infos["state"].reshape(n, -1), axis=0)) > n / 2  # lanes are independent draws
+    assert (
+        len(np.unique(infos["state"].reshape(n, -1), axis=0)) > n / 2
+    )  # lanes are independent draws
 
 
 @every_id
@@ -279,9 +319,13 @@ def test_record_episode_statistics(env_id: str) -> None:
 def test_tensors_instead_of_arrays(env_id: str) -> None:
     env, twin = make_vec(env_id, 3, tensors=True), make_vec(env_id, 3)
     observation, _ = env.reset(seed=4)
-    assert isinstance(observation, Tensor) and np.array_equal(observation.numpy(), twin.reset(seed=4)[0])
+    assert isinstance(observation, Tensor) and np.array_equal(
+        observation.numpy(), twin.reset(seed=4)[0]
+    )
     actions = twin.action_space.sample()
-    for mine, theirs in zip(env.step(torch.from_numpy(actions))[:4], twin.step(actions)[:4], strict=True):
+    for mine, theirs in zip(
+        env.step(torch.from_numpy(actions))[:4], twin.step(actions)[:4], strict=True
+    ):
         assert isinstance(mine, Tensor)
         np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-6)
 
@@ -309,12 +353,16 @@ def test_wrong_actions_are_refused(env_id: str) -> None:
     env = gym.make(env_id).unwrapped
     size = env.action_space.shape[0]
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=rf"action must have shape \({size},\); got \({size + 1},\)"):
+    with pytest.raises(
+        ValueError, match=rf"action must have shape \({size},\); got \({size + 1},\)"
+    ):
         env.step(np.zeros(size + 1, np.float32))
     vector = make_vec(env_id, 2)
     vector.reset(seed=0)
     for bad in (np.zeros((3, size), np.float32), torch.zeros(3, size)):
-        with pytest.raises(ValueError, match=rf"action must have shape \(2, {size}\); got \(3, {size}\)"):
+        with pytest.raises(
+            ValueError, match=rf"action must have shape \(2, {size}\); got \(3, {size}\)"
+        ):
             vector.step(bad)
     nothing = np.zeros((2, size), np.float32)
     nothing[1, 0] = np.nan
@@ -327,7 +375,9 @@ def test_wrong_actions_are_refused(env_id: str) -> None:
 def test_bad_arguments_are_named() -> None:
     problem = make_problem(MIXTURE)
     for shell in (ProblemEnv, ProblemVectorEnv):
-        with pytest.raises(ValueError, match="render_mode must be None or 'rgb_array'; got 'human'"):
+        with pytest.raises(
+            ValueError, match="render_mode must be None or 'rgb_array'; got 'human'"
+        ):
             shell(problem, render_mode="human")
         with pytest.raises(ValueError, match="action_bound must be a positive number; got 0"):
             shell(problem, action_bound=0)
@@ -340,7 +390,9 @@ def test_bad_arguments_are_named() -> None:
         ProblemVectorEnv(problem, num_envs=0)
     with pytest.raises(ValueError, match="seed must be one integer"):
         make_vec(MIXTURE, 2).reset(seed=[1, 2])
-    with pytest.raises(ValueError, match=r"env must be one of .*GaussianMixture-v0.*; got 'girsanov/Nowhere-v0'"):
+    with pytest.raises(
+        ValueError, match=r"env must be one of .*GaussianMixture-v0.*; got 'girsanov/Nowhere-v0'"
+    ):
         make_problem("girsanov/Nowhere-v0")
     with pytest.raises(ValueError, match="env must be a girsanov environment"):
         problem_of(gym.make("CartPole-v1"))
@@ -381,7 +433,9 @@ def test_a_reward_that_is_not_finite_is_an_error(problem: Problem, tensors: bool
 
 
 def test_a_faulty_problem_is_refused_at_the_door() -> None:
-    with pytest.raises(ValueError, match=r"Faulty.running_reward\(0, x\) must return finite numbers"):
+    with pytest.raises(
+        ValueError, match=r"Faulty.running_reward\(0, x\) must return finite numbers"
+    ):
         ProblemEnv(Faulty(running_at=0))
 
 

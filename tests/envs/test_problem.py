@@ -18,7 +18,9 @@ from girsanov.envs.robots.control_affine import ControlAffine
 
 
 class Walk(Problem):
-    """``X' = X + scale z`` from 1, rewarded by ``X_T``: returns are N(1, scale^2 T), and everything is known."""
+    """``X' = X + scale z`` from 1, rewarded by ``X_T``: returns are N(1, scale^2 T), and everything
+    is known.
+    """
 
     state_shape = noise_shape = (1,)
 
@@ -38,15 +40,21 @@ class Walk(Problem):
 def state_feedback(problem: Problem) -> Any:
     """Some policy of no merit: bounded, and different at every step and state."""
     size = math.prod(problem.noise_shape)
-    mix = torch.randn(math.prod(problem.state_shape), size, generator=torch.Generator().manual_seed(1))
-    return lambda k, x: 0.15 / size**0.5 * torch.sin(x.flatten(1) @ mix + k).view(-1, *problem.noise_shape)
+    mix = torch.randn(
+        math.prod(problem.state_shape), size, generator=torch.Generator().manual_seed(1)
+    )
+    return lambda k, x: (
+        0.15 / size**0.5 * torch.sin(x.flatten(1) @ mix + k).view(-1, *problem.noise_shape)
+    )
 
 
 IDS = ["girsanov/GaussianMixture-v0", "girsanov/Pendulum-v0", "girsanov/LinearQuadratic-v0"]
 
 
 def test_lemma_2_5_is_half_the_squared_control(generator: torch.Generator) -> None:
-    """In Han et al.'s variables: u replaces the score s, KL = (1 - alpha)^2 / (2 alpha sigma^2) |u - s|^2."""
+    """In Han et al.'s variables: u replaces the score s, KL = (1 - alpha)^2 / (2 alpha sigma^2) |u
+    - s|^2.
+    """
     problem = make_problem("girsanov/GaussianMixture-v0")
     paths = rollout(problem, state_feedback(problem), 500, generator)
     steps = range(problem.horizon - 1)  # the last step adds no noise
@@ -57,21 +65,29 @@ def test_lemma_2_5_is_half_the_squared_control(generator: torch.Generator) -> No
         score = problem.score(k, x)
         difference = sigma[k] * alpha[k].sqrt() * a / (1 - alpha[k])
         moved = (x + (1 - alpha[k]) * (score + difference)) / alpha[k].sqrt() + sigma[k] * w
-        torch.testing.assert_close(moved, paths.states[k + 1], rtol=1e-5, atol=2e-6)  # u is the drift of the same step
+        torch.testing.assert_close(
+            moved, paths.states[k + 1], rtol=1e-5, atol=2e-6
+        )  # u is the drift of the same step
         step_kl = (1 - alpha[k]) ** 2 / (2 * alpha[k] * sigma[k] ** 2) * difference.square().sum(1)
         torch.testing.assert_close(step_kl, 0.5 * a.square().sum(1), rtol=1e-6, atol=1e-6)
         kl += step_kl
-    torch.testing.assert_close(kl, paths._replace(controls=paths.controls[:-1]).kl, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        kl, paths._replace(controls=paths.controls[:-1]).kl, rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_girsanov_weights_turn_controlled_paths_into_uncontrolled_ones(env_id: str, generator: torch.Generator) -> None:
+def test_girsanov_weights_turn_controlled_paths_into_uncontrolled_ones(
+    env_id: str, generator: torch.Generator
+) -> None:
     problem = make_problem(env_id)
     paths = rollout(problem, state_feedback(problem), 20_000, generator)
     weight = paths.log_ratios.sum(0).double().exp()
     mean = Estimate.of(weight)
     assert abs(mean.mean - 1) < 3 * mean.stderr < 0.1
-    wrong = Estimate.of((-paths.controls * paths.noises).flatten(2).sum((0, 2)).double().exp())  # |a|^2 / 2 left out
+    wrong = Estimate.of(
+        (-paths.controls * paths.noises).flatten(2).sum((0, 2)).double().exp()
+    )  # |a|^2 / 2 left out
     assert abs(wrong.mean - 1) > 10 * wrong.stderr
     weighted = Estimate.of(weight * paths.reward)
     free = Estimate.of(rollout(problem, None, 20_000, generator).reward)
@@ -87,7 +103,9 @@ def test_two_policies_can_share_their_noise(generator: torch.Generator) -> None:
     free = rollout(problem, None, 6, generator, noises=noises)
     pushed = rollout(problem, lambda k, x: torch.full_like(x, 0.3), 6, generator, noises=noises)
     assert torch.equal(free.noises, noises) and not free.controls.any() and not free.kl.any()
-    torch.testing.assert_close(pushed.states - free.states, 0.5 * 0.3 * torch.arange(5.0)[:, None, None].expand(5, 6, 1))
+    torch.testing.assert_close(
+        pushed.states - free.states, 0.5 * 0.3 * torch.arange(5.0)[:, None, None].expand(5, 6, 1)
+    )
     torch.testing.assert_close(pushed.kl, torch.full((6,), 4 * 0.5 * 0.3**2))
     torch.testing.assert_close(pushed.reward, pushed.states[-1, :, 0])
     torch.testing.assert_close(pushed.log_ratios, -(0.3 * noises[..., 0] + 0.045))
@@ -110,7 +128,9 @@ def test_a_rollout_can_be_stopped(generator: torch.Generator) -> None:
 def test_estimate() -> None:
     estimate = Estimate.of(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert estimate.mean == 3.0
-    assert estimate.stderr == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3 / 4))  # the unbiased variance, over n
+    assert estimate.stderr == pytest.approx(
+        math.sqrt((4 + 1 + 0 + 9) / 3 / 4)
+    )  # the unbiased variance, over n
 
 
 def test_the_objective_of_the_walk(generator: torch.Generator) -> None:
@@ -122,26 +142,38 @@ def test_the_objective_of_the_walk(generator: torch.Generator) -> None:
 
 
 def test_the_certificate_of_gaussian_returns(generator: torch.Generator) -> None:
-    """``beta log E exp(R / beta) = mean + variance / (2 beta)`` for Gaussian R; the walk attains it with a = scale / beta."""
+    """``beta log E exp(R / beta) = mean + variance / (2 beta)`` for Gaussian R; the walk attains it
+    with a = scale / beta.
+    """
     problem = Walk(temperature=2.0)
     exact = 1 + 0.5**2 * 4 / (2 * 2.0)
     found = certificate(problem, 40_000, generator, batch=3_000)
     assert found.n == 40_000 and abs(found.bound - exact) < 3 * found.stderr < 0.02
     assert abs(found.bound - 1) > 10 * found.stderr  # the mean return is another number
-    best = objective(problem, lambda k, x: torch.full_like(x, 0.5 / 2.0), 40_000, generator).objective
+    best = objective(
+        problem, lambda k, x: torch.full_like(x, 0.5 / 2.0), 40_000, generator
+    ).objective
     assert abs(best.mean - exact) < 3 * best.stderr
     # the standard deviation of exp(R / beta) is known too
     assert found.stderr == pytest.approx(2.0 * math.sqrt(math.expm1(0.25)) / 200, rel=0.1)
-    assert found.high - found.bound == pytest.approx(found.bound - found.low) == pytest.approx(1.96 * found.stderr, rel=1e-4)
+    assert (
+        found.high - found.bound
+        == pytest.approx(found.bound - found.low)
+        == pytest.approx(1.96 * found.stderr, rel=1e-4)
+    )
 
 
 def test_the_certificate_survives_large_and_small_returns() -> None:
-    assert certificate_of(torch.tensor([0.0, math.log(3)]), 1.0).bound == pytest.approx(math.log((1 + 3) / 2))
+    assert certificate_of(torch.tensor([0.0, math.log(3)]), 1.0).bound == pytest.approx(
+        math.log((1 + 3) / 2)
+    )
     returns = torch.tensor([0.0, 1.0, 2.0])
     base = certificate_of(returns, 0.5)
     for shift in (-1e6, 1e6):
         moved = certificate_of(returns.double() + shift, 0.5)
-        assert moved.bound == pytest.approx(base.bound + shift, rel=1e-12) and moved.ess == pytest.approx(base.ess, rel=1e-6)
+        assert moved.bound == pytest.approx(
+            base.bound + shift, rel=1e-12
+        ) and moved.ess == pytest.approx(base.ess, rel=1e-6)
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -150,7 +182,11 @@ def test_no_policy_beats_the_certificate(env_id: str, generator: torch.Generator
     bound = certificate(problem, 20_000, generator)
     assert bound.certified
     policies = [None, state_feedback(problem)]
-    policies += [getattr(problem, name) for name in ("reference_control", "optimal_control") if hasattr(problem, name)]
+    policies += [
+        getattr(problem, name)
+        for name in ("reference_control", "optimal_control")
+        if hasattr(problem, name)
+    ]
     for policy in policies:
         worth = objective(problem, policy, 4_000, generator).objective
         assert worth.mean <= bound.bound + 3 * math.hypot(worth.stderr, bound.stderr)
@@ -161,9 +197,13 @@ def test_the_confidence_interval_covers(generator: torch.Generator) -> None:
     samples = spread * torch.randn(repeats, 2_000, generator=generator, dtype=torch.float64)
     found = [certificate_of(row, 1.0) for row in samples]
     covered = sum(c.low <= spread**2 / 2 <= c.high for c in found) / repeats
-    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / repeats)  # 95% up to 2.8 points: binomial, four deviations
+    assert abs(covered - 0.95) < 4 * math.sqrt(
+        0.95 * 0.05 / repeats
+    )  # 95% up to 2.8 points: binomial, four deviations
     half = [certificate_of(row, 1.0, confidence=0.5) for row in samples]
-    assert abs(sum(c.low <= spread**2 / 2 <= c.high for c in half) / repeats - 0.5) < 4 * 0.5 / math.sqrt(repeats)
+    assert abs(
+        sum(c.low <= spread**2 / 2 <= c.high for c in half) / repeats - 0.5
+    ) < 4 * 0.5 / math.sqrt(repeats)
 
 
 def test_the_effective_sample_size(generator: torch.Generator) -> None:
@@ -171,10 +211,14 @@ def test_the_effective_sample_size(generator: torch.Generator) -> None:
     lonely = torch.zeros(80)
     lonely[3] = 100.0
     assert certificate_of(lonely, 1.0).ess == pytest.approx(1)
-    assert certificate_of(math.log(3) * torch.tensor([0.0, 1.0]), 1.0).ess == pytest.approx((1 + 3) ** 2 / (1 + 9))
+    assert certificate_of(math.log(3) * torch.tensor([0.0, 1.0]), 1.0).ess == pytest.approx(
+        (1 + 3) ** 2 / (1 + 9)
+    )
     # lognormal weights: ESS / n -> exp(-variance / temperature^2)
     returns = torch.randn(200_000, generator=generator, dtype=torch.float64)
-    assert certificate_of(returns, 1.25).ess / 200_000 == pytest.approx(math.exp(-1 / 1.25**2), rel=0.03)
+    assert certificate_of(returns, 1.25).ess / 200_000 == pytest.approx(
+        math.exp(-1 / 1.25**2), rel=0.03
+    )
 
 
 def test_certified_needs_fifty_effective_paths() -> None:
@@ -191,20 +235,53 @@ def test_certified_needs_fifty_effective_paths() -> None:
         ({"temperature": -1.0}, "Walk.temperature must be a positive number; got -1.0"),
         ({"temperature": None}, "Walk.temperature must be a positive number; got None"),
         ({"horizon": 0}, "Walk.horizon must be an integer of at least 1; got 0"),
-        ({"temperature": np.float32("inf")}, "Walk.temperature must be a positive number; got .*inf"),
+        (
+            {"temperature": np.float32("inf")},
+            "Walk.temperature must be a positive number; got .*inf",
+        ),
         ({"horizon": np.float64(2.0)}, "Walk.horizon must be an integer of at least 1; got .*2.0"),
         ({"horizon": 2.0}, "Walk.horizon must be an integer of at least 1; got 2.0"),
-        ({"state_shape": (2,)}, r"Walk.initial\(2, generator\) must return a tensor of shape \(2, 2\); got \(2, 1\)"),
-        ({"terminal_reward": lambda x: x}, r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got \(2, 1\)"),
-        ({"terminal_reward": lambda x: 0.0}, r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got float"),
-        ({"state_shape": 1}, "Walk.state_shape must be a tuple of at least one positive integer; got 1"),
-        ({"noise_shape": ()}, r"Walk.noise_shape must be a tuple of at least one positive integer; got \(\)"),
-        ({"initial": lambda n, g: torch.zeros(n, 1, dtype=torch.long)}, "floating-point numbers; got torch.int64"),
+        (
+            {"state_shape": (2,)},
+            r"Walk.initial\(2, generator\) must return a tensor of shape \(2, 2\); got \(2, 1\)",
+        ),
+        (
+            {"terminal_reward": lambda x: x},
+            r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got \(2, 1\)",
+        ),
+        (
+            {"terminal_reward": lambda x: 0.0},
+            r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got float",
+        ),
+        (
+            {"state_shape": 1},
+            "Walk.state_shape must be a tuple of at least one positive integer; got 1",
+        ),
+        (
+            {"noise_shape": ()},
+            r"Walk.noise_shape must be a tuple of at least one positive integer; got \(\)",
+        ),
+        (
+            {"initial": lambda n, g: torch.zeros(n, 1, dtype=torch.long)},
+            "floating-point numbers; got torch.int64",
+        ),
         ({"initial": lambda n, g: np.zeros((n, 1))}, "floating-point numbers; got ndarray"),
-        ({"transition": lambda k, x, z: x.add_(z)}, r"Walk.transition\(0, x, z\) must leave x as it is"),
-        ({"transition": lambda k, x, z: x + [0.1, 0.2][k] * z}, "Walk.* must also take k as a LongTensor.*; got TypeError"),
-        ({"transition": lambda k, x, z: x + (z if k == 0 else 2 * z)}, "must also take k as a LongTensor.*; got RuntimeError"),
-        ({"initial": lambda n, g: torch.randn(n, 1)}, r"Walk.initial\(n, generator\) must draw by the generator alone"),
+        (
+            {"transition": lambda k, x, z: x.add_(z)},
+            r"Walk.transition\(0, x, z\) must leave x as it is",
+        ),
+        (
+            {"transition": lambda k, x, z: x + [0.1, 0.2][k] * z},
+            "Walk.* must also take k as a LongTensor.*; got TypeError",
+        ),
+        (
+            {"transition": lambda k, x, z: x + (z if k == 0 else 2 * z)},
+            "must also take k as a LongTensor.*; got RuntimeError",
+        ),
+        (
+            {"initial": lambda n, g: torch.randn(n, 1)},
+            r"Walk.initial\(n, generator\) must draw by the generator alone",
+        ),
         ({"scale": float("nan")}, r"Walk.transition\(0, x, z\) must return finite numbers"),
     ],
 )
@@ -222,7 +299,11 @@ def test_numpy_s_numbers_become_python_s() -> None:
     assert type(problem.horizon) is int and problem.horizon == 3
     assert type(problem.temperature) is float and problem.temperature == 0.5
     env.reset(seed=0)
-    assert [type(value) for value in env.step(env.action_space.sample())[1:4]] == [float, bool, bool]
+    assert [type(value) for value in env.step(env.action_space.sample())[1:4]] == [
+        float,
+        bool,
+        bool,
+    ]
 
 
 def test_validate_names_what_is_missing() -> None:
@@ -235,7 +316,10 @@ def test_validate_names_what_is_missing() -> None:
 def test_a_rollout_refuses_rewards_that_are_not_finite(generator: torch.Generator) -> None:
     problem = Walk()
     problem.terminal_reward = lambda x: torch.where(x[:, 0] > 1, torch.nan, 0.0)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"Walk.terminal_reward must be finite; got \d+ NaN or infinite of 64 values"):
+    with pytest.raises(
+        ValueError,
+        match=r"Walk.terminal_reward must be finite; got \d+ NaN or infinite of 64 values",
+    ):
         rollout(problem, None, 64, generator)
 
 
@@ -243,7 +327,10 @@ def test_to_copies_modules_and_leaves_the_original() -> None:
     problem = Walk()
     problem.network, problem.table, problem.steps = nn.Linear(1, 1), torch.ones(2), torch.arange(2)  # type: ignore[attr-defined]
     moved = problem.to(dtype=torch.float64)
-    assert moved.network.weight.dtype == moved.table.dtype == torch.float64 and moved.steps.dtype == torch.int64
+    assert (
+        moved.network.weight.dtype == moved.table.dtype == torch.float64
+        and moved.steps.dtype == torch.int64
+    )
     assert problem.network.weight.dtype == problem.table.dtype == torch.float32
     assert moved.network is not problem.network
 
@@ -267,14 +354,18 @@ def test_control_affine_is_euler_maruyama(generator: torch.Generator) -> None:
     problem.validate()
     assert (problem.state_shape, problem.noise_shape) == ((2,), (1,))
     x, z = torch.tensor([[1.0, 3.0], [0.0, 1.0]]), torch.tensor([[1.0], [-2.0]])
-    expected = torch.tensor([[1 - 0.25 + 0.125, 3 - 0.75 + 0.125 + 1.0], [0.125, 1 - 0.25 + 0.125 - 2.0]])
+    expected = torch.tensor(
+        [[1 - 0.25 + 0.125, 3 - 0.75 + 0.125 + 1.0], [0.125, 1 - 0.25 + 0.125 - 2.0]]
+    )
     torch.testing.assert_close(problem.transition(2, x, z), expected)
     torch.testing.assert_close(problem.running_reward(2, x), torch.tensor([1.0, 0.25]))
     k = torch.tensor([2, 4])
     assert torch.equal(problem.transition(k, x, z)[0], expected[0])
     assert torch.equal(problem.transition(k, x, z)[1], problem.transition(4, x, z)[1])
     torch.testing.assert_close(problem.time(k), torch.tensor([[0.5], [1.0]]))
-    varying = ornstein_uhlenbeck(control_matrix=lambda t, x: torch.stack([0 * x, 2 + 0 * x], 1)[:, :, :1])
+    varying = ornstein_uhlenbeck(
+        control_matrix=lambda t, x: torch.stack([0 * x, 2 + 0 * x], 1)[:, :, :1]
+    )
     torch.testing.assert_close(varying.transition(k, x, z), problem.transition(k, x, z))
     double = problem.to(dtype=torch.float64)
     assert rollout(double, None, 3, generator).reward.dtype == torch.float64
@@ -286,8 +377,14 @@ def test_control_affine_is_euler_maruyama(generator: torch.Generator) -> None:
     [
         ({"temperature": 0}, "temperature must be a positive number; got 0"),
         ({"step_size": -0.1}, "step_size must be a positive number; got -0.1"),
-        ({"initial": lambda n, g: torch.ones(n)}, r"initial\(.*\) must return a tensor of shape \(n, d\); got \(1,\)"),
-        ({"control_matrix": [[1.0]]}, r"control_matrix must have shape \(d, m\), .* with d = 2; got \(1, 1\)"),
+        (
+            {"initial": lambda n, g: torch.ones(n)},
+            r"initial\(.*\) must return a tensor of shape \(n, d\); got \(1,\)",
+        ),
+        (
+            {"control_matrix": [[1.0]]},
+            r"control_matrix must have shape \(d, m\), .* with d = 2; got \(1, 1\)",
+        ),
         ({"control_matrix": lambda t, x: x}, r"control_matrix must have shape .*; got \(1, 2\)"),
     ],
 )

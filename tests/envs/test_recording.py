@@ -47,7 +47,9 @@ def test_whole_trajectories_are_recordings_path_first():
     assert found.steps.tolist() == [list(range(HORIZON + 1))] * N
     assert torch.equal(found.states[3, 2], given.states[2, 3])
     assert torch.equal(found.rewards[3, 2], given.running_rewards[2, 3])
-    assert found.log_ratios is not None and torch.equal(found.log_ratios[3, 2], given.log_ratios[2, 3])
+    assert found.log_ratios is not None and torch.equal(
+        found.log_ratios[3, 2], given.log_ratios[2, 3]
+    )
     assert found.controls is not None and torch.equal(found.controls[3, 2], given.controls[2, 3])
 
 
@@ -66,9 +68,9 @@ def test_random_times_keep_the_end_and_every_sum(visits):
     if visits == HORIZON:
         assert torch.equal(seen.steps, whole.steps)
     else:  # each path has its own times, and every time its turn
-        assert len({tuple(s) for s in seen.steps.tolist()}) > 1 and set(seen.steps.flatten().tolist()) == set(
-            range(HORIZON + 1)
-        )
+        assert len({tuple(s) for s in seen.steps.tolist()}) > 1 and set(
+            seen.steps.flatten().tolist()
+        ) == set(range(HORIZON + 1))
     share = (seen.steps[:, :-1] == 0).any(1).double().mean()
     assert abs(float(share) - visits / HORIZON) < 4 * 0.5 / 200**0.5
 
@@ -79,7 +81,9 @@ def test_random_times_of_uncontrolled_paths_stay_without_ratios():
     twice = recording().at_random_times(4, generator()).at_random_times(2, generator(1))
     twice.validate(problem())
     assert torch.allclose(
-        twice.rewards.sum(1), (recording().rewards * _after(recording(), twice.steps[:, 0])).sum(1), atol=1e-5
+        twice.rewards.sum(1),
+        (recording().rewards * _after(recording(), twice.steps[:, 0])).sum(1),
+        atol=1e-5,
     )
 
 
@@ -103,15 +107,25 @@ def spoilt(name: str, index: tuple[int, ...], value: float) -> Recording:
 @pytest.mark.parametrize("name", ["states", "rewards", "log_ratios", "noises", "controls"])
 def test_numbers_must_be_finite(name, value):
     size = getattr(recording(), name).numel()
-    with pytest.raises(ValueError, match=f"{name} must be finite; got 1 NaN or infinite of {size} values"):
-        spoilt(name, (2, 1), value).validate(problem()) if name in ("rewards", "log_ratios") else spoilt(
-            name, (2, 1, 0), value
-        ).validate(problem())
+    with pytest.raises(
+        ValueError, match=f"{name} must be finite; got 1 NaN or infinite of {size} values"
+    ):
+        (
+            spoilt(name, (2, 1), value).validate(problem())
+            if name
+            in (
+                "rewards",
+                "log_ratios",
+            )
+            else spoilt(name, (2, 1, 0), value).validate(problem())
+        )
 
 
 def test_terminal_rewards_must_be_finite_where_the_end_was_seen_only():
     bad = spoilt("terminal_reward", (2,), torch.nan)
-    with pytest.raises(ValueError, match=f"terminal_reward must be finite; got 1 NaN or infinite of {N} values"):
+    with pytest.raises(
+        ValueError, match=f"terminal_reward must be finite; got 1 NaN or infinite of {N} values"
+    ):
         bad.validate(problem())
     steps = bad.steps.clone()
     steps[2, -1] = HORIZON - 1
@@ -131,25 +145,42 @@ def test_terminal_rewards_must_be_finite_where_the_end_was_seen_only():
     ],
 )
 def test_shapes_must_be_those_of_the_problem(name, shape, wanted):
-    text = rf"{name} must have shape \({', '.join(map(str, wanted))},?\); got \({', '.join(map(str, shape))}\)"
+    text = (
+        rf"{name} must have shape \({', '.join(map(str, wanted))},?\); got"
+        rf" \({', '.join(map(str, shape))}\)"
+    )
     with pytest.raises(ValueError, match=text):
         recording()._replace(**{name: torch.zeros(shape)}).validate(problem())
 
 
 @pytest.mark.parametrize(
     "steps",
-    [torch.zeros(N), torch.zeros(N, HORIZON + 1), torch.zeros(0, 4, dtype=torch.long), torch.zeros(N, 1, dtype=torch.long)],
+    [
+        torch.zeros(N),
+        torch.zeros(N, HORIZON + 1),
+        torch.zeros(0, 4, dtype=torch.long),
+        torch.zeros(N, 1, dtype=torch.long),
+    ],
     ids=["1-D", "float", "no path", "one visit"],
 )
 def test_steps_must_be_integers_of_at_least_two_visits(steps):
-    with pytest.raises(ValueError, match=r"steps must be integers \(n, S\) with n >= 1 paths of S >= 2 visits; got \("):
+    with pytest.raises(
+        ValueError,
+        match=r"steps must be integers \(n, S\) with n >= 1 paths of S >= 2 visits; got \(",
+    ):
         recording()._replace(steps=steps).validate(problem())
 
 
-@pytest.mark.parametrize(("index", "value", "got"), [((0, 0), -1, "-1 to 6"), ((0, 6), 7, "0 to 7"), ((0, 3), 5, "0 to 6")])
+@pytest.mark.parametrize(
+    ("index", "value", "got"),
+    [((0, 0), -1, "-1 to 6"), ((0, 6), 7, "0 to 7"), ((0, 3), 5, "0 to 6")],
+)
 def test_steps_must_not_fall_nor_leave_the_horizon(index, value, got):
     with pytest.raises(
-        ValueError, match=f"steps must not fall along a path and stay between 0 and the horizon 6; got .* {got}"
+        ValueError,
+        match=(
+            f"steps must not fall along a path and stay between 0 and the horizon 6; got .* {got}"
+        ),
     ):
         spoilt("steps", index, value)._replace(noises=None, controls=None).validate(problem())
 
@@ -159,18 +190,29 @@ def test_noises_need_every_step():
     whole = recording()
     keep = torch.tensor([0, 2, 4, 6])
     some = Recording(
-        whole.steps[:, keep], whole.states[:, keep], whole.rewards[:, :3], whole.terminal_reward, None, whole.noises[:, :3]
+        whole.steps[:, keep],
+        whole.states[:, keep],
+        whole.rewards[:, :3],
+        whole.terminal_reward,
+        None,
+        whole.noises[:, :3],
     )
-    with pytest.raises(ValueError, match="noises and controls must come with paths seen at every step"):
+    with pytest.raises(
+        ValueError, match="noises and controls must come with paths seen at every step"
+    ):
         some.validate(problem())
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------
+# --- files
 
 
 @pytest.mark.parametrize("optional", [True, False])
 def test_save_and_load_give_the_same_bits(tmp_path, optional):
-    whole = recording() if optional else recording()._replace(log_ratios=None, noises=None, controls=None)
+    whole = (
+        recording()
+        if optional
+        else recording()._replace(log_ratios=None, noises=None, controls=None)
+    )
     whole.save(tmp_path / "paths.safetensors")
     assert same(Recording.load(tmp_path / "paths.safetensors"), whole)
     assert os.listdir(tmp_path) == ["paths.safetensors"]
@@ -215,7 +257,9 @@ def test_a_save_into_no_folder_or_over_a_folder_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["folder"] and not os.listdir(tmp_path / "folder")
 
 
-@pytest.mark.parametrize(("chunk", "sizes"), [(4, [4, 4, 1]), (3, [3, 3, 3]), (100, [9]), (None, [9])])
+@pytest.mark.parametrize(
+    ("chunk", "sizes"), [(4, [4, 4, 1]), (3, [3, 3, 3]), (100, [9]), (None, [9])]
+)
 def test_files_are_read_in_parts_again_and_again(tmp_path, chunk, sizes):
     recording().save(tmp_path / "p")
     parts = RecordedPaths(tmp_path / "p", chunk)
@@ -247,8 +291,12 @@ def test_bad_files_give_one_clear_error(tmp_path):
         RecordedPaths(tmp_path / "absent")
     with pytest.raises(ValueError, match="there is no file"):
         RecordedPaths(tmp_path)
-    safetensors.torch.save_file({"steps": torch.zeros(2, 2), "weight": torch.zeros(3)}, tmp_path / "foreign")
-    with pytest.raises(ValueError, match=r"foreign' lacks \['rewards', 'states', 'terminal_reward'\]"):
+    safetensors.torch.save_file(
+        {"steps": torch.zeros(2, 2), "weight": torch.zeros(3)}, tmp_path / "foreign"
+    )
+    with pytest.raises(
+        ValueError, match=r"foreign' lacks \['rewards', 'states', 'terminal_reward'\]"
+    ):
         RecordedPaths(tmp_path / "foreign")
 
 
@@ -272,7 +320,7 @@ def test_parts_of_unequal_length_are_refused(tmp_path):
         Recording.load(tmp_path / "short").validate(problem())
 
 
-# --- simulation ----------------------------------------------------------------------------------------------------------
+# --- simulation
 
 
 def test_simulated_paths_are_always_the_same_and_uncontrolled():

@@ -42,7 +42,9 @@ def test_a_gif_plays_in_its_time(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_filmed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = EvaluationPlan(points=1, paths=4, final_paths=4, reference_paths=8, samples=2)
-    spec = RunSpec("girsanov/Pendulum-v0", "ppo", 0, Budget(32), {"steps": 5}, device="cpu", plan=plan)
+    spec = RunSpec(
+        "girsanov/Pendulum-v0", "ppo", 0, Budget(32), {"steps": 5}, device="cpu", plan=plan
+    )
     execute(spec, tmp_path)
     assert main([str(spec.folder(tmp_path))]) == 0
     with Image.open(spec.folder(tmp_path) / "behaviour.gif") as image:

@@ -30,8 +30,17 @@ def reference(problem: Problem) -> Any:
     return reference_of(problem, 512)
 
 
-def learn(model: Any, problem: Problem, reference: Any, budget: Budget, folder: Path, plan: EvaluationPlan = PLAN) -> Any:
-    callback = ScoreCallback(problem, reference, budget, plan, 0, folder / "progress.jsonl", folder / "tb")
+def learn(
+    model: Any,
+    problem: Problem,
+    reference: Any,
+    budget: Budget,
+    folder: Path,
+    plan: EvaluationPlan = PLAN,
+) -> Any:
+    callback = ScoreCallback(
+        problem, reference, budget, plan, 0, folder / "progress.jsonl", folder / "tb"
+    )
     model.learn(budget.timesteps(problem.horizon, model.n_envs), callback=callback)
     callback.log_hyperparameters({"agent": type(model).__name__, "layers": [1]})
     callback.close()
@@ -40,33 +49,60 @@ def learn(model: Any, problem: Problem, reference: Any, budget: Budget, folder: 
     return rows
 
 
-@pytest.mark.parametrize(("amount", "unit"), [(200, "env_steps"), (40, "reward_queries"), (0.4, "seconds")])
-def test_every_unit_ends_the_run(amount: float, unit: str, problem: Problem, reference: Any, tmp_path: Path) -> None:
-    rows = learn(make_ppo(problem, seed=0, device="cpu", **PPO), problem, reference, Budget(amount, unit), tmp_path)
+@pytest.mark.parametrize(
+    ("amount", "unit"), [(200, "env_steps"), (40, "reward_queries"), (0.4, "seconds")]
+)
+def test_every_unit_ends_the_run(
+    amount: float, unit: str, problem: Problem, reference: Any, tmp_path: Path
+) -> None:
+    rows = learn(
+        make_ppo(problem, seed=0, device="cpu", **PPO),
+        problem,
+        reference,
+        Budget(amount, unit),
+        tmp_path,
+    )
     assert rows[0]["env_steps"] == 0 and rows[0]["seconds"] == 0 and rows[0]["kl"] < 0.1
     assert amount <= rows[-1][unit] and (rows[-1][unit] < 1.5 * amount or unit == "seconds")
-    assert rows[-1]["paths"] == PLAN.final_paths and [row["paths"] for row in rows].count(PLAN.final_paths) == 1
+    assert (
+        rows[-1]["paths"] == PLAN.final_paths
+        and [row["paths"] for row in rows].count(PLAN.final_paths) == 1
+    )
     assert len(rows) == PLAN.points + 1 or unit == "seconds"  # a slow machine may jump over points
-    assert all(row["reward_queries"] == row["env_steps"] // 20 * 4 for row in rows)  # whole rounds of 4 lanes, 5 steps
+    assert all(
+        row["reward_queries"] == row["env_steps"] // 20 * 4 for row in rows
+    )  # whole rounds of 4 lanes, 5 steps
 
 
-def test_a_budget_in_counts_lets_the_last_batch_be_learnt_from(problem: Problem, reference: Any, tmp_path: Path) -> None:
+def test_a_budget_in_counts_lets_the_last_batch_be_learnt_from(
+    problem: Problem, reference: Any, tmp_path: Path
+) -> None:
     model = make_ppo(problem, seed=0, device="cpu", **PPO)
     learn(model, problem, reference, Budget(8, "reward_queries"), tmp_path)
     assert model._n_updates == 2  # two rollouts of four lanes, an epoch each
 
 
-def test_a_learner_that_does_not_stop_is_stopped(problem: Problem, reference: Any, tmp_path: Path) -> None:
+def test_a_learner_that_does_not_stop_is_stopped(
+    problem: Problem, reference: Any, tmp_path: Path
+) -> None:
     model = make_ppo(problem, seed=0, device="cpu", **PPO)
     callback = ScoreCallback(
-        problem, reference, Budget(40, "reward_queries"), PLAN, 0, tmp_path / "progress.jsonl", tmp_path / "tb"
+        problem,
+        reference,
+        Budget(40, "reward_queries"),
+        PLAN,
+        0,
+        tmp_path / "progress.jsonl",
+        tmp_path / "tb",
     )
     model.learn(100_000, callback=callback)
     callback.close()
     assert model.num_timesteps == 204  # one step of four lanes beyond the budget
 
 
-def test_tags_are_the_same_for_every_agent(problem: Problem, reference: Any, tmp_path: Path) -> None:
+def test_tags_are_the_same_for_every_agent(
+    problem: Problem, reference: Any, tmp_path: Path
+) -> None:
     tags = []
     for name, model in {
         "ppo": make_ppo(problem, seed=0, device="cpu", **PPO),
@@ -77,13 +113,22 @@ def test_tags_are_the_same_for_every_agent(problem: Problem, reference: Any, tmp
         events = EventAccumulator(str(tmp_path / name / "tb"))
         events.Reload()
         tags.append(set(events.Tags()["scalars"]))
-        for axis, unit, scale in (("eval", "env_steps", 1), ("eval_by_reward_queries", "reward_queries", 1)):
+        for axis, unit, scale in (
+            ("eval", "env_steps", 1),
+            ("eval_by_reward_queries", "reward_queries", 1),
+        ):
             found = [(event.step, event.value) for event in events.Scalars(f"{axis}/score")]
-            assert found == [(row[unit] * scale, pytest.approx(row["score"], rel=1e-5)) for row in rows]
-        assert [e.step for e in events.Scalars("eval_by_milliseconds/kl")] == [round(1000 * r["seconds"]) for r in rows]
+            assert found == [
+                (row[unit] * scale, pytest.approx(row["score"], rel=1e-5)) for row in rows
+            ]
+        assert [e.step for e in events.Scalars("eval_by_milliseconds/kl")] == [
+            round(1000 * r["seconds"]) for r in rows
+        ]
         assert "_hparams_/session_start_info" in events.summary_metadata
     assert tags[0] == tags[1]
-    assert {f"eval/{name}" for name in ("objective", "objective_stderr", "reward", "kl", "score")} <= tags[0]
+    assert {
+        f"eval/{name}" for name in ("objective", "objective_stderr", "reward", "kl", "score")
+    } <= tags[0]
     assert {"time/env_steps", "time/reward_queries", "time/seconds", "final/score"} <= tags[0]
 
 
@@ -100,25 +145,41 @@ def test_evaluation_costs_no_training_time(
 
     monkeypatch.setattr(module, "evaluate", slow)
     begin = time.perf_counter()
-    rows = learn(make_ppo(problem, seed=0, device="cpu", **PPO), problem, reference, Budget(40), tmp_path)
+    rows = learn(
+        make_ppo(problem, seed=0, device="cpu", **PPO), problem, reference, Budget(40), tmp_path
+    )
     elapsed = time.perf_counter() - begin
     assert elapsed > 0.3 * len(rows)
     assert rows[-1]["seconds"] < elapsed - 0.3 * len(rows) + 1e-3
 
 
-def test_evaluation_leaves_training_as_it_is(problem: Problem, reference: Any, tmp_path: Path) -> None:
+def test_evaluation_leaves_training_as_it_is(
+    problem: Problem, reference: Any, tmp_path: Path
+) -> None:
     watched, alone = (make_ppo(problem, seed=3, device="cpu", **PPO) for _ in range(2))
     alone.learn(200)
-    watched = make_ppo(problem, seed=3, device="cpu", **PPO)  # SB3 seeds the global stream when a model is made
+    watched = make_ppo(
+        problem, seed=3, device="cpu", **PPO
+    )  # SB3 seeds the global stream when a model is made
     learn(watched, problem, reference, Budget(200, "env_steps"), tmp_path)
     for mine, theirs in zip(watched.policy.parameters(), alone.policy.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
-def test_the_past_of_a_loaded_model_is_not_counted(problem: Problem, reference: Any, tmp_path: Path) -> None:
+def test_the_past_of_a_loaded_model_is_not_counted(
+    problem: Problem, reference: Any, tmp_path: Path
+) -> None:
     model = make_ppo(problem, seed=0, device="cpu", **PPO)
     model.learn(60)
-    callback = ScoreCallback(problem, reference, Budget(40, "env_steps"), PLAN, 0, tmp_path / "progress.jsonl", tmp_path / "tb")
+    callback = ScoreCallback(
+        problem,
+        reference,
+        Budget(40, "env_steps"),
+        PLAN,
+        0,
+        tmp_path / "progress.jsonl",
+        tmp_path / "tb",
+    )
     model.learn(40, callback=callback, reset_num_timesteps=False)
     callback.close()
     assert callback.final is not None
@@ -136,7 +197,9 @@ def test_stopwatch_stands_still() -> None:
     assert clock.seconds == seen >= 0.02
 
 
-def test_pictures_of_the_same_noises_are_shown_at_every_look(reference: Any, tmp_path: Path) -> None:
+def test_pictures_of_the_same_noises_are_shown_at_every_look(
+    reference: Any, tmp_path: Path
+) -> None:
     class Pictures(GaussianMixture):
         def images(self, x: torch.Tensor) -> torch.Tensor:
             return x.clamp(0, 1).reshape(-1, 2, 1, 1)[:, :1]
@@ -146,10 +209,20 @@ def test_pictures_of_the_same_noises_are_shown_at_every_look(reference: Any, tmp
 
     mixture = make_problem("girsanov/GaussianMixture-v0", steps=5)
     mixture.__class__ = Pictures
-    learn(make_ppo(mixture, seed=0, device="cpu", learning_rate=1e-9, **PPO), mixture, reference, Budget(40), tmp_path)
+    learn(
+        make_ppo(mixture, seed=0, device="cpu", learning_rate=1e-9, **PPO),
+        mixture,
+        reference,
+        Budget(40),
+        tmp_path,
+    )
     events = EventAccumulator(str(tmp_path / "tb"), {"images": 0})
     events.Reload()
     assert set(events.Tags()["images"]) == {"images/left", "images/right"}
     looks = events.Images("images/right")
-    assert [look.step for look in looks] == sorted({look.step for look in looks}) and len(looks) == PLAN.points + 1
-    assert len({look.encoded_image_string for look in looks}) == 1  # the policy does not move, and neither do the noises
+    assert [look.step for look in looks] == sorted({look.step for look in looks}) and len(
+        looks
+    ) == PLAN.points + 1
+    assert (
+        len({look.encoded_image_string for look in looks}) == 1
+    )  # the policy does not move, and neither do the noises

@@ -93,18 +93,45 @@ def _wait(condition: object, seconds: float = 300.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds child processes as Linux shows them")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="finds child processes as Linux shows them"
+)
 def test_killed_and_continued(mine: Path) -> None:
     out = mine / "out"
-    arguments = ["compare", "--agents", "mine:agent", "--envs", "mine:Walk", "--seeds", "0", "1", "--budget", "12"]
+    arguments = [
+        "compare",
+        "--agents",
+        "mine:agent",
+        "--envs",
+        "mine:Walk",
+        "--seeds",
+        "0",
+        "1",
+        "--budget",
+        "12",
+    ]
     arguments += ["--out", str(out), "--workers", "1", "--agent-kwargs", "mine:agent.wait=0.3"]
-    arguments += ["--points", "2", "--paths", "8", "--final-paths", "16", "--reference-paths", "256"]
+    arguments += [
+        "--points",
+        "2",
+        "--paths",
+        "8",
+        "--final-paths",
+        "16",
+        "--reference-paths",
+        "256",
+    ]
     command = [sys.executable, "-m", "girsanov.train", *arguments]
     runs = [out / "mine.Walk" / "mine.agent" / f"seed{seed}" for seed in range(2)]
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     # the second run has begun to learn: it is cut off between its first and its last row
-    _wait(lambda: (runs[1] / "progress.jsonl").is_file() and (runs[1] / "progress.jsonl").stat().st_size > 0)
+    _wait(
+        lambda: (
+            (runs[1] / "progress.jsonl").is_file()
+            and (runs[1] / "progress.jsonl").stat().st_size > 0
+        )
+    )
     workers = _children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -120,15 +147,26 @@ def test_killed_and_continued(mine: Path) -> None:
     assert (out / "mine.Walk" / "reference.json").stat().st_mtime_ns == reference
     for run in runs:
         rows = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
-        assert [row["reward_queries"] for row in rows] == sorted({row["reward_queries"] for row in rows[:-1]} | {12})
+        assert [row["reward_queries"] for row in rows] == sorted(
+            {row["reward_queries"] for row in rows[:-1]} | {12}
+        )
         assert rows[-1] == json.loads((run / "record.json").read_text())["final"]
-        assert len(list((run / "tb").glob("events*"))) == 2  # the curves and the hyperparameters, of one run
+        assert (
+            len(list((run / "tb").glob("events*"))) == 2
+        )  # the curves and the hyperparameters, of one run
         assert (run / "model.zip").is_file() and (run / "samples.npy").is_file()
     assert "**mine:agent** (2 seeds)" in (out / "report.md").read_text()
 
     stamps = [(run / "record.json").stat().st_mtime_ns for run in runs]
-    compare(_comparison(out, seeds=(0, 1), agent_kwargs={"mine:agent": {"wait": 0.3}}, plan=_plan_of(runs[0])), progress=False)
-    assert [(run / "record.json").stat().st_mtime_ns for run in runs] == stamps  # all finished: nothing to do
+    compare(
+        _comparison(
+            out, seeds=(0, 1), agent_kwargs={"mine:agent": {"wait": 0.3}}, plan=_plan_of(runs[0])
+        ),
+        progress=False,
+    )
+    assert [
+        (run / "record.json").stat().st_mtime_ns for run in runs
+    ] == stamps  # all finished: nothing to do
 
 
 def _plan_of(run: Path) -> EvaluationPlan:
@@ -138,13 +176,19 @@ def _plan_of(run: Path) -> EvaluationPlan:
 def test_one_failure_does_not_stop_the_others(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     (mine / "broken.py").write_text(
-        "from mine import agent as works\ndef make(env, **kw): return works(env, crash=True, **kw)\n"
+        "from mine import agent as works\ndef make(env, **kw): return works(env, crash=True,"
+        " **kw)\n"
     )
     out = mine / "out"
-    with pytest.raises(ValueError, match=r"1 of 2 runs failed; the first: .*broken\.make/seed0: RuntimeError: as it was told"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 2 runs failed; the first: .*broken\.make/seed0: RuntimeError: as it was told",
+    ):
         compare(_comparison(out, agents=("broken:make", "mine:agent"), workers=2), progress=False)
     failed, worked = (out / "mine.Walk" / name / "seed0" for name in ("broken.make", "mine.agent"))
-    assert json.loads((worked / "record.json").read_text())["threads"] == 3  # six cores, two workers
+    assert (
+        json.loads((worked / "record.json").read_text())["threads"] == 3
+    )  # six cores, two workers
     assert [p.name for p in failed.iterdir()] == ["error.txt"]
     assert "Traceback" in (failed / "error.txt").read_text()
 
@@ -170,6 +214,8 @@ def test_other_settings_are_refused_before_anything_runs(mine: Path) -> None:
         ({"agent_kwargs": {"ppo": {}}}, "agent_kwargs must be for agents of this comparison"),
     ],
 )
-def test_comparison_is_checked_at_the_door(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_comparison_is_checked_at_the_door(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         _comparison(tmp_path, **changes)

@@ -10,7 +10,13 @@ from girsanov.envs import make_problem
 from girsanov.envs.certificates import Certificate, certificate
 from girsanov.envs.env import ProblemEnv, observe
 from girsanov.envs.problem import Estimate, Problem, objective
-from girsanov.scoreboard.evaluation import Reference, cached_reference, evaluate, policy_of, reference_of
+from girsanov.scoreboard.evaluation import (
+    Reference,
+    cached_reference,
+    evaluate,
+    policy_of,
+    reference_of,
+)
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 
@@ -22,7 +28,9 @@ def problem() -> Problem:
 
 @pytest.mark.parametrize("make", [make_ppo, make_sac])
 def test_policy_is_what_the_model_predicts(make: Any, problem: Problem) -> None:
-    model = make(ProblemEnv(problem, action_bound=0.7), seed=0, device="cpu", batch_size=160, n_envs=16)
+    model = make(
+        ProblemEnv(problem, action_bound=0.7), seed=0, device="cpu", batch_size=160, n_envs=16
+    )
     with torch.no_grad():  # away from zero, some beyond the bound
         for parameter in model.policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -41,14 +49,20 @@ def test_evaluation_in_batches_is_the_objective(problem: Problem) -> None:
     found = evaluate(problem, policy, 3000, torch.Generator().manual_seed(0), batch=700)
     wanted = objective(problem, policy, 20_000, torch.Generator().manual_seed(1))
     assert found.states.shape == (3000, 2) and found.success is None
-    assert found.value.kl.mean == pytest.approx(10 * 0.3**2, rel=1e-5)  # 10 steps of |a|^2 / 2 in two dimensions
+    assert found.value.kl.mean == pytest.approx(
+        10 * 0.3**2, rel=1e-5
+    )  # 10 steps of |a|^2 / 2 in two dimensions
     for part, other in zip(found.value, wanted, strict=True):
         assert abs(part.mean - other.mean) < 4 * np.hypot(part.stderr, other.stderr) + 1e-5
 
 
-def _reference(j0: Estimate, bound: Estimate, ess: float = 500.0, optimum: float | None = None) -> Reference:
+def _reference(
+    j0: Estimate, bound: Estimate, ess: float = 500.0, optimum: float | None = None
+) -> Reference:
     margin = 1.96 * bound.stderr
-    made = Certificate(bound.mean, bound.stderr, bound.mean - margin, bound.mean + margin, ess, 1000)
+    made = Certificate(
+        bound.mean, bound.stderr, bound.mean - margin, bound.mean + margin, ess, 1000
+    )
     return Reference(j0, made, optimum, None, None)
 
 
@@ -66,7 +80,11 @@ def test_standard_error_of_the_score_by_simulation() -> None:
 def test_no_score_without_something_certain_to_measure_against() -> None:
     j0, bound = Estimate(-4.0, 0.05), Estimate(-1.0, 0.08)
     refused = _reference(j0, bound, ess=12.0)
-    assert refused.target is None and refused.score(j0) is None and refused.holds(Estimate(9.0, 0.1)) is None
+    assert (
+        refused.target is None
+        and refused.score(j0) is None
+        and refused.holds(Estimate(9.0, 0.1)) is None
+    )
     exact = _reference(j0, bound, ess=12.0, optimum=-2.0)
     assert exact.score(Estimate(-2.0, 0.0)) == pytest.approx((1.0, 0.0))
     assert _reference(j0, Estimate(-3.9, 0.05)).score(j0) is None  # nothing to gain
@@ -90,16 +108,28 @@ def test_reference_of_the_mixture(problem: Problem) -> None:
     assert Reference.from_json(reference.to_json()) == reference
 
 
-def test_certificate_over_given_starts_is_the_target_and_no_lower_than_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_over_given_starts_is_the_target_and_no_lower_than_the_optimum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     problem = make_problem("girsanov/LinearQuadratic-v0")
     monkeypatch.setattr("girsanov.scoreboard.evaluation._PATHS_OF_A_START", 512)
     reference = reference_of(problem, 2048, starts=64)
-    assert reference.by_start is not None and reference.by_start.starts == 64 and reference.by_start.n == 64 * 512
+    assert (
+        reference.by_start is not None
+        and reference.by_start.starts == 64
+        and reference.by_start.n == 64 * 512
+    )
     assert Reference.from_json(reference.to_json()) == reference
     without = reference._replace(optimum=None)
     assert without.target == (reference.by_start.bound, reference.by_start.stderr)
-    assert without.holds(Estimate(reference.by_start.bound + 2.9 * reference.by_start.stderr, 0.0)) is True
-    assert without.holds(Estimate(reference.by_start.bound + 3.1 * reference.by_start.stderr, 0.0)) is False
+    assert (
+        without.holds(Estimate(reference.by_start.bound + 2.9 * reference.by_start.stderr, 0.0))
+        is True
+    )
+    assert (
+        without.holds(Estimate(reference.by_start.bound + 3.1 * reference.by_start.stderr, 0.0))
+        is False
+    )
     vague = without._replace(by_start=reference.by_start._replace(ess=12.0))
     assert vague.bound == reference.certificate
 
@@ -114,21 +144,33 @@ def test_exact_optimum_is_the_target_where_there_is_one() -> None:
     assert score is not None and abs(score.mean - 1) < 4 * score.stderr
 
 
-def test_reference_is_computed_once(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_is_computed_once(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"env": MIXTURE, "env_kwargs": {"steps": 10}, "reference_paths": 512}
     path = tmp_path / "env" / "reference.json"
     first = cached_reference(problem, settings, path)
-    monkeypatch.setattr("girsanov.scoreboard.evaluation.reference_of", None)  # would raise if called again
+    monkeypatch.setattr(
+        "girsanov.scoreboard.evaluation.reference_of", None
+    )  # would raise if called again
     assert cached_reference(problem, settings, path) == first
-    with pytest.raises(ValueError, match=r"reference\.json was computed with .* use another output folder"):
+    with pytest.raises(
+        ValueError, match=r"reference\.json was computed with .* use another output folder"
+    ):
         cached_reference(problem, {**settings, "reference_paths": 1024}, path)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"settings": {}, "reference": {}}', '{"settings": {}, "reference": null}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", '{"settings": {}, "reference": {}}', '{"settings": {}, "reference": null}'],
+)
 def test_a_corrupt_reference_is_named(content: str, problem: Problem, tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r".*reference\.json holds no reference; delete it, or use another output folder"):
+    with pytest.raises(
+        ValueError,
+        match=r".*reference\.json holds no reference; delete it, or use another output folder",
+    ):
         cached_reference(problem, {}, path)
 
 

@@ -1,4 +1,6 @@
-"""One run in several processes, as accelerate launches them: the first keeps the records, the others share the paths."""
+"""One run in several processes, as accelerate launches them: the first keeps the records, the
+others share the paths.
+"""
 
 from __future__ import annotations
 
@@ -30,27 +32,51 @@ class Team:
         pass
 
 
-def test_whose_gradients_cannot_be_shared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whose_gradients_cannot_be_shared_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lora, "processes", lambda device: Team())
-    spec = RunSpec("girsanov/GaussianMixture-v0", "pi-ft", budget=Budget(10), device="cpu", plan=PLAN)
+    spec = RunSpec(
+        "girsanov/GaussianMixture-v0", "pi-ft", budget=Budget(10), device="cpu", plan=PLAN
+    )
     for begin in (runner.execute, runner.assist):
-        with pytest.raises(ValueError, match="agent must learn by a LoRA policy of PI-FT to share in several processes"):
+        with pytest.raises(
+            ValueError,
+            match="agent must learn by a LoRA policy of PI-FT to share in several processes",
+        ):
             begin(spec, tmp_path)
     assert not spec.folder(tmp_path).exists()
 
 
-def test_seconds_differ_between_processes(tmp_path: Path, sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_differ_between_processes(
+    tmp_path: Path, sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lora, "processes", lambda device: Team())
     kwargs = {"model": str(sd_folder), "reward": "brightness", "steps": 2}
-    spec = RunSpec("girsanov/StableDiffusion-v0", "pi-ft", 0, Budget(1, "seconds"), kwargs, device="cpu", plan=PLAN)
-    with pytest.raises(ValueError, match="budget_unit must be env_steps or reward_queries with several processes; got seconds"):
+    spec = RunSpec(
+        "girsanov/StableDiffusion-v0",
+        "pi-ft",
+        0,
+        Budget(1, "seconds"),
+        kwargs,
+        device="cpu",
+        plan=PLAN,
+    )
+    with pytest.raises(
+        ValueError,
+        match="budget_unit must be env_steps or reward_queries with several processes; got seconds",
+    ):
         runner.execute(spec, tmp_path)
 
 
 def test_a_comparison_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="compare must be one process, which starts its own; got 2"):
-        compare(Comparison(("pi-ft",), ("girsanov/GaussianMixture-v0",), (0,), Budget(10), tmp_path))
+    with pytest.raises(
+        ValueError, match="compare must be one process, which starts its own; got 2"
+    ):
+        compare(
+            Comparison(("pi-ft",), ("girsanov/GaussianMixture-v0",), (0,), Budget(10), tmp_path)
+        )
 
 
 def test_who_assists(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +89,9 @@ def test_who_assists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow  # three launches of two processes that import everything
-def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(sd_folder: Path, tmp_path: Path) -> None:
+def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(
+    sd_folder: Path, tmp_path: Path
+) -> None:
     root = Path(__file__).parents[2]
     start = (
         "import sys; from girsanov.scoreboard import records; records.CHECKPOINT_SECONDS = 0.0; "
@@ -83,12 +111,43 @@ def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(sd_folder: Pa
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         arguments = [
-            *("run", "--agent", "pi-ft", "--env", "girsanov/StableDiffusion-v0", "--budget", "12", "--device", "cpu"),
-            *("--out", str(tmp_path / out), "--env-kwargs", f"model={sd_folder}", "reward=brightness", "steps=2"),
-            *("--agent-kwargs", "n_trajectories=4", "--points", "2", "--paths", "2", "--final-paths", "2"),
+            *(
+                "run",
+                "--agent",
+                "pi-ft",
+                "--env",
+                "girsanov/StableDiffusion-v0",
+                "--budget",
+                "12",
+                "--device",
+                "cpu",
+            ),
+            *(
+                "--out",
+                str(tmp_path / out),
+                "--env-kwargs",
+                f"model={sd_folder}",
+                "reward=brightness",
+                "steps=2",
+            ),
+            *(
+                "--agent-kwargs",
+                "n_trajectories=4",
+                "--points",
+                "2",
+                "--paths",
+                "2",
+                "--final-paths",
+                "2",
+            ),
             *("--reference-paths", "4"),
         ]
-        team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        team = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        }
         workers = [
             subprocess.Popen(
                 [sys.executable, str(tmp_path / "start.py"), str(stop_after), *arguments],
@@ -101,13 +160,19 @@ def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(sd_folder: Pa
     assert launch("whole", 99) == [0, 0]
     assert launch("killed", 2) == [130, 130]
     assert launch("killed", 99) == [0, 0]
-    folders = [tmp_path / out / "StableDiffusion-v0" / "pi-ft" / "seed0" for out in ("whole", "killed")]
+    folders = [
+        tmp_path / out / "StableDiffusion-v0" / "pi-ft" / "seed0" for out in ("whole", "killed")
+    ]
     whole, killed = (read_json(folder / "record.json") for folder in folders)
     assert whole["final"]["reward_queries"] == killed["final"]["reward_queries"] == 12
     for folder in folders:
         rows = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
         assert [row["reward_queries"] for row in rows] == [0, 8, 12]
-    env = make_env("girsanov/StableDiffusion-v0", {"model": str(sd_folder), "reward": "brightness", "steps": 2}, "cpu")
+    env = make_env(
+        "girsanov/StableDiffusion-v0",
+        {"model": str(sd_folder), "reward": "brightness", "steps": 2},
+        "cpu",
+    )
     models = [PIFT.load(folder / "model.zip", env, "cpu").policy for folder in folders]
     for p, q in zip(*(list(model.parameters()) for model in models), strict=True):
         assert torch.equal(p, q)

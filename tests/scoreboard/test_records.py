@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from girsanov.scoreboard.records import Checkpoints, RunFolder, check_writable, provenance, read_json, read_record, write_json
+from girsanov.scoreboard.records import (
+    Checkpoints,
+    RunFolder,
+    check_writable,
+    provenance,
+    read_json,
+    read_record,
+    write_json,
+)
 from girsanov.scoreboard.spec import Budget, RunSpec
 
 SPEC = RunSpec("a/B-v0", "ppo", budget=Budget(10))
@@ -20,7 +28,9 @@ def test_a_file_is_there_in_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.json"
     write_json(path, 1)
 
@@ -35,7 +45,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 def test_foreign_records_and_states_are_named(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"record\.json must be the record of a finished run; it lacks \['command'"):
+    with pytest.raises(
+        ValueError, match=r"record\.json must be the record of a finished run; it lacks \['command'"
+    ):
         read_record(tmp_path / "record.json")
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(ValueError, match=r"state\.json must be the state of a checkpoint; delete"):
@@ -75,11 +87,16 @@ def test_a_run_from_before_a_setting_was_there_is_still_finished(tmp_path: Path)
     assert folder.finished()
 
 
-@pytest.mark.parametrize("other", [replace(SPEC, budget=Budget(20)), replace(SPEC, env_kwargs={"steps": 3})])
+@pytest.mark.parametrize(
+    "other", [replace(SPEC, budget=Budget(20)), replace(SPEC, env_kwargs={"steps": 3})]
+)
 def test_other_settings_in_the_same_folder_are_an_error(other: RunSpec, tmp_path: Path) -> None:
     with RunFolder(tmp_path, SPEC).begin():
         pass
-    with pytest.raises(ValueError, match=rf"{tmp_path}.*seed0 holds a run with other settings \((budget|env_kwargs): "):
+    with pytest.raises(
+        ValueError,
+        match=rf"{tmp_path}.*seed0 holds a run with other settings \((budget|env_kwargs): ",
+    ):
         RunFolder(tmp_path, other).finished()
 
 
@@ -107,7 +124,10 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SPEC)
     with folder.begin():
         folder.progress.write_text('{"a": 1}\n')
-        with pytest.raises(ValueError, match="is being written by another process"), RunFolder(tmp_path, SPEC).begin():
+        with (
+            pytest.raises(ValueError, match="is being written by another process"),
+            RunFolder(tmp_path, SPEC).begin(),
+        ):
             pass
         assert folder.rows() == [{"a": 1}]
 

@@ -23,11 +23,17 @@ from girsanov.train import main
         ("cuda:x", 1, "device must be auto, cpu, cuda or cuda:N; got 'cuda:x'"),
         (1, 1, "device must be auto, cpu, cuda or cuda:N; got 1"),
         ("cuda", 0, "device 'cuda' was asked for, but torch finds no CUDA device; use auto or cpu"),
-        ("cuda:0", 0, "device 'cuda:0' was asked for, but torch finds no CUDA device; use auto or cpu"),
+        (
+            "cuda:0",
+            0,
+            "device 'cuda:0' was asked for, but torch finds no CUDA device; use auto or cpu",
+        ),
         ("cuda:2", 2, "device 'cuda:2' was asked for, but torch finds 2 of them; use auto or cpu"),
     ],
 )
-def test_a_device_that_is_not_there_is_named(device: Any, found: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_named(
+    device: Any, found: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: found > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: found)
     with pytest.raises(ValueError, match=message):
@@ -37,7 +43,12 @@ def test_a_device_that_is_not_there_is_named(device: Any, found: int, message: s
 def test_devices_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [resolve_device(d) for d in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
+    assert [resolve_device(d) for d in ("auto", "cpu", "cuda", "cuda:1")] == [
+        "cuda",
+        "cpu",
+        "cuda",
+        "cuda:1",
+    ]
 
 
 def test_what_autograd_can_follow_is_found_by_trying() -> None:
@@ -47,7 +58,8 @@ def test_what_autograd_can_follow_is_found_by_trying() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "pde", "pi_ft"), [("Pendulum", "MlpPolicy", "MlpPolicy"), ("Reacher", "ModelPolicy", "ScorePolicy")]
+    ("env_id", "pde", "pi_ft"),
+    [("Pendulum", "MlpPolicy", "MlpPolicy"), ("Reacher", "ModelPolicy", "ScorePolicy")],
 )
 def test_the_policy_that_suits_the_problem(env_id: str, pde: str, pi_ft: str) -> None:
     pytest.importorskip("mujoco")
@@ -55,7 +67,10 @@ def test_the_policy_that_suits_the_problem(env_id: str, pde: str, pi_ft: str) ->
     for name, wanted in (("pde", pde), ("pi-ft", pi_ft)):
         agent = find_agent(name).make(env, seed=0, device="cpu")
         assert agent.policy_name == type(agent.policy).__name__ == wanted
-    assert find_agent("pde").make(env, seed=0, device="cpu", policy="NoisePolicy").policy_name == "NoisePolicy"
+    assert (
+        find_agent("pde").make(env, seed=0, device="cpu", policy="NoisePolicy").policy_name
+        == "NoisePolicy"
+    )
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])
@@ -66,7 +81,9 @@ def test_models_with_a_box_of_actions_of_their_own_can_be_loaded(name: str, tmp_
     assert agent.load is not None
     agent.make(env, seed=0, device="cpu", action_bound=0.1).save(tmp_path / "model")
     again = agent.load(str(tmp_path / "model.zip"), env, "cpu")
-    assert again.action_space.high.max() == again.get_env().action_space.high.max() == np.float32(0.1)
+    assert (
+        again.action_space.high.max() == again.get_env().action_space.high.max() == np.float32(0.1)
+    )
 
 
 @pytest.mark.parametrize("agent", ["pde", "pi-ft", "ppo"])
@@ -97,6 +114,10 @@ def test_mujoco_by_the_same_command_line(agent: str, tmp_path: Path) -> None:
         "action_bound=2",
     ]
     assert main([*words, "--device", "cpu"]) == 0
-    record = json.loads((tmp_path / "InvertedPendulum-v0" / agent / "seed0" / "record.json").read_text())
+    record = json.loads(
+        (tmp_path / "InvertedPendulum-v0" / agent / "seed0" / "record.json").read_text()
+    )
     assert record["final"]["success"] is not None
-    assert record["access"] == "black-box reward; interaction" + ("" if agent == "ppo" else " with the noise seen")
+    assert record["access"] == "black-box reward; interaction" + (
+        "" if agent == "ppo" else " with the noise seen"
+    )

@@ -16,19 +16,41 @@ from girsanov.scoreboard.spec import Budget, RunSpec
 
 
 def _row(x: float, score: float | None, seconds: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"env_steps": int(50 * x), "reward_queries": int(x), "seconds": seconds, "paths": 10}
-    for name, value in {"score": score, "objective": x / 100, "reward": 1.0, "kl": 0.5, "success": None}.items():
+    row: dict[str, Any] = {
+        "env_steps": int(50 * x),
+        "reward_queries": int(x),
+        "seconds": seconds,
+        "paths": 10,
+    }
+    for name, value in {
+        "score": score,
+        "objective": x / 100,
+        "reward": 1.0,
+        "kl": 0.5,
+        "success": None,
+    }.items():
         row |= {name: value, f"{name}_stderr": None if value is None else 0.01}
     return row | {"certificate_holds": None if score is None else True}
 
 
 def _run(
-    out: Path, agent: str, seed: int, scores: list[float | None], seconds: float, ess: float, shape: tuple[int, ...]
+    out: Path,
+    agent: str,
+    seed: int,
+    scores: list[float | None],
+    seconds: float,
+    ess: float,
+    shape: tuple[int, ...],
 ) -> None:
     spec = RunSpec("girsanov/Fake-v0", agent, seed, Budget(100), {"steps": 50})
     folder = RunFolder(out, spec)
-    reference = Reference(Estimate(-4.0, 0.1), Certificate(-1.0, 0.1, -1.2, -0.8, ess, 1000), None, None, None)
-    rows = [_row(100 * i / (len(scores) - 1), s, seconds * i / (len(scores) - 1)) for i, s in enumerate(scores)]
+    reference = Reference(
+        Estimate(-4.0, 0.1), Certificate(-1.0, 0.1, -1.2, -0.8, ess, 1000), None, None, None
+    )
+    rows = [
+        _row(100 * i / (len(scores) - 1), s, seconds * i / (len(scores) - 1))
+        for i, s in enumerate(scores)
+    ]
     with folder.begin():
         folder.progress.write_text("".join(json.dumps(row) + "\n" for row in rows))
         np.save(folder.samples, np.full((5, *shape), 1.0, np.float32))
@@ -55,7 +77,10 @@ def test_a_closer_certificate_is_told(finished: Path) -> None:
         record["reference"]["by_start"] = {**closer._asdict(), "certified": True}
         path.write_text(json.dumps(record))
     text = report(finished).read_text()
-    assert "From given starts, which no policy chooses, no more than -1.200 (-1.300 to -1.100; 4 starts, 70 of 4,096" in text
+    assert (
+        "From given starts, which no policy chooses, no more than -1.200 (-1.300 to -1.100; 4"
+        " starts, 70 of 4,096" in text
+    )
 
 
 def _cells(text: str, start: str) -> list[str]:
@@ -78,9 +103,15 @@ def test_table_and_differences(finished: Path) -> None:
     assert pde[1] == "0.600 [-0.057, 1.257]"  # t(0.975, 2) = 4.303 times 0.2646 / sqrt(3)
     assert pde[5:] == ["3 of 3", "5,000", "100", "10.0", "what pde needs"]
     assert _cells(text, "pre-trained")[:3] == ["pre-trained", "0.000", "-4.000"]
-    assert _cells(text, "pde - ppo") == ["pde - ppo", "0.200 [0.200, 0.200]", "yes"]  # the seeds' spread is shared
+    assert _cells(text, "pde - ppo") == [
+        "pde - ppo",
+        "0.200 [0.200, 0.200]",
+        "yes",
+    ]  # the seeds' spread is shared
     assert "-1.000 (95% interval -1.200 to -0.800; 200 of 1000 uncontrolled paths, 20.0%" in text
-    assert "Budget: 100 reward queries for each run" in text and "Command: `train.py compare`" in text
+    assert (
+        "Budget: 100 reward queries for each run" in text and "Command: `train.py compare`" in text
+    )
 
 
 def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
@@ -89,7 +120,9 @@ def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
     seconds = next(line for line in env["equal_cost"] if line["unit"] == "seconds")
     assert seconds["amount"] == 10.0
     assert seconds["agents"]["pde"]["mean"] == pytest.approx(0.6)
-    assert seconds["agents"]["ppo"]["mean"] == pytest.approx((0.05 + 0.1 + 0.3) / 3)  # half way to its second point
+    assert seconds["agents"]["ppo"]["mean"] == pytest.approx(
+        (0.05 + 0.1 + 0.3) / 3
+    )  # half way to its second point
 
 
 def test_success_at_equal_cost(finished: Path) -> None:
@@ -99,15 +132,19 @@ def test_success_at_equal_cost(finished: Path) -> None:
             row["success"] = row["reward_queries"] / 200
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = report(finished).read_text()
-    assert [cell.split("; ")[1] for cell in _cells(text, "10.0 seconds")[1:]] == ["50% succeed", "12% succeed"]
-    assert _cells(text, "5,000 env steps")[2].startswith("0.400 [") and _cells(text, "5,000 env steps")[2].endswith(
-        "; 50% succeed"
-    )
+    assert [cell.split("; ")[1] for cell in _cells(text, "10.0 seconds")[1:]] == [
+        "50% succeed",
+        "12% succeed",
+    ]
+    assert _cells(text, "5,000 env steps")[2].startswith("0.400 [") and _cells(
+        text, "5,000 env steps"
+    )[2].endswith("; 50% succeed")
 
 
 def test_the_cost_of_anothers_score_is_a_median_over_seeds(finished: Path) -> None:
     text = report(finished).read_text()
-    # pde's three seeds are at 0.3, the median end of ppo's, after 50, 37.5 and 18.75 episodes; of ppo's own one never is
+    # pde's three seeds are at 0.3, the median end of ppo's, after 50, 37.5 and 18.75 episodes; of
+    # ppo's own one never is
     assert _cells(text, "ppo: 0.300") == ["ppo: 0.300", "1,875; 3.8 s", "5,000; 40.0 s"]
     assert _cells(text, "pde: 0.500") == ["pde: 0.500", "5,000; 10.0 s", "never"]
 
@@ -126,22 +163,35 @@ def test_pictures_are_drawn_and_logged(finished: Path) -> None:
 def test_nothing_uncertified_looks_certified(tmp_path: Path) -> None:
     _run(tmp_path, "sac", 0, [None, None, None], 10.0, 12.0, (3,))
     text = report(tmp_path).read_text()
-    assert "**Not certified**: only 12.0 of 1000" in text and "no policy is worth more than" not in text
-    assert _cells(text, "**sac**")[1] == "not certified" and _cells(text, "**sac**")[5] == "not certified"
+    assert (
+        "**Not certified**: only 12.0 of 1000" in text
+        and "no policy is worth more than" not in text
+    )
+    assert (
+        _cells(text, "**sac**")[1] == "not certified"
+        and _cells(text, "**sac**")[5] == "not certified"
+    )
     assert _cells(text, "pre-trained")[1] == ""
     assert "### Objective at equal cost" in text
     assert not (tmp_path / "Fake-v0" / "samples.png").exists()  # three numbers are no picture
 
 
-def test_a_certified_bound_that_leaves_nothing_to_gain_is_not_called_uncertified(tmp_path: Path) -> None:
+def test_a_certified_bound_that_leaves_nothing_to_gain_is_not_called_uncertified(
+    tmp_path: Path,
+) -> None:
     _run(tmp_path, "sac", 0, [None, None], 10.0, 200.0, (1, 2, 2))
     assert _cells(report(tmp_path).read_text(), "**sac**")[1] == "nothing to gain"
 
 
 def test_what_is_missing_is_named(finished: Path) -> None:
-    with RunFolder(finished, RunSpec("girsanov/Fake-v0", "pde", 9, Budget(100), {"steps": 50})).begin():
+    with RunFolder(
+        finished, RunSpec("girsanov/Fake-v0", "pde", 9, Budget(100), {"steps": 50})
+    ).begin():
         pass
-    assert "**Not finished** (the same command continues): Fake-v0/pde/seed9." in report(finished).read_text()
+    assert (
+        "**Not finished** (the same command continues): Fake-v0/pde/seed9."
+        in report(finished).read_text()
+    )
 
 
 def test_report_needs_finished_runs(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Linear classes with a length scale: random Fourier features, a Nystrom basis of a kernel's space, positive radial bases."""
+"""Linear classes with a length scale: random Fourier features, a Nystrom basis of a kernel's space,
+positive radial bases.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from .linear import ExponentialValue, LinearValue, Tangent
 
 
 class TrendValue(ExponentialValue):
-    """``log f`` is a constant, a linear function and a combination of ``shapes`` of a length scale, which a subclass writes.
+    """``log f`` is a constant, a linear function and a combination of ``shapes`` of a length scale,
+    which a subclass writes.
 
     Args:
         n_inputs: size of the encoded state.
@@ -27,7 +30,15 @@ class TrendValue(ExponentialValue):
         radius: of the ball of weights.
     """
 
-    def __init__(self, n_inputs: int, horizon: int, shapes: int, length: float, times: int | None, radius: float) -> None:
+    def __init__(
+        self,
+        n_inputs: int,
+        horizon: int,
+        shapes: int,
+        length: float,
+        times: int | None,
+        radius: float,
+    ) -> None:
         super().__init__(n_inputs, horizon, 1 + n_inputs + shapes, times, radius)
         check_positive("length", length)
         self.length = length
@@ -55,7 +66,13 @@ class FourierValue(TrendValue):
     """
 
     def __init__(
-        self, n_inputs: int, horizon: int, features: int = 100, length: float = 1.0, times: int | None = 6, radius: float = 1e6
+        self,
+        n_inputs: int,
+        horizon: int,
+        features: int = 100,
+        length: float = 1.0,
+        times: int | None = 6,
+        radius: float = 1e6,
     ) -> None:
         check_whole("features", features, 1)
         super().__init__(n_inputs, horizon, features, length, times, radius)
@@ -66,20 +83,28 @@ class FourierValue(TrendValue):
 
     def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
         """Draw the waves."""
-        waves = torch.randn(self.frequencies.shape, generator=generator, device=inputs.device, dtype=torch.float64)
-        self.frequencies.copy_(waves / (self.length * median_distance(self.standardise(inputs.double()))))
-        self.phases.copy_(torch.rand(len(self.phases), generator=generator, device=inputs.device) * 2 * math.pi)
+        waves = torch.randn(
+            self.frequencies.shape, generator=generator, device=inputs.device, dtype=torch.float64
+        )
+        self.frequencies.copy_(
+            waves / (self.length * median_distance(self.standardise(inputs.double())))
+        )
+        self.phases.copy_(
+            torch.rand(len(self.phases), generator=generator, device=inputs.device) * 2 * math.pi
+        )
 
     def shapes(self, x: Tensor) -> Tensor:
         """``sqrt(2 / features) cos(frequency . x + phase)``."""
-        return torch.addmm(self.phases, x, self.frequencies.T).cos() * math.sqrt(2 / len(self.phases))
+        return torch.addmm(self.phases, x, self.frequencies.T).cos() * math.sqrt(
+            2 / len(self.phases)
+        )
 
 
 class KernelValue(TrendValue):
     """Shapes: a Nystrom basis of the Gaussian kernel's space.
 
-    Features are whitened, so that the norm of the weights is the norm of the reproducing-kernel space (Williams and
-    Seeger 2001): the ball of weights is a ball of that space.
+    Features are whitened, so that the norm of the weights is the norm of the reproducing-kernel
+    space (Williams and Seeger 2001): the ball of weights is a ball of that space.
 
     Args:
         n_inputs: size of the encoded state.
@@ -91,7 +116,13 @@ class KernelValue(TrendValue):
     """
 
     def __init__(
-        self, n_inputs: int, horizon: int, centres: int = 100, length: float = 1.0, times: int | None = 6, radius: float = 1e6
+        self,
+        n_inputs: int,
+        horizon: int,
+        centres: int = 100,
+        length: float = 1.0,
+        times: int | None = 6,
+        radius: float = 1e6,
     ) -> None:
         check_whole("centres", centres, 1)
         super().__init__(n_inputs, horizon, centres, length, times, radius)
@@ -106,7 +137,9 @@ class KernelValue(TrendValue):
         """Centre the basis on random data."""
         x = self.standardise(inputs.double())
         self.scale.copy_(self.length * median_distance(x))
-        self.centres.copy_(x[torch.randint(len(x), (len(self.centres),), generator=generator, device=x.device)])
+        self.centres.copy_(
+            x[torch.randint(len(x), (len(self.centres),), generator=generator, device=x.device)]
+        )
         values, vectors = torch.linalg.eigh(self.shapes(self.centres))
         root = torch.where(values > 1e-8 * values[-1], values.clamp(min=1e-300).rsqrt(), 0.0)
         self.mixing[-len(values) :, -len(values) :] = (vectors * root) @ vectors.T
@@ -117,21 +150,30 @@ class KernelValue(TrendValue):
 
 
 class RadialValue(LinearValue):
-    """``f = sum_j w_j phi_j`` with Gaussian bumps in (state, time) and weights ``w >= 0``: positive wherever it is defined.
+    """``f = sum_j w_j phi_j`` with Gaussian bumps in (state, time) and weights ``w >= 0``: positive
+    wherever it is defined.
 
     Args:
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
         centres: number of bumps; they are placed on data.
-        width: standard deviation of a bump, in units of the median distance between data at one time.
+        width: standard deviation of a bump, in units of the median distance between data at one
+            time.
         span: standard deviation of a bump in time, as a share of the horizon.
-        floor: a constant function is added with this share of the mean, so that log f has no hole off the data.
+        floor: a constant function is added with this share of the mean, so that log f has no hole
+            off the data.
     """
 
     linear_in_weights = True
 
     def __init__(
-        self, n_inputs: int, horizon: int, centres: int = 200, width: float = 1.0, span: float = 0.1, floor: float = 1e-6
+        self,
+        n_inputs: int,
+        horizon: int,
+        centres: int = 200,
+        width: float = 1.0,
+        span: float = 0.1,
+        floor: float = 1e-6,
     ) -> None:
         check_whole("centres", centres, 1)
         for name, number in (("width", width), ("span", span)):
@@ -148,21 +190,30 @@ class RadialValue(LinearValue):
         self.scale: Tensor
 
     def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
-        """Centre the bumps on random data; their radius comes from distances between data at nearby times."""
-        row = torch.randint(len(inputs), (len(self.centres),), generator=generator, device=inputs.device)
+        """Centre the bumps on random data; their radius comes from distances between data at nearby
+        times.
+        """
+        row = torch.randint(
+            len(inputs), (len(self.centres),), generator=generator, device=inputs.device
+        )
         self.centres.copy_(self.standardise(inputs[row].double()))
         self.times.copy_(k[row] / self.horizon)
         near = (self.times[:, None] - self.times).abs() < self.span
         distance = torch.cdist(self.centres, self.centres)[near]
         distance = distance[distance > 0]
-        self.scale.copy_(self.width * (distance.median() if len(distance) else distance.new_ones(())))
+        self.scale.copy_(
+            self.width * (distance.median() if len(distance) else distance.new_ones(()))
+        )
         self.weights.fill_(1.0)
 
     def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """The bumps at ``(k, inputs)``, ``(n, M)``."""
         t = torch.as_tensor(k, device=inputs.device).to(self.times).reshape(-1, 1) / self.horizon
         return gaussians(
-            self.standardise(inputs.double()), self.centres, self.scale, -0.5 * ((t - self.times) / self.span).square()
+            self.standardise(inputs.double()),
+            self.centres,
+            self.scale,
+            -0.5 * ((t - self.times) / self.span).square(),
         )
 
     def evaluate(self, k: int | Tensor, raw: Tensor, weights: Tensor) -> Tensor:
@@ -179,12 +230,15 @@ class RadialValue(LinearValue):
         """Negative weights become zero."""
         return weights.clamp(min=0)
 
-    def solve(self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+    def solve(
+        self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]
+    ) -> list[Tensor]:
         """See LinearValue: the ridge is added to A.
 
-        With few data A need not be coercive, and the inequality may have no solution or many. Then the form is made coercive by
-        just enough of a penalty on the distance to the present weights: a proximal step (Rockafellar 1976), which shrinks
-        nothing, and which repeated steps lead to a solution of the inequality itself if they converge.
+        With few data A need not be coercive, and the inequality may have no solution or many. Then
+        the form is made coercive by just enough of a penalty on the distance to the present
+        weights: a proximal step (Rockafellar 1976), which shrinks nothing, and which repeated steps
+        lead to a solution of the inequality itself if they converge.
         """
         unit = matrix.diagonal().abs().mean()
         hold = (1e-10 * unit - torch.linalg.eigvalsh(0.5 * (matrix + matrix.T))[0]).clamp(min=0)
@@ -194,7 +248,9 @@ class RadialValue(LinearValue):
 
 
 def median_distance(inputs: Tensor, most: int = 500) -> Tensor:
-    """Median distance between (at most ``most`` evenly chosen) rows of ``inputs`` ``(n, p)``; 1 where all rows are equal."""
+    """Median distance between (at most ``most`` evenly chosen) rows of ``inputs`` ``(n, p)``; 1
+    where all rows are equal.
+    """
     some = inputs[:: max(1, len(inputs) // most)]
     distance = torch.pdist(some)
     distance = distance[distance > 0]
@@ -202,7 +258,9 @@ def median_distance(inputs: Tensor, most: int = 500) -> Tensor:
 
 
 def gaussians(x: Tensor, centres: Tensor, scale: Tensor, exponent: Tensor | float) -> Tensor:
-    """``exp(exponent - |x_i - c_j|^2 / (2 scale^2))``, ``(n, M)``, of ``(n, p)``, ``(M, p)``, ``(1 or n, M)``."""
+    """``exp(exponent - |x_i - c_j|^2 / (2 scale^2))``, ``(n, M)``, of ``(n, p)``, ``(M, p)``, ``(1
+    or n, M)``.
+    """
     # not cdist, which autograd can't differentiate twice
     x, centres = x / scale, centres / scale
     constant = exponent - 0.5 * centres.square().sum(1)

@@ -1,4 +1,6 @@
-"""Linear classes for the Cole-Hopf transform: f or log f is a linear combination of features, its weights in a convex set."""
+"""Linear classes for the Cole-Hopf transform: f or log f is a linear combination of features, its
+weights in a convex set.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ from ...checks import check_whole
 from ...networks import Value
 from .inequality import solve_ball
 
-#: Directions that the data hold less of than this share of the mean count less in the norm of what is missed.
+#: Directions that the data hold less of than this share of the mean count less in the norm of what
+#: is missed.
 _SMOOTHING = 1e-6
 
 
 class Tangent(NamedTuple):
-    """A linear class at some rows: ``log f`` and its derivative by the weights, ``time (x) (space mixing)``."""
+    """A linear class at some rows: ``log f`` and its derivative by the weights, ``time (x) (space
+    mixing)``.
+    """
 
     log_f: Tensor  # (n,)
     space: Tensor  # (n, R)
@@ -30,20 +35,20 @@ class Tangent(NamedTuple):
 class LinearValue(Value):
     """Linear combinations of features ``b_i(k) s_j(x)`` of time and space, in float64.
 
-    The features of time are Chebyshev polynomials of its clock; a subclass writes those of space, and which convex set the
-    weights ``(times, features)`` belong to.
+    The features of time are Chebyshev polynomials of its clock; a subclass writes those of space,
+    and which convex set the weights ``(times, features)`` belong to.
 
     ``linear_in_weights`` tells whether f itself is linear in them, or only ``log f``.
 
-    Features of space may be linear combinations of raw ones, ``s(x) = raw(x) mixing``: sums over many rows are then taken of
-    the raw ones, and mixed once.
+    Features of space may be linear combinations of raw ones, ``s(x) = raw(x) mixing``: sums over
+    many rows are then taken of the raw ones, and mixed once.
 
     Args:
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
         features: number of features of space.
-        times: number of features of time; None: as many as steps, each the indicator of one, so that every step has weights
-            of its own (see ``backward``).
+        times: number of features of time; None: as many as steps, each the indicator of one, so
+            that every step has weights of its own (see ``backward``).
     """
 
     linear_in_weights: bool
@@ -56,7 +61,9 @@ class LinearValue(Value):
         check_whole("times", times, 1)
         super().__init__(n_inputs, horizon)
         self.register_buffer("weights", torch.zeros(times, features))
-        self.register_buffer("time_table", torch.zeros(horizon + 1, times))  # features of time at every step
+        self.register_buffer(
+            "time_table", torch.zeros(horizon + 1, times)
+        )  # features of time at every step
         self.register_buffer("mixing", None)
         self.weights: Tensor
         self.time_table: Tensor
@@ -73,11 +80,15 @@ class LinearValue(Value):
             self.time_table.copy_(torch.eye(len(self.weights)))
             return
         angle = torch.acos((2 * self.clock - 1).clamp(-1, 1))
-        self.time_table.copy_(torch.cos(torch.arange(len(self.weights), device=angle.device) * angle[:, None]))
+        self.time_table.copy_(
+            torch.cos(torch.arange(len(self.weights), device=angle.device) * angle[:, None])
+        )
 
     @abstractmethod
     def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
-        """Choose what depends on data (centres, length scales) from steps ``(n,)`` and encoded states ``(n, p)``."""
+        """Choose what depends on data (centres, length scales) from steps ``(n,)`` and encoded
+        states ``(n, p)``.
+        """
 
     @abstractmethod
     def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
@@ -85,7 +96,9 @@ class LinearValue(Value):
 
     @abstractmethod
     def evaluate(self, k: int | Tensor, raw: Tensor, weights: Tensor) -> Tensor:
-        """``log f_k``, ``(n,)``, of raw features ``(n, R)`` with ``weights`` in place of its own."""
+        """``log f_k``, ``(n,)``, of raw features ``(n, R)`` with ``weights`` in place of its
+        own.
+        """
 
     @abstractmethod
     def tangent(self, k: int | Tensor, inputs: Tensor) -> Tangent:
@@ -108,8 +121,11 @@ class LinearValue(Value):
         """The nearest point of the convex set, same shape."""
 
     @abstractmethod
-    def solve(self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]) -> list[Tensor]:
-        """``(A w - b)^T (u - w) >= 0`` for all u of the set but for a ridge, in float64, ``(M,)`` for each of several.
+    def solve(
+        self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]
+    ) -> list[Tensor]:
+        """``(A w - b)^T (u - w) >= 0`` for all u of the set but for a ridge, in float64, ``(M,)``
+        for each of several.
 
         Args:
             matrix: ``A``, ``(M, M)``.
@@ -120,7 +136,8 @@ class LinearValue(Value):
 
 
 class ExponentialValue(LinearValue):
-    """``f = exp(w . phi)`` with w in a ball; the first feature of space is the constant 1, which the ridge leaves alone.
+    """``f = exp(w . phi)`` with w in a ball; the first feature of space is the constant 1, which
+    the ridge leaves alone.
 
     Args:
         n_inputs: size of the encoded state.
@@ -132,7 +149,9 @@ class ExponentialValue(LinearValue):
 
     linear_in_weights = False
 
-    def __init__(self, n_inputs: int, horizon: int, features: int, times: int | None, radius: float) -> None:
+    def __init__(
+        self, n_inputs: int, horizon: int, features: int, times: int | None, radius: float
+    ) -> None:
         super().__init__(n_inputs, horizon, features, times)
         check_positive("radius", radius)
         self.radius = radius
@@ -154,44 +173,61 @@ class ExponentialValue(LinearValue):
         """Scale weights outside of the ball back to its surface."""
         return weights * (self.radius / weights.norm().clamp(min=1e-300)).clamp(max=1)
 
-    def solve(self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+    def solve(
+        self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]
+    ) -> list[Tensor]:
         """See LinearValue.
 
-        With few data A need not be coercive, and a ridge added to it may make it singular. So the ridge is added to the square
-        of what is missed, ``(A w - b)^T (G + s)^-1 (A w - b) + ridge w^T w``, in the norm dual to that of the features: where A
-        is the Gram matrix G itself this is ridge regression, and no A makes it singular. Outside of the ball it is the
-        inequality with a ridge on A that is solved.
+        With few data A need not be coercive, and a ridge added to it may make it singular. So the
+        ridge is added to the square of what is missed, ``(A w - b)^T (G + s)^-1 (A w - b) + ridge
+        w^T w``, in the norm dual to that of the features: where A is the Gram matrix G itself this
+        is ridge regression, and no A makes it singular. Outside of the ball it is the inequality
+        with a ridge on A that is solved.
         """
         unit = gram.diagonal().mean()
         penalty = (unit * self.penalties()).flatten()
-        factor, failed = torch.linalg.cholesky_ex(gram + _SMOOTHING * torch.diag(unit.expand(len(gram))))
+        factor, failed = torch.linalg.cholesky_ex(
+            gram + _SMOOTHING * torch.diag(unit.expand(len(gram)))
+        )
         if int(failed):  # nothing was seen, or nothing but NaN
             return [torch.zeros_like(vector) for _ in ridges]
-        both = torch.linalg.solve_triangular(factor, torch.cat([matrix, vector[:, None]], 1), upper=False)
+        both = torch.linalg.solve_triangular(
+            factor, torch.cat([matrix, vector[:, None]], 1), upper=False
+        )
         squared = both[:, :-1].T @ both
         found = []
         for ridge in ridges:
             root, failed = torch.linalg.cholesky_ex(squared[:, :-1] + torch.diag(ridge * penalty))
             w = torch.cholesky_solve(squared[:, -1:], root)[:, 0]
             inside = not int(failed) and float(w.norm()) <= self.radius
-            found.append(w if inside else solve_ball(matrix + torch.diag(ridge * penalty), vector, self.radius))
+            found.append(
+                w
+                if inside
+                else solve_ball(matrix + torch.diag(ridge * penalty), vector, self.radius)
+            )
         return found
 
     def penalties(self) -> Tensor:
-        """How much the ridge weighs on each weight, ``(times, Ms)``: not at all on functions of time alone."""
+        """How much the ridge weighs on each weight, ``(times, Ms)``: not at all on functions of
+        time alone.
+        """
         penalty = torch.ones_like(self.weights)
-        penalty[:, 0] = 1e-9  # where every state is equal the constant must still be told from the rest
+        penalty[:, 0] = (
+            1e-9  # where every state is equal the constant must still be told from the rest
+        )
         return penalty
 
 
 class PolynomialValue(ExponentialValue):
-    """``log f`` is a polynomial: quadratics of Gaussian problems, exactly, or sums of powers of single coordinates.
+    """``log f`` is a polynomial: quadratics of Gaussian problems, exactly, or sums of powers of
+    single coordinates.
 
     Args:
         n_inputs: size of the encoded state.
         horizon: number of steps of the problem.
         degree: largest total degree.
-        interaction: most coordinates in one monomial; absent: ``degree`` where that makes at most 500 features, else 1.
+        interaction: most coordinates in one monomial; absent: ``degree`` where that makes at most
+            500 features, else 1.
         times: number of features of time; None: weights of their own at every step.
         radius: of the ball of weights.
     """
@@ -236,11 +272,15 @@ class PolynomialValue(ExponentialValue):
 
     def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """Products of normalised Hermite polynomials of the standardised coordinates."""
-        x = self.standardise(inputs.double()).T  # one row a coordinate: rows are gathered much faster than columns
+        x = self.standardise(
+            inputs.double()
+        ).T  # one row a coordinate: rows are gathered much faster than columns
         rows = [torch.ones_like(x), x]
         for order in range(1, self.degree):
             rows.append((x * rows[-1] - math.sqrt(order) * rows[-2]) / math.sqrt(order + 1))
-        factors = torch.cat([rows[0][:1], torch.stack(rows[1:], 1).flatten(0, 1)])  # (1 + p * degree, n)
+        factors = torch.cat(
+            [rows[0][:1], torch.stack(rows[1:], 1).flatten(0, 1)]
+        )  # (1 + p * degree, n)
         product = factors.index_select(0, self.slots[:, 0])
         for slot in self.slots.T[1:]:
             product = product * factors.index_select(0, slot)

@@ -1,4 +1,6 @@
-"""``PDE.fit``: recorded paths in, a control near the optimum out; whatever they hold, a bounded policy or one clear error."""
+"""``PDE.fit``: recorded paths in, a control near the optimum out; whatever they hold, a bounded
+policy or one clear error.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ POLICIES = {
 }
 SMALL = {"hidden": [32, 32], "control_hidden": [32, 32]}
 EVERY = pytest.mark.parametrize("policy", list(POLICIES))
-LINEAR = pytest.mark.parametrize("policy", ["PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy"])
+LINEAR = pytest.mark.parametrize(
+    "policy", ["PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy"]
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -39,7 +43,7 @@ def whole(problem: Problem, n: int, seed: int = 0) -> Trajectories:
         return rollout(problem, None, n, generator(seed))
 
 
-# --- how near the optimum ------------------------------------------------------------------------------------------------
+# --- how near the optimum
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +75,12 @@ def test_polynomials_find_the_linear_quadratic_control(chain, fitted):
 
 def test_fresh_noise_finds_it_closer_still(chain, uncontrolled):
     """No further reward is asked for; fewer paths keep the test short."""
-    paths = Trajectories(*(part[:, :2000] if part.dim() > 1 else part[:2000] for part in uncontrolled))
-    model = PDE("PolynomialPolicy", chain, seed=0, device="cpu", lookahead="fresh", draws=2).fit(paths)
+    paths = Trajectories(
+        *(part[:, :2000] if part.dim() > 1 else part[:2000] for part in uncontrolled)
+    )
+    model = PDE("PolynomialPolicy", chain, seed=0, device="cpu", lookahead="fresh", draws=2).fit(
+        paths
+    )
     assert error(model, chain) < 5e-4
     assert model.reward_queries == 2000
 
@@ -101,8 +109,12 @@ def test_a_file_gives_the_identical_fit(short, tmp_path):
     direct, loaded = agent("PolynomialPolicy", short).fit(paths), agent("PolynomialPolicy", short)
     assert torch.equal(controls(direct), controls(loaded.fit(tmp_path / "paths")))
     assert loaded.reward_queries == 300
-    assert torch.equal(controls(direct), controls(agent("PolynomialPolicy", short).fit(str(tmp_path / "paths"))))
-    assert torch.equal(controls(direct), controls(agent("PolynomialPolicy", short).fit(Recording.of(paths))))
+    assert torch.equal(
+        controls(direct), controls(agent("PolynomialPolicy", short).fit(str(tmp_path / "paths")))
+    )
+    assert torch.equal(
+        controls(direct), controls(agent("PolynomialPolicy", short).fit(Recording.of(paths)))
+    )
 
 
 @LINEAR
@@ -119,10 +131,15 @@ def test_parts_from_disk_from_memory_and_from_the_simulator_agree(policy, short,
 
 
 def test_the_size_of_parts_hardly_matters(short):
-    """Units and bounds come from the first part; polynomials do not depend on units but through the ridge."""
+    """Units and bounds come from the first part; polynomials do not depend on units but through the
+    ridge.
+    """
     paths = Recording.of(whole(short, 2000))
     parts = [Recording(*(column[i : i + 500] for column in paths)) for i in range(0, 2000, 500)]
-    one, other = (controls(agent("PolynomialPolicy", short, ridge=1e-8, select=False).fit(d)) for d in (paths, parts))
+    one, other = (
+        controls(agent("PolynomialPolicy", short, ridge=1e-8, select=False).fit(d))
+        for d in (paths, parts)
+    )
     assert (one - other).square().mean() < 1e-3 * one.square().mean()
 
 
@@ -131,8 +148,12 @@ def test_controlled_paths_fit_as_well(short):
         paths = rollout(short, lambda k, x: 0.5 * short.optimal_control(k, x), 2000, generator())
         best = rollout(short, short.optimal_control, 300, generator(1))
     right = agent("PolynomialPolicy", short, lookahead="observed").fit(paths)
-    wrong = agent("PolynomialPolicy", short, lookahead="observed").fit(Recording.of(paths)._replace(log_ratios=None))
-    found, forgotten = (control_error(short, best, m.policy.control, short.optimal_control) for m in (right, wrong))
+    wrong = agent("PolynomialPolicy", short, lookahead="observed").fit(
+        Recording.of(paths)._replace(log_ratios=None)
+    )
+    found, forgotten = (
+        control_error(short, best, m.policy.control, short.optimal_control) for m in (right, wrong)
+    )
     assert found < 0.005 and forgotten > 10 * found
 
 
@@ -158,24 +179,34 @@ def test_fit_goes_on_with_learn_and_survives_a_checkpoint(short, tmp_path):
     assert torch.isfinite(controls(again.learn(6 * 200))).all()
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused
 
 
 def test_data_of_another_kind_are_refused(short, tmp_path):
     model = agent("PolynomialPolicy", short)
     paths = whole(short, 20)
-    with pytest.raises(ValueError, match="data must be Trajectories, a Recording, a file name, or something.*; got int"):
+    with pytest.raises(
+        ValueError,
+        match="data must be Trajectories, a Recording, a file name, or something.*; got int",
+    ):
         model.fit(3)
     with pytest.raises(ValueError, match="iterated over again and again; got generator"):
         model.fit(part for part in [paths])
     with pytest.raises(ValueError, match="data must yield Trajectories or Recordings; got int"):
         model.fit([3])
-    for nothing in ([], Recording.of(paths)._replace(steps=Recording.of(paths).steps.clamp(max=5), noises=None, controls=None)):
+    for nothing in (
+        [],
+        Recording.of(paths)._replace(
+            steps=Recording.of(paths).steps.clamp(max=5), noises=None, controls=None
+        ),
+    ):
         with pytest.raises(ValueError, match="must hold a path that was seen at its end"):
             model.fit(nothing)
     with pytest.raises(ValueError, match="there is no file"):
         model.fit(tmp_path / "absent")
-    with pytest.raises(ValueError, match="gradient_steps must be a whole number of at least 1; got 2.5"):
+    with pytest.raises(
+        ValueError, match="gradient_steps must be a whole number of at least 1; got 2.5"
+    ):
         model.fit(paths, gradient_steps=2.5)
     (tmp_path / "bad").write_bytes(b"bad")
     with pytest.raises(ValueError, match="corrupt or foreign"):
@@ -199,7 +230,9 @@ def test_parts_seen_at_different_numbers_of_times(policy, short):
     """Linear classes take them; networks either take them or say why not."""
     paths = Recording.of(whole(short, 60))
     try:
-        model = agent(policy, short, select=False).fit([paths, paths.at_random_times(3, generator())], gradient_steps=5)
+        model = agent(policy, short, select=False).fit(
+            [paths, paths.at_random_times(3, generator())], gradient_steps=5
+        )
     except ValueError as refused:
         assert policy == "MlpPolicy" and "visits" in str(refused)
     else:
@@ -207,18 +240,24 @@ def test_parts_seen_at_different_numbers_of_times(policy, short):
 
 
 def test_noise_policy_needs_the_noises(short):
-    with pytest.raises(ValueError, match="data must hold noises and controls of every step for NoisePolicy"):
-        agent("NoisePolicy", short).fit(Recording.of(whole(short, 20)).at_random_times(3, generator()))
+    with pytest.raises(
+        ValueError, match="data must hold noises and controls of every step for NoisePolicy"
+    ):
+        agent("NoisePolicy", short).fit(
+            Recording.of(whole(short, 20)).at_random_times(3, generator())
+        )
 
 
 @pytest.mark.parametrize("lookahead", ["fresh", "generator"])
 @pytest.mark.parametrize("policy", ["MlpPolicy", "KernelPolicy"])
 def test_every_form_fits(policy, lookahead, short):
-    model = agent(policy, short, lookahead=lookahead, select=False).fit(whole(short, 30), gradient_steps=2)
+    model = agent(policy, short, lookahead=lookahead, select=False).fit(
+        whole(short, 30), gradient_steps=2
+    )
     assert torch.isfinite(controls(model)).all() and controls(model).any()
 
 
-# --- black boxes ---------------------------------------------------------------------------------------------------------
+# --- black boxes
 
 
 class BlackBox(LinearQuadratic):
@@ -246,19 +285,26 @@ def test_noise_policy_learns_a_black_box():
 @pytest.mark.slow
 def test_noise_policy_fits_recorded_paths_of_a_black_box():
     problem = black_box()
-    model = PDE("NoisePolicy", problem, seed=0, device="cpu", policy_kwargs=SMALL).fit(whole(problem, 2000), 400)
+    model = PDE("NoisePolicy", problem, seed=0, device="cpu", policy_kwargs=SMALL).fit(
+        whole(problem, 2000), 400
+    )
     g = generator(1)
     base, best = objective(problem, None, 20_000, g).objective.mean, problem.optimal_objective()
-    assert (objective(problem, model.policy.control, 4000, g).objective.mean - base) / (best - base) > 0.6
+    assert (objective(problem, model.policy.control, 4000, g).objective.mean - base) / (
+        best - base
+    ) > 0.6
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "PolynomialPolicy", "RadialPolicy"])
 def test_gradient_policies_refuse_a_black_box(policy):
-    with pytest.raises(ValueError, match="needs a transition that autograd can follow; BlackBox's is not .*ModelPolicy"):
+    with pytest.raises(
+        ValueError,
+        match="needs a transition that autograd can follow; BlackBox's is not .*ModelPolicy",
+    ):
         agent(policy, black_box(), n_uncontrolled=20, n_trajectories=10).learn(10 * 40)
 
 
-# --- adversarial data ----------------------------------------------------------------------------------------------------
+# --- adversarial data
 
 
 class Toy(Problem):
@@ -303,7 +349,13 @@ def holds(model: PDE) -> None:
 @pytest.mark.parametrize("kind", ["constant", "equal states", "wide", "steep", "plain"])
 def test_a_bounded_policy_whatever_the_rewards(policy, how, kind):
     problem = Toy(kind)
-    model = agent(policy, problem, n_uncontrolled=25, n_trajectories=15, select=how == "fit" and kind in ("wide", "plain"))
+    model = agent(
+        policy,
+        problem,
+        n_uncontrolled=25,
+        n_trajectories=15,
+        select=how == "fit" and kind in ("wide", "plain"),
+    )
     if how == "fit":
         model.fit(whole(problem, 25), gradient_steps=10)
     else:
@@ -338,9 +390,13 @@ def test_few_steps(policy, horizon):
 @EVERY
 def test_nan_rewards_are_refused(policy):
     problem = Toy("nan")
-    with pytest.raises(ValueError, match="terminal_reward must be finite; got .* NaN or infinite of 40 values"):
+    with pytest.raises(
+        ValueError, match="terminal_reward must be finite; got .* NaN or infinite of 40 values"
+    ):
         paths = whole(Toy("plain"), 40)
-        agent(policy, problem).fit(paths._replace(terminal_reward=problem.terminal_reward(paths.states[-1])))
+        agent(policy, problem).fit(
+            paths._replace(terminal_reward=problem.terminal_reward(paths.states[-1]))
+        )
     with pytest.raises(ValueError, match="Toy.terminal_reward must be finite; got"):
         agent(policy, problem, n_uncontrolled=40).learn(200)
 
@@ -351,4 +407,6 @@ def test_a_constant_reward_asks_for_no_control(policy):
     problem = Toy("constant")
     model = agent(policy, problem).fit(whole(problem, 60), gradient_steps=20)
     x = whole(problem, 200, 1).states[2]
-    assert model.policy.control(2, x).square().mean().sqrt() < (0.4 if policy == "RadialPolicy" else 1e-3)
+    assert model.policy.control(2, x).square().mean().sqrt() < (
+        0.4 if policy == "RadialPolicy" else 1e-3
+    )

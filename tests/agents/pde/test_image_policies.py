@@ -1,4 +1,6 @@
-"""CnnPolicy: what it learns with and without prompts, whose derivatives it takes, and what it refuses."""
+"""CnnPolicy: what it learns with and without prompts, whose derivatives it takes, and what it
+refuses.
+"""
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ SIDE, STEPS, SIGMA = 6, 4, 0.5
 
 
 class Canvas(Problem):
-    """A random walk of images above the number of the prompt: the one wants brighter images, the other darker ones.
+    """A random walk of images above the number of the prompt: the one wants brighter images, the
+    other darker ones.
 
-    The reward is linear, so the best control is exactly ``+-SIGMA * slope / temperature`` in every pixel and step.
+    The reward is linear, so the best control is exactly ``+-SIGMA * slope / temperature`` in every
+    pixel and step.
     """
 
     state_shape, noise_shape, horizon, temperature = (2, SIDE, SIDE), (1, SIDE, SIDE), STEPS, 1.0
@@ -49,7 +53,9 @@ class Canvas(Problem):
 
 
 class Watched(DenoisingProblem):
-    """A denoiser of standard normal pixels that counts how often a derivative by its input is wanted."""
+    """A denoiser of standard normal pixels that counts how often a derivative by its input is
+    wanted.
+    """
 
     def __init__(self):
         super().__init__(Schedule.ddpm(4), (3, 5, 9), temperature=1.0)
@@ -74,9 +80,16 @@ def an_agent(policy, problem, **kwargs):
 @pytest.fixture(scope="module")
 def painter():
     """Value-guided sampling in small: no control is ever applied while it learns."""
-    settings = {"n_uncontrolled": 300, "gradient_steps": 200, "adaptive": False, "learning_rate": 5e-3}
+    settings = {
+        "n_uncontrolled": 300,
+        "gradient_steps": 200,
+        "adaptive": False,
+        "learning_rate": 5e-3,
+    }
     problem = Canvas()
-    agent = an_agent("CnnPolicy", problem, **settings, policy_kwargs={"width": 8, "hidden": 32, "members": 1})
+    agent = an_agent(
+        "CnnPolicy", problem, **settings, policy_kwargs={"width": 8, "hidden": 32, "members": 1}
+    )
     return problem, agent.learn(300 * STEPS)
 
 
@@ -101,7 +114,9 @@ def test_the_prompt_is_a_choice_and_not_a_number_of_the_image(painter):
     other[:, 1] = 1 - other[:, 1]
     here, there = (value(2, one.flatten(1)).detach() for one in (x, other))
     assert float((here - there).abs().min()) > 1e-3
-    assert value.standardise.centre.shape == (SIDE * SIDE,), "the prompt's plane has no mean and no scale"
+    assert value.standardise.centre.shape == (SIDE * SIDE,), (
+        "the prompt's plane has no mean and no scale"
+    )
 
 
 def test_a_saved_agent_guides_as_before(painter, tmp_path):
@@ -110,14 +125,18 @@ def test_a_saved_agent_guides_as_before(painter, tmp_path):
     loaded = PDE.load(tmp_path / "agent", ProblemEnv(problem, action_bound=3.0), device="cpu")
     x = problem.initial(5, torch.Generator().manual_seed(0))
     assert loaded.policy_name == "CnnPolicy"
-    torch.testing.assert_close(loaded.policy.control(1, x), agent.policy.control(1, x), atol=0, rtol=0)
+    torch.testing.assert_close(
+        loaded.policy.control(1, x), agent.policy.control(1, x), atol=0, rtol=0
+    )
 
 
 def test_the_control_is_the_gradient_of_the_next_value_whatever_the_batch(painter):
     problem, agent = painter
     policy, x = agent.policy, problem.initial(7, torch.Generator().manual_seed(4))
     z = torch.zeros(7, *problem.noise_shape, requires_grad=True)
-    (gradient,) = torch.autograd.grad(policy.value(3, problem.transition(2, x, z).flatten(1)).sum(), z)
+    (gradient,) = torch.autograd.grad(
+        policy.value(3, problem.transition(2, x, z).flatten(1)).sum(), z
+    )
     torch.testing.assert_close(policy.control(2, x), gradient)
     policy.batch_size = 3
     torch.testing.assert_close(policy.control(2, x), gradient)
@@ -127,10 +146,14 @@ def test_the_control_is_the_gradient_of_the_next_value_whatever_the_batch(painte
     policy.batch_size = 64
 
 
-@pytest.mark.parametrize(("policy", "derivatives"), [("CnnPolicy", True), ("StateCnnPolicy", False)])
+@pytest.mark.parametrize(
+    ("policy", "derivatives"), [("CnnPolicy", True), ("StateCnnPolicy", False)]
+)
 def test_only_the_terminal_estimate_costs_a_derivative_of_the_denoiser(policy, derivatives):
     problem = Watched()
-    agent = an_agent(policy, problem, n_uncontrolled=10, n_trajectories=10, gradient_steps=5, draws=1)
+    agent = an_agent(
+        policy, problem, n_uncontrolled=10, n_trajectories=10, gradient_steps=5, draws=1
+    )
     assert (agent.policy.problem.terminal_estimate is not None) == derivatives
     agent.learn(20 * 4)
     seen = agent.problem
@@ -139,7 +162,9 @@ def test_only_the_terminal_estimate_costs_a_derivative_of_the_denoiser(policy, d
     assert (seen.wanted > 0 or agent.policy.problem.wanted > 0) == derivatives
     assert a.shape == (4, 3, 5, 9) and float(a.abs().max()) > 0
     agent.set_env(ProblemEnv(Watched(), action_bound=3.0))
-    assert (agent.policy.problem.terminal_estimate is not None) == derivatives, "set_env keeps the choice"
+    assert (agent.policy.problem.terminal_estimate is not None) == derivatives, (
+        "set_env keeps the choice"
+    )
     assert agent.problem.terminal_estimate is not None
 
 
@@ -158,12 +183,17 @@ def test_every_image_shape_fits_and_the_control_starts_at_zero(shape):
 
 def test_a_round_on_digits_runs_and_a_flat_state_is_one_clear_error():
     problem = make_problem("girsanov/Digits-v0", steps=5)
-    agent = an_agent("CnnPolicy", problem, n_uncontrolled=10, n_trajectories=10, gradient_steps=3, draws=1)
+    agent = an_agent(
+        "CnnPolicy", problem, n_uncontrolled=10, n_trajectories=10, gradient_steps=3, draws=1
+    )
     agent.learn(20 * 5)
     with torch.no_grad():
         paths = rollout(problem, agent.policy.control, 4, torch.Generator().manual_seed(0))
     assert 0 < float(paths.kl.mean()) < 100
-    with pytest.raises(ValueError, match=r"CnnPolicy needs states of shape \(C, H, W\); GaussianMixture's are \(2,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"CnnPolicy needs states of shape \(C, H, W\); GaussianMixture's are \(2,\)",
+    ):
         PDE("CnnPolicy", "girsanov/GaussianMixture-v0")
 
 
@@ -181,7 +211,12 @@ def a_pipeline(sd_folder, prompts=("a cat", "a dog"), **kwargs):
     from girsanov.envs.diffusion.stable_diffusion import StableDiffusion
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
-    return StableDiffusion(pipeline, prompts, Tenfold(), **{"temperature": 0.1, "steps": 4, "guidance_scale": 2.0, **kwargs})
+    return StableDiffusion(
+        pipeline,
+        prompts,
+        Tenfold(),
+        **{"temperature": 0.1, "steps": 4, "guidance_scale": 2.0, **kwargs},
+    )
 
 
 @pytest.mark.parametrize("policy", ["CnnPolicy", "StateCnnPolicy"])
@@ -193,9 +228,9 @@ def test_guides_a_pipeline_of_diffusers_with_several_prompts(policy, sd_folder):
     assert data.controls is not None and not data.controls.any() and agent.reward_queries == 8
     prompt = data.states[:, :-1, -1:].flatten(3)  # (8, 4, 1, 64)
     assert data.branches.shape == (8, 4, 2, 5 * 64) and set(prompt.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(data.branches.unflatten(3, (5, 64))[..., -1, :], prompt.expand(-1, -1, 2, -1)), (
-        "prompts are carried along"
-    )
+    assert torch.equal(
+        data.branches.unflatten(3, (5, 64))[..., -1, :], prompt.expand(-1, -1, 2, -1)
+    ), "prompts are carried along"
     x = problem.initial(3, torch.Generator().manual_seed(0))
     a = agent.policy.control(1, x)
     assert a.shape == (3, 4, 8, 8) and 0 < float(a.abs().max()) <= 3
@@ -205,9 +240,16 @@ def test_guides_a_pipeline_of_diffusers_with_several_prompts(policy, sd_folder):
 def test_guides_an_unconditional_pipeline(ddpm_folder):
     pytest.importorskip("diffusers")
     problem = DenoisingProblem.from_diffusers(ddpm_folder, Tenfold(), 0.1, steps=4)
-    agent = an_agent("CnnPolicy", problem, n_uncontrolled=8, gradient_steps=5, draws=1, adaptive=False).learn(8 * 4)
+    agent = an_agent(
+        "CnnPolicy", problem, n_uncontrolled=8, gradient_steps=5, draws=1, adaptive=False
+    ).learn(8 * 4)
     assert agent.policy.value.contexts == 0
-    assert agent.policy.control(1, problem.initial(3, torch.Generator().manual_seed(0))).shape == (3, 1, 8, 8)
+    assert agent.policy.control(1, problem.initial(3, torch.Generator().manual_seed(0))).shape == (
+        3,
+        1,
+        8,
+        8,
+    )
 
 
 class Hundredfold(Tenfold):
@@ -222,9 +264,17 @@ def test_raises_the_objective_of_a_frozen_pipeline(sd_folder):
     """From 300 uncontrolled samples."""
     problem = a_pipeline(sd_folder, "a cat", steps=5, guidance_scale=1.0, scheduler="ddpm")
     problem.reward = Hundredfold()
-    settings = {"n_uncontrolled": 300, "gradient_steps": 150, "draws": 1, "adaptive": False, "learning_rate": 4e-3}
+    settings = {
+        "n_uncontrolled": 300,
+        "gradient_steps": 150,
+        "draws": 1,
+        "adaptive": False,
+        "learning_rate": 4e-3,
+    }
     small = {"members": 1, "width": 8, "hidden": 32}
-    agent = PDE("StateCnnPolicy", ProblemEnv(problem), seed=0, device="cpu", policy_kwargs=small, **settings).learn(300 * 5)
+    agent = PDE(
+        "StateCnnPolicy", ProblemEnv(problem), seed=0, device="cpu", policy_kwargs=small, **settings
+    ).learn(300 * 5)
     noises = torch.randn(5, 100, *problem.noise_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         values = []

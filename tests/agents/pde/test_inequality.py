@@ -1,4 +1,6 @@
-"""Variational inequalities over the cone and the ball: closed forms, complementarity, and the law itself on random points."""
+"""Variational inequalities over the cone and the ball: closed forms, complementarity, and the law
+itself on random points.
+"""
 
 import pytest
 import torch
@@ -10,22 +12,30 @@ SIZE = 40
 
 
 def a_form(seed: int, size: int = SIZE) -> tuple[Tensor, Tensor, torch.Generator]:
-    """A positive definite matrix that is not symmetric, a right-hand side, and the generator to go on with."""
+    """A positive definite matrix that is not symmetric, a right-hand side, and the generator to go
+    on with.
+    """
     g = torch.Generator().manual_seed(seed)
     root, skew = torch.randn(2, size, size, generator=g, dtype=torch.float64)
-    matrix = root @ root.T / size + 0.05 * torch.eye(size, dtype=torch.float64) + 0.3 * (skew - skew.T)
+    matrix = (
+        root @ root.T / size + 0.05 * torch.eye(size, dtype=torch.float64) + 0.3 * (skew - skew.T)
+    )
     return matrix, torch.randn(size, generator=g, dtype=torch.float64), g
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_solve_positive_meets_the_complementarity_conditions(seed):
-    """w >= 0, A w - b >= 0 and w . (A w - b) = 0 say the same as the variational inequality over the cone."""
+    """w >= 0, A w - b >= 0 and w . (A w - b) = 0 say the same as the variational inequality over
+    the cone.
+    """
     matrix, vector, g = a_form(seed)
     w = solve_positive(matrix, vector)
     slack = matrix @ w - vector
     assert (w >= 0).all() and slack.min() > -1e-8
     assert abs(float(w @ slack)) < 1e-8
-    assert 0 < int((w > 0).sum()) < SIZE  # the constraint binds somewhere, or the test would be about a linear solve
+    assert (
+        0 < int((w > 0).sum()) < SIZE
+    )  # the constraint binds somewhere, or the test would be about a linear solve
     u = 3 * torch.rand(1000, SIZE, generator=g, dtype=torch.float64)
     assert ((u - w) @ slack).min() > -1e-8
 
@@ -44,7 +54,9 @@ def test_solve_positive_is_zero_where_nothing_pulls_inwards():
 @pytest.mark.parametrize("ridge", [1e-6, 1e-4])
 @pytest.mark.parametrize("seed", range(3))
 def test_solve_positive_on_overlapping_bumps(ridge, seed):
-    """300 Gaussian bumps on a line are nearly dependent: pivoting cycles, and has to end at a solution all the same."""
+    """300 Gaussian bumps on a line are nearly dependent: pivoting cycles, and has to end at a
+    solution all the same.
+    """
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(300, 1, generator=g, dtype=torch.float64)
     bumps = torch.exp(-0.5 * (x - x.T).square())
@@ -59,7 +71,9 @@ def test_solve_positive_on_overlapping_bumps(ridge, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_solve_positive_where_weight_and_slack_are_both_almost_zero(seed):
-    """Which of the two is positive can't be told before both are known to a millionth: a strongly skew form."""
+    """Which of the two is positive can't be told before both are known to a millionth: a strongly
+    skew form.
+    """
     matrix, _, g = a_form(seed, 200)
     _, skew = torch.randn(2, 200, 200, generator=g, dtype=torch.float64)
     matrix = matrix + 5 * (skew - skew.T)
@@ -82,7 +96,9 @@ def test_solve_positive_says_so_where_there_is_no_solution():
 def test_solve_positive_scales_with_its_right_hand_side(scale):
     """The solution over a cone is homogeneous: no threshold may be absolute."""
     matrix, vector, _ = a_form(3)
-    assert torch.allclose(solve_positive(matrix, scale * vector) / scale, solve_positive(matrix, vector), rtol=1e-8)
+    assert torch.allclose(
+        solve_positive(matrix, scale * vector) / scale, solve_positive(matrix, vector), rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -93,7 +109,9 @@ def test_solve_ball_meets_the_inequality_where_it_binds(seed, radius):
     w = solve_ball(matrix, vector, radius)
     assert float(w.norm()) <= radius and float(w.norm()) == pytest.approx(radius, rel=1e-9)
     u = torch.randn(1000, SIZE, generator=g, dtype=torch.float64)
-    u *= radius * torch.rand(1000, 1, generator=g, dtype=torch.float64) / u.norm(dim=1, keepdim=True)
+    u *= (
+        radius * torch.rand(1000, 1, generator=g, dtype=torch.float64) / u.norm(dim=1, keepdim=True)
+    )
     u[0] = w + 1e-3 * (vector - matrix @ w)  # the direction that would break it first
     u[0] *= min(1.0, radius / float(u[0].norm()))
     assert ((u - w) @ (matrix @ w - vector)).min() > -1e-7
@@ -110,11 +128,16 @@ def test_solve_ball_is_a_linear_solve_where_it_does_not_bind():
 
 @pytest.mark.parametrize("kind", ["ones", "zero", "rank one of many"])
 def test_solve_ball_of_a_singular_matrix_stays_in_the_ball(kind):
-    """Features may be dependent (fewer times in the data than features of time): finite weights that solve what can be."""
+    """Features may be dependent (fewer times in the data than features of time): finite weights
+    that solve what can be.
+    """
     matrix, vector = {
         "ones": (torch.ones(2, 2), torch.ones(2)),
         "zero": (torch.zeros(3, 3), torch.zeros(3)),
-        "rank one of many": (torch.outer(torch.arange(1.0, 9), torch.arange(1.0, 9)), torch.arange(1.0, 9)),
+        "rank one of many": (
+            torch.outer(torch.arange(1.0, 9), torch.arange(1.0, 9)),
+            torch.arange(1.0, 9),
+        ),
     }[kind]
     matrix, vector = matrix.double(), vector.double()
     w = solve_ball(matrix, vector, 10.0)

@@ -62,9 +62,14 @@ def test_rewards_are_learnt_and_none_is_asked_for_by_imagined_paths() -> None:
     assert asked == (Counted.running, Counted.terminal)
     real = Replay.of(truth, Recording.of(rollout(truth, None, 500, generator(1))))
     assert torch.equal(found.states, real.states)
-    for mine, wanted in ((found.log_terminal, real.log_terminal), (found.log_reward[:, -1], real.log_reward[:, -1])):
+    for mine, wanted in (
+        (found.log_terminal, real.log_terminal),
+        (found.log_reward[:, -1], real.log_reward[:, -1]),
+    ):
         assert float((mine - wanted).square().mean().sqrt()) < 0.1 * float(wanted.std())
-    assert float(found.log_terminal.max()) <= float(data.log_terminal.max())  # kept between the rewards that were seen
+    assert float(found.log_terminal.max()) <= float(
+        data.log_terminal.max()
+    )  # kept between the rewards that were seen
 
 
 @pytest.fixture
@@ -83,9 +88,13 @@ def test_agents_ask_for_no_more_rewards_than_they_count() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_regression_sees_the_newest_round_and_imagined_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regression_sees_the_newest_round_and_imagined_paths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
-    monkeypatch.setattr(PDE, "_regress", lambda self, data, steps: seen.append((data.n, data.branches)))
+    monkeypatch.setattr(
+        PDE, "_regress", lambda self, data, steps: seen.append((data.n, data.branches))
+    )
     PDE("MlpPolicy", problem(), imagined=50, **FEW).learn(STEPS * 80)
     assert seen == [(40, None), (70, None), (70, None)]
 
@@ -95,7 +104,9 @@ def test_imagined_paths_lead_to_the_optimum() -> None:
     truth = problem()
     settings = {**FEW, "n_uncontrolled": 100, "n_trajectories": 50, "gradient_steps": 100}
     agent = PDE("MlpPolicy", truth, imagined=100, **settings).learn(STEPS * 400)
-    free, mine = (objective(truth, c, 4000, generator(7)).objective for c in (None, agent.policy.control))
+    free, mine = (
+        objective(truth, c, 4000, generator(7)).objective for c in (None, agent.policy.control)
+    )
     best = float(truth.optimal_objective())
     assert (mine.mean - free.mean) / (best - free.mean) > 0.97
 
@@ -111,7 +122,9 @@ def test_seeds_and_checkpoints(tmp_path: Path) -> None:
     assert not torch.equal(one.policy.control(3, x), other.policy.control(3, x))
     one.save(tmp_path / "m")
     again = PDE.load(tmp_path / "m", env=problem(), device="cpu")
-    assert again.imagined == 30 and torch.equal(again.policy.control(3, x), one.policy.control(3, x))
+    assert again.imagined == 30 and torch.equal(
+        again.policy.control(3, x), one.policy.control(3, x)
+    )
     assert torch.equal(again.rewards.terminal_reward(x), one.rewards.terminal_reward(x))
     again.learn(STEPS * 20, reset_num_timesteps=False)
 
@@ -124,7 +137,9 @@ def test_imagined_paths_are_for_networks_that_know_the_transition(policy: str) -
 
 def test_bad_numbers_and_recorded_data_are_refused() -> None:
     for number in (-1, 2.5, True):
-        with pytest.raises(ValueError, match=f"imagined must be a whole number of at least 0; got {number}"):
+        with pytest.raises(
+            ValueError, match=f"imagined must be a whole number of at least 0; got {number}"
+        ):
             PDE("MlpPolicy", problem(), imagined=number)
     paths = rollout(problem(), None, 4, generator())
     with pytest.raises(ValueError, match="imagined must be 0 for fit"):

@@ -1,4 +1,6 @@
-"""Linear classes against closed forms: what each represents exactly, its derivatives, its convex set."""
+"""Linear classes against closed forms: what each represents exactly, its derivatives, its convex
+set.
+"""
 
 import math
 
@@ -6,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from girsanov.agents.pde.classes.length_scale import FourierValue, KernelValue, RadialValue, median_distance
+from girsanov.agents.pde.classes.length_scale import (
+    FourierValue,
+    KernelValue,
+    RadialValue,
+    median_distance,
+)
 from girsanov.agents.pde.classes.linear import ExponentialValue, LinearValue, PolynomialValue
 
 HORIZON = 6
@@ -21,7 +28,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def placed(value: LinearValue, n_inputs: int = 2, weights: bool = True) -> LinearValue:
-    """Standardised and placed on data that are neither centred nor of unit scale; random weights of its set."""
+    """Standardised and placed on data that are neither centred nor of unit scale; random weights of
+    its set.
+    """
     data = 2 * normal(400, n_inputs, seed=1) + 1
     value.standardise.fit(data)
     value.place(torch.arange(400) % (HORIZON + 1), data, generator(2))
@@ -46,7 +55,9 @@ FOUR = pytest.mark.parametrize("name", ["polynomial", "fourier", "kernel", "radi
 @pytest.mark.parametrize("dimension", [1, 3])
 @pytest.mark.parametrize("degree", [1, 2, 3])
 def test_polynomials_hold_every_polynomial_of_their_degree(dimension, degree):
-    """Least squares on the features reproduces random monomials up to the degree, and not the next power."""
+    """Least squares on the features reproduces random monomials up to the degree, and not the next
+    power.
+    """
     value = placed(PolynomialValue(dimension, HORIZON, degree=degree), dimension)
     x = 2 * normal(300, dimension, seed=5) + 1
     space = value.space(0, x)
@@ -81,11 +92,22 @@ def test_many_inputs_make_polynomials_separable_by_themselves():
 
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
-    [(PolynomialValue, name, value) for name in ("degree", "interaction", "times") for value in (0, 1.5, True)]
-    + [(FourierValue, "features", 0), (FourierValue, "times", -1), (KernelValue, "centres", 0), (RadialValue, "centres", 2.0)],
+    [
+        (PolynomialValue, name, value)
+        for name in ("degree", "interaction", "times")
+        for value in (0, 1.5, True)
+    ]
+    + [
+        (FourierValue, "features", 0),
+        (FourierValue, "times", -1),
+        (KernelValue, "centres", 0),
+        (RadialValue, "centres", 2.0),
+    ],
 )
 def test_counts_must_be_whole_and_at_least_one(kind, name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be a whole number of at least 1; got {value}$"):
+    with pytest.raises(
+        ValueError, match=f"^{name} must be a whole number of at least 1; got {value}$"
+    ):
         kind(2, HORIZON, **{name: value})
 
 
@@ -102,7 +124,9 @@ def test_sizes_must_be_positive(kind, name, value):
 
 
 def test_hermite_features_are_orthonormal_under_the_normal_law():
-    """The Gram matrix of features at 200,000 standard normal draws is the identity, each entry within 5 standard errors."""
+    """The Gram matrix of features at 200,000 standard normal draws is the identity, each entry
+    within 5 standard errors.
+    """
     value = PolynomialValue(2, HORIZON, degree=3)  # not standardised: scale one, centre zero
     space = value.space(0, normal(200_000, 2, seed=7))
     for i in range(space.shape[1]):
@@ -117,8 +141,16 @@ def test_polynomial_with_features_of_time_interpolates_every_step():
     """With T + 1 features of time, any quadratic at every step is held exactly."""
     value = placed(PolynomialValue(2, HORIZON, times=HORIZON + 1))
     x = normal(50, 2, seed=8)
-    truth = [-0.5 * (k + 1) * x.square().sum(1) + math.sin(k) * x[:, 0] * x[:, 1] + k**3 for k in range(HORIZON + 1)]
-    by_step = torch.stack([torch.linalg.lstsq(value.space(k, x), t[:, None]).solution[:, 0] for k, t in enumerate(truth)])
+    truth = [
+        -0.5 * (k + 1) * x.square().sum(1) + math.sin(k) * x[:, 0] * x[:, 1] + k**3
+        for k in range(HORIZON + 1)
+    ]
+    by_step = torch.stack(
+        [
+            torch.linalg.lstsq(value.space(k, x), t[:, None]).solution[:, 0]
+            for k, t in enumerate(truth)
+        ]
+    )
     value.weights.copy_(torch.linalg.solve(value.time_table, by_step))
     for k, wanted in enumerate(truth):
         assert torch.allclose(value(k, x), wanted + value.offset, atol=1e-9)
@@ -129,7 +161,9 @@ def test_polynomial_with_features_of_time_interpolates_every_step():
 def test_one_step_for_all_rows_or_one_a_row(name):
     value, x = four()[name], normal(7, 2)
     k = torch.arange(7)
-    assert torch.allclose(value(k, x), torch.cat([value(int(i), x[j : j + 1]) for j, i in enumerate(k)]))
+    assert torch.allclose(
+        value(k, x), torch.cat([value(int(i), x[j : j + 1]) for j, i in enumerate(k)])
+    )
 
 
 def test_fourier_features_approximate_the_gaussian_kernel():
@@ -144,7 +178,9 @@ def test_fourier_features_approximate_the_gaussian_kernel():
 
 
 def test_whitened_kernel_features_give_back_the_kernel():
-    """K^{-1/2} k: inner products with any state at the centres are the kernel, and the basis function's norm is one."""
+    """K^{-1/2} k: inner products with any state at the centres are the kernel, and the basis
+    function's norm is one.
+    """
     value = placed(KernelValue(2, HORIZON, centres=12, length=0.5), weights=False)
     assert isinstance(value, KernelValue)
     centres = value.centres * value.standardise.scale + value.standardise.centre
@@ -156,7 +192,9 @@ def test_whitened_kernel_features_give_back_the_kernel():
         return torch.exp(-0.5 * torch.cdist(a, b).square() / value.scale**2)
 
     assert torch.allclose(phi @ at_centres.T, kernel(u, value.centres), atol=1e-8)
-    assert torch.allclose(at_centres @ at_centres.T, kernel(value.centres, value.centres), atol=1e-8)
+    assert torch.allclose(
+        at_centres @ at_centres.T, kernel(value.centres, value.centres), atol=1e-8
+    )
     assert (phi.square().sum(1) <= 1 + 1e-9).all()  # a projection of k(x, .), whose norm is one
 
 
@@ -165,7 +203,10 @@ def test_kernel_survives_centres_that_coincide():
     data = normal(5, 2).repeat(20, 1)
     value.standardise.fit(data)
     value.place(torch.zeros(100, dtype=torch.long), data, generator())
-    assert torch.isfinite(value.space(0, data)).all() and (value.space(0, data)[:, 3:].square().sum(1) < 1 + 1e-6).all()
+    assert (
+        torch.isfinite(value.space(0, data)).all()
+        and (value.space(0, data)[:, 3:].square().sum(1) < 1 + 1e-6).all()
+    )
 
 
 def test_radial_value_is_positive_everywhere_for_non_negative_weights():
@@ -173,7 +214,10 @@ def test_radial_value_is_positive_everywhere_for_non_negative_weights():
     assert isinstance(value, RadialValue)
     for scale in (1.0, 30.0, 1e3, 1e6):
         log_f = value(3, scale * normal(50, 2))
-        assert torch.isfinite(log_f).all() and (log_f >= math.log(value.floor) + float(value.offset) - 1e-12).all()
+        assert (
+            torch.isfinite(log_f).all()
+            and (log_f >= math.log(value.floor) + float(value.offset) - 1e-12).all()
+        )
 
 
 @FOUR
@@ -186,7 +230,9 @@ def test_tangent_is_the_derivative_by_the_weights(name):
         ours = torch.einsum("t,nm->ntm", value.time_table[k], value.mixed(found.space))
         weights = value.weights.clone().requires_grad_()
         value.weights = weights
-        theirs = torch.stack([torch.autograd.grad(value(k, x[i : i + 1]).sum(), weights)[0] for i in range(6)])
+        theirs = torch.stack(
+            [torch.autograd.grad(value(k, x[i : i + 1]).sum(), weights)[0] for i in range(6)]
+        )
         value.weights = weights.detach()
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
@@ -212,7 +258,9 @@ def test_bounded_stays_within_the_bounds_and_changes_nothing_inside(name):
     low, high = (float(free.quantile(q)) for q in (0.2, 0.8))
     value.bounds.copy_(torch.tensor([low, high]))
     held = value.bounded(1, x)
-    assert float(held.min()) == pytest.approx(low, rel=1e-6) and float(held.max()) == pytest.approx(high, rel=1e-6)
+    assert float(held.min()) == pytest.approx(low, rel=1e-6) and float(held.max()) == pytest.approx(
+        high, rel=1e-6
+    )
     inside = (free > low) & (free < high)
     assert torch.equal(held[inside], free[inside]) and 0 < int(inside.sum()) < 200
 
@@ -225,7 +273,11 @@ def test_project_lands_in_the_set_stays_there_and_is_the_nearest_point(name):
     outside = 3 * normal(*value.weights.shape, seed=5)
 
     def belongs(w: Tensor) -> bool:
-        return bool((w >= 0).all()) if isinstance(value, RadialValue) else float(w.norm()) <= 2.0 * (1 + 1e-12)
+        return (
+            bool((w >= 0).all())
+            if isinstance(value, RadialValue)
+            else float(w.norm()) <= 2.0 * (1 + 1e-12)
+        )
 
     once = value.project(outside)
     assert not belongs(outside) and belongs(once)
@@ -258,7 +310,9 @@ def test_the_ridge_leaves_functions_of_time_alone():
     value = placed(PolynomialValue(2, HORIZON, times=1))
     space = value.space(0, 2 * normal(500, 2, seed=1) + 1)
     matrix = space.T @ space
-    (constant,) = value.solve(matrix, matrix, space.T @ torch.full((500,), 3.0, dtype=torch.float64), [1e3])
+    (constant,) = value.solve(
+        matrix, matrix, space.T @ torch.full((500,), 3.0, dtype=torch.float64), [1e3]
+    )
     assert float(constant[0]) == pytest.approx(3.0, rel=1e-4) and constant[1:].abs().max() < 1e-2
     assert value.solve(matrix, matrix, space.T @ space[:, 1], [1e3])[0][1] < 0.1
 
@@ -268,13 +322,19 @@ def test_the_ridge_of_a_gram_matrix_is_ridge_regression():
     space = value.space(0, 2 * normal(500, 2, seed=1) + 1)
     gram, vector = space.T @ space, space.T @ normal(500, seed=2)
     unit = gram.diagonal().mean()
-    for ridge, found in zip((1e-3, 1e-1), value.solve(gram, gram, vector, [1e-3, 1e-1]), strict=True):
-        plain = torch.linalg.solve(gram + ridge * unit * torch.diag(value.penalties().flatten()), vector)
+    for ridge, found in zip(
+        (1e-3, 1e-1), value.solve(gram, gram, vector, [1e-3, 1e-1]), strict=True
+    ):
+        plain = torch.linalg.solve(
+            gram + ridge * unit * torch.diag(value.penalties().flatten()), vector
+        )
         assert torch.allclose(found, plain, rtol=1e-3, atol=1e-5)
 
 
 def test_no_ridge_makes_a_form_singular_that_is_not_coercive():
-    """One eigenvalue is minus the ridge, as noise makes it with few data: added to the matrix, the ridge would cancel it."""
+    """One eigenvalue is minus the ridge, as noise makes it with few data: added to the matrix, the
+    ridge would cancel it.
+    """
     value = placed(PolynomialValue(2, HORIZON, times=1))
     gram = torch.eye(6, dtype=torch.float64)
     matrix = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, -1e-3], dtype=torch.float64))
@@ -291,7 +351,9 @@ def test_median_distance():
 
 
 def test_radial_solves_a_form_that_is_not_coercive_by_a_proximal_step():
-    """Few data: the solution of the form made coercive; repeated steps that settle down have solved the form itself."""
+    """Few data: the solution of the form made coercive; repeated steps that settle down have solved
+    the form itself.
+    """
     value = placed(RadialValue(2, HORIZON, centres=25))
     design, noise = normal(15, 25, seed=6), 0.2 * normal(25, 25, seed=7)
     matrix, vector = design.T @ design / 15 + noise - noise.T, normal(25, seed=8)
@@ -301,4 +363,9 @@ def test_radial_solves_a_form_that_is_not_coercive_by_a_proximal_step():
         (w,) = value.solve(matrix, matrix, vector, [0.0])
         value.weights.copy_(w.view_as(value.weights))
     slack = matrix @ w - vector
-    assert (w >= 0).all() and (w > 0).any() and slack.min() > -1e-4 and float((w * slack).abs().max()) < 1e-4
+    assert (
+        (w >= 0).all()
+        and (w > 0).any()
+        and slack.min() > -1e-4
+        and float((w * slack).abs().max()) < 1e-4
+    )

@@ -1,4 +1,6 @@
-"""What stands for the expected later value, on a linear chain with quadratic log f: the Gaussian integral is known."""
+"""What stands for the expected later value, on a linear chain with quadratic log f: the Gaussian
+integral is known.
+"""
 
 import math
 
@@ -13,7 +15,9 @@ from girsanov.agents.pde.lookahead import FreshNoise, Generator, Lookahead, Obse
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 
 HORIZON = 4
-CURVATURE = torch.tensor([[0.8, 0.3], [0.3, -0.2]], dtype=torch.float64)  # of either sign: f need not be bounded here
+CURVATURE = torch.tensor(
+    [[0.8, 0.3], [0.3, -0.2]], dtype=torch.float64
+)  # of either sign: f need not be bounded here
 SLOPE = torch.tensor([0.5, -0.4], dtype=torch.float64)
 ROTATION = torch.tensor([[-0.2, 0.7], [-0.7, -0.1]], dtype=torch.float64)
 NOISE = torch.tensor([[1.0, 0.3], [-0.2, 0.8]], dtype=torch.float64)
@@ -93,14 +97,21 @@ def test_observed_is_the_recorded_state():
 
 
 def test_fresh_noise_averages_to_the_gaussian_integral():
-    """f averaged over 40 independent calls, each of 500 pairs, within 4 standard errors; no lookup of the recorded state."""
+    """f averaged over 40 independent calls, each of 500 pairs, within 4 standard errors; no lookup
+    of the recorded state.
+    """
     problem, value, x = chain(0.5), quadratic_value(), states()
-    calls = [FreshNoise(problem, 500, generator(s)).log_value(value, 0, x, 1, unused(x)).exp() for s in range(40)]
+    calls = [
+        FreshNoise(problem, 500, generator(s)).log_value(value, 0, x, 1, unused(x)).exp()
+        for s in range(40)
+    ]
     f = torch.stack(calls)
     stderr = f.std(0) / math.sqrt(40)
     wanted = integral(problem, x).exp()
     assert ((f.mean(0) - wanted).abs() < 4 * stderr).all()
-    assert (stderr / wanted).max() < 0.02  # the test means something: forgetting the noise is 20 errors away
+    assert (
+        stderr / wanted
+    ).max() < 0.02  # the test means something: forgetting the noise is 20 errors away
     at_mean = quadratic(problem.transition(0, x, torch.zeros_like(x))).exp()
     assert ((at_mean - wanted).abs() > 10 * stderr).any()
 
@@ -113,7 +124,9 @@ def test_one_antithetic_pair_is_unbiased_for_f():
 
 
 def test_one_draw_integrates_a_linear_log_f():
-    """Draws around the gradient carry weights that make them agree, even where log f moves 7 within one step's noise."""
+    """Draws around the gradient carry weights that make them agree, even where log f moves 7 within
+    one step's noise.
+    """
     problem = chain(1.0)
     value = PolynomialValue(2, HORIZON, degree=1, times=1)
     value.weights[0, 1:] = 4 * SLOPE
@@ -138,7 +151,9 @@ def test_the_generator_errs_by_the_square_of_the_step():
 
 @pytest.mark.parametrize("probes", [1, 4])
 def test_hutchinson_is_unbiased(probes):
-    """40,000 rows of one state: value and tangent within 4 standard errors of the exact trace, with variance 1 / probes."""
+    """40,000 rows of one state: value and tangent within 4 standard errors of the exact trace, with
+    variance 1 / probes.
+    """
     problem, value, x = chain(0.5), quadratic_value(), states(1)
     exact = Generator(problem)
     many = x.expand(40_000, 2)
@@ -146,9 +161,14 @@ def test_hutchinson_is_unbiased(probes):
     found = form.log_value(value, 0, many, 1, unused(many))
     assert found.std() > 1e-3  # directions differ between rows
     assert abs(found.mean() - exact.log_value(value, 0, x, 1, unused(x))) < 4 * found.std() / 200
-    tangent, wanted = form.tangent(value, 0, many, 1, unused(many)), exact.tangent(value, 0, x, 1, unused(x))
+    tangent, wanted = (
+        form.tangent(value, 0, many, 1, unused(many)),
+        exact.tangent(value, 0, x, 1, unused(x)),
+    )
     assert abs(tangent.log_f.mean() - wanted.log_f) < 4 * tangent.log_f.std() / 200
-    assert ((tangent.space.mean(0) - wanted.space[0]).abs() < 4 * tangent.space.std(0) / 200 + 1e-6).all()
+    assert (
+        (tangent.space.mean(0) - wanted.space[0]).abs() < 4 * tangent.space.std(0) / 200 + 1e-6
+    ).all()
     single = Generator(problem, 1, generator(1)).log_value(value, 0, many, 1, unused(many))
     assert float(found.var() / single.var()) == pytest.approx(1 / probes, rel=0.1)
 
@@ -189,15 +209,24 @@ def test_one_step_for_all_rows_or_one_a_row():
     by_row = exact.log_value(value, k, x, k + 1, unused(x))
     one_by_one = [exact.log_value(value, int(k[i]), x[i : i + 1], 0, unused(x)) for i in range(5)]
     assert torch.allclose(by_row, torch.cat(one_by_one), atol=1e-6)
-    fresh = [FreshNoise(problem, 2, generator(6)).log_value(value, s, x, k, unused(x)) for s in (torch.full((5,), 2), 2)]
+    fresh = [
+        FreshNoise(problem, 2, generator(6)).log_value(value, s, x, k, unused(x))
+        for s in (torch.full((5,), 2), 2)
+    ]
     assert torch.allclose(fresh[0], fresh[1])
 
 
 @pytest.mark.parametrize("probes", [0, 1])
 def test_the_generator_of_a_network(probes):
-    """Against the Hessian by reverse-mode automatic differentiation; a single noise has one direction, so no chance is left."""
+    """Against the Hessian by reverse-mode automatic differentiation; a single noise has one
+    direction, so no chance is left.
+    """
     problem = LinearQuadratic(
-        drift_matrix=torch.eye(2), noise_matrix=[[0.5], [0.2]], terminal_matrix=torch.eye(2), horizon=HORIZON, temperature=1.0
+        drift_matrix=torch.eye(2),
+        noise_matrix=[[0.5], [0.2]],
+        terminal_matrix=torch.eye(2),
+        horizon=HORIZON,
+        temperature=1.0,
     )
     torch.manual_seed(0)
     value = NeuralValue(2, HORIZON, (16, 16), members=2)
@@ -213,7 +242,9 @@ def test_the_generator_of_a_network(probes):
         zero = torch.zeros(1)
         slope = torch.autograd.functional.jacobian(v, zero)
         curvature = torch.autograd.functional.hessian(v, zero)
-        assert float(found[i]) == pytest.approx(float((v(zero) + 0.5 * (curvature[0, 0] + slope[0] ** 2)).detach()), abs=1e-4)
+        assert float(found[i]) == pytest.approx(
+            float((v(zero) + 0.5 * (curvature[0, 0] + slope[0] ** 2)).detach()), abs=1e-4
+        )
 
 
 def test_every_form_keeps_to_the_bounds():

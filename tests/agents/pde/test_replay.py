@@ -1,4 +1,6 @@
-"""Recorded paths as regression data: sums, bounds, spans, and the martingale that all of it rests on."""
+"""Recorded paths as regression data: sums, bounds, spans, and the martingale that all of it rests
+on.
+"""
 
 import math
 
@@ -19,7 +21,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def chain() -> LinearQuadratic:
-    return LinearQuadratic.damped_rotation(2, steps=HORIZON, temperature=2.0).to(dtype=torch.float64)
+    return LinearQuadratic.damped_rotation(2, steps=HORIZON, temperature=2.0).to(
+        dtype=torch.float64
+    )
 
 
 def some_control(k: int, x: torch.Tensor) -> torch.Tensor:
@@ -38,14 +42,23 @@ def toy_replay(n: int = 64, controlled: bool = True) -> Replay:
 def test_sums_are_those_of_the_path():
     problem, paths = chain(), toy_paths()
     data = Replay.of(problem, Recording.of(paths))
-    assert data.n == 64 and bool(data.seen.all()) and not data.log_weight[:, 0].any() and (data.precision == 1).all()
+    assert (
+        data.n == 64
+        and bool(data.seen.all())
+        and not data.log_weight[:, 0].any()
+        and (data.precision == 1).all()
+    )
     row, k = 5, 7
-    reward = sum(problem.running_reward(j, paths.states[j])[row] for j in range(k)) / problem.temperature
+    reward = (
+        sum(problem.running_reward(j, paths.states[j])[row] for j in range(k)) / problem.temperature
+    )
     a, w = paths.controls[:k, row], paths.noises[:k, row]
     girsanov = -(a * w).sum() - 0.5 * a.square().sum()
     assert float(data.log_reward[row, k]) == pytest.approx(float(reward), rel=1e-5)
     assert float(data.log_weight[row, k]) == pytest.approx(float(reward + girsanov), rel=1e-5)
-    assert float(data.log_terminal[row]) == pytest.approx(float(paths.terminal_reward[row] / 2), rel=1e-5)
+    assert float(data.log_terminal[row]) == pytest.approx(
+        float(paths.terminal_reward[row] / 2), rel=1e-5
+    )
     assert torch.equal(data.states[row, k], paths.states[k, row])
     assert data.noises is not None and torch.equal(data.noises[row, k], paths.noises[k, row])
 
@@ -66,7 +79,9 @@ def test_inputs_are_encoded_step_by_step():
 @pytest.mark.parametrize("controlled", [False, True])
 @pytest.mark.parametrize("visits", [None, 3])
 def test_the_mean_exponential_return_is_f(controlled, visits):
-    """``log_returns`` average to E f_0 under any known control, however often the paths were seen from their start on."""
+    """``log_returns`` average to E f_0 under any known control, however often the paths were seen
+    from their start on.
+    """
     problem = chain()
     recording = Recording.of(toy_paths(20_000, controlled))
     if visits is not None:
@@ -74,9 +89,14 @@ def test_the_mean_exponential_return_is_f(controlled, visits):
         recording = Recording(
             recording.steps[:, kept],
             recording.states[:, kept],
-            torch.stack([recording.rewards[:, a:b].sum(1) for a, b in zip(kept, kept[1:], strict=False)], 1),
+            torch.stack(
+                [recording.rewards[:, a:b].sum(1) for a, b in zip(kept, kept[1:], strict=False)], 1
+            ),
             recording.terminal_reward,
-            torch.stack([recording.log_ratios[:, a:b].sum(1) for a, b in zip(kept, kept[1:], strict=False)], 1),
+            torch.stack(
+                [recording.log_ratios[:, a:b].sum(1) for a, b in zip(kept, kept[1:], strict=False)],
+                1,
+            ),
         )
     f = Replay.of(problem, recording).log_returns.double().exp()
     wanted = math.exp(problem.log_moment_objective() / problem.temperature)
@@ -88,17 +108,27 @@ def test_the_mean_exponential_return_is_f(controlled, visits):
 
 def test_bounds_hold_every_reward_to_go_and_no_density_ratio():
     data = toy_replay()
-    to_go = torch.stack([data.log_reward[:, -1] - data.log_reward[:, k] + data.log_terminal for k in range(HORIZON + 1)])
+    to_go = torch.stack(
+        [
+            data.log_reward[:, -1] - data.log_reward[:, k] + data.log_terminal
+            for k in range(HORIZON + 1)
+        ]
+    )
     low, high = data.bounds
     assert low == pytest.approx(float(to_go.min())) and high == pytest.approx(float(to_go.max()))
-    assert toy_replay(controlled=True).bounds == Replay.of(chain(), Recording.of(toy_paths())._replace(log_ratios=None)).bounds
+    assert (
+        toy_replay(controlled=True).bounds
+        == Replay.of(chain(), Recording.of(toy_paths())._replace(log_ratios=None)).bounds
+    )
 
 
 def test_unseen_ends_count_nowhere():
     recording = Recording.of(toy_paths(8))
     bare = recording._replace(noises=None, controls=None)
     steps = recording.steps.clone()
-    steps[:, -1] = torch.where(torch.arange(8) % 2 == 0, HORIZON, HORIZON - 1)  # the others were never seen at the end
+    steps[:, -1] = torch.where(
+        torch.arange(8) % 2 == 0, HORIZON, HORIZON - 1
+    )  # the others were never seen at the end
     states = recording.states.clone()
     states[1::2, -1] = states[1::2, -2]
     reward = recording.terminal_reward.clone()
@@ -122,7 +152,9 @@ def test_rows_and_joined_are_inverse():
 
 
 def test_joining_parts_seen_at_different_numbers_of_times():
-    """The shorter paths wait at their last visit; what was seen does not change, and no noise is made up."""
+    """The shorter paths wait at their last visit; what was seen does not change, and no noise is
+    made up.
+    """
     recording = Recording.of(toy_paths(6))
     few = Replay.of(chain(), recording.at_random_times(3, generator()))
     both = Replay.joined([Replay.of(chain(), recording), few])
@@ -135,7 +167,9 @@ def test_joining_parts_seen_at_different_numbers_of_times():
 def test_spans_carry_exactly_what_was_seen_between():
     data = toy_replay()
     batch = sample_spans(data, 4000, 3.0, HORIZON, generator(1))
-    assert (batch.later_k > batch.k).logical_or(batch.k == HORIZON).all() and batch.later_k.max() == HORIZON
+    assert (batch.later_k > batch.k).logical_or(
+        batch.k == HORIZON
+    ).all() and batch.later_k.max() == HORIZON
     assert torch.equal(batch.terminal, batch.later_k == HORIZON)
     gain = data.log_weight[batch.row, batch.later_k] - data.log_weight[batch.row, batch.k]
     assert torch.allclose(batch.log_gain, gain + data.log_terminal[batch.row] * batch.terminal)
@@ -151,9 +185,15 @@ def test_spans_of_paths_seen_at_random_times():
     data = Replay.of(chain(), recording)
     row = torch.arange(64)
     batch = spans(data, row, torch.zeros_like(row), torch.full_like(row, 3), HORIZON)
-    assert torch.equal(batch.k, recording.steps[:, 0]) and (batch.later_k == HORIZON).all() and batch.terminal.all()
+    assert (
+        torch.equal(batch.k, recording.steps[:, 0])
+        and (batch.later_k == HORIZON).all()
+        and batch.terminal.all()
+    )
     whole = Replay.of(chain(), Recording.of(toy_paths()))
-    wanted = whole.log_weight[:, -1] - whole.log_weight[row, recording.steps[:, 0]] + whole.log_terminal
+    wanted = (
+        whole.log_weight[:, -1] - whole.log_weight[row, recording.steps[:, 0]] + whole.log_terminal
+    )
     assert torch.allclose(batch.log_gain, wanted, atol=1e-5)
 
 
@@ -198,5 +238,7 @@ def test_wrong_numbers_are_refused():
     recording = Recording.of(toy_paths())
     bad = recording.rewards.clone()
     bad[3, 2] = torch.nan
-    with pytest.raises(ValueError, match="rewards must be finite; got 1 NaN or infinite of 640 values"):
+    with pytest.raises(
+        ValueError, match="rewards must be finite; got 1 NaN or infinite of 640 values"
+    ):
         Replay.of(chain(), recording._replace(rewards=bad))

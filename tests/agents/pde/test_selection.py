@@ -1,4 +1,6 @@
-"""Fitting linear classes: what is held out, how it judges, and that Gauss-Newton lands on the solution."""
+"""Fitting linear classes: what is held out, how it judges, and that Gauss-Newton lands on the
+solution.
+"""
 
 import math
 
@@ -10,7 +12,14 @@ from girsanov.agents.pde.classes.length_scale import KernelValue, RadialValue
 from girsanov.agents.pde.classes.linear import ExponentialValue, LinearValue, PolynomialValue
 from girsanov.agents.pde.lookahead import Observed
 from girsanov.agents.pde.replay import Replay
-from girsanov.agents.pde.selection import Judge, Split, _first_good, _longest, clearly_less, fit_linear
+from girsanov.agents.pde.selection import (
+    Judge,
+    Split,
+    _first_good,
+    _longest,
+    clearly_less,
+    fit_linear,
+)
 from girsanov.agents.pde.variational import assemble
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout
@@ -24,7 +33,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def chain() -> LinearQuadratic:
-    return LinearQuadratic.damped_rotation(2, steps=HORIZON, temperature=2.0).to(dtype=torch.float64)
+    return LinearQuadratic.damped_rotation(2, steps=HORIZON, temperature=2.0).to(
+        dtype=torch.float64
+    )
 
 
 def replay(n: int, seed: int = 0) -> Replay:
@@ -52,7 +63,7 @@ def truth(shift: float = 0.0, times: int = HORIZON + 1) -> PolynomialValue:
     return value
 
 
-# --- what is held out ----------------------------------------------------------------------------------------------------
+# --- what is held out
 
 
 @pytest.mark.parametrize("n", [20, 21, 24, 100, 6003])
@@ -89,7 +100,7 @@ def test_nothing_is_held_out_that_could_not_judge():
     assert Split.of([blind]).held is None
 
 
-# --- how it judges -------------------------------------------------------------------------------------------------------
+# --- how it judges
 
 
 def test_the_truth_has_the_least_residual_on_paths_not_seen():
@@ -98,7 +109,9 @@ def test_the_truth_has_the_least_residual_on_paths_not_seen():
     batches = [data.at(rows) for rows in torch.arange(data.n).split(500)]
 
     def scores(shift: float) -> torch.Tensor:
-        return torch.stack([Judge(part, incumbent, 5.0).residuals(truth(shift)).mean() for part in batches])
+        return torch.stack(
+            [Judge(part, incumbent, 5.0).residuals(truth(shift)).mean() for part in batches]
+        )
 
     best = scores(0.0)
     assert (best > 0).all()
@@ -110,9 +123,13 @@ def test_the_truth_has_the_least_residual_on_paths_not_seen():
 def test_paths_without_an_end_do_not_judge():
     data, value = replay(60), truth(0.1)
     rows = torch.arange(60)
-    half = data._replace(seen=rows < 30, log_terminal=torch.where(rows < 30, data.log_terminal, 1e6))
+    half = data._replace(
+        seen=rows < 30, log_terminal=torch.where(rows < 30, data.log_terminal, 1e6)
+    )
     found = Judge(half, value, 5.0).residuals(value)
-    assert found.shape == (30,) and torch.equal(found, Judge(data.at(rows[:30]), value, 5.0).residuals(value))
+    assert found.shape == (30,) and torch.equal(
+        found, Judge(data.at(rows[:30]), value, 5.0).residuals(value)
+    )
 
 
 def test_nan_counts_as_infinite():
@@ -135,25 +152,37 @@ class _Spoilt(torch.nn.Module):
 
 def test_clearly_less_takes_more_than_noise():
     noise = torch.randn(400, generator=generator(), dtype=torch.float64)
-    base = 100 * torch.rand(400, generator=generator(1), dtype=torch.float64)  # common to both: pairs cancel it
+    base = 100 * torch.rand(
+        400, generator=generator(1), dtype=torch.float64
+    )  # common to both: pairs cancel it
     assert clearly_less(base - 0.2 + noise, base) and not clearly_less(base, base - 0.2 + noise)
     flat = noise - noise.mean()
-    assert not clearly_less(base + flat, base) and not clearly_less(base, base + flat) and not clearly_less(base, base)
+    assert (
+        not clearly_less(base + flat, base)
+        and not clearly_less(base, base + flat)
+        and not clearly_less(base, base)
+    )
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_what_is_not_finite_never_wins_and_always_loses(bad):
     good, spoilt = torch.full((9,), 1e6), torch.zeros(9)
     spoilt[4] = bad
-    assert clearly_less(good, spoilt) and not clearly_less(spoilt, good) and not clearly_less(spoilt, spoilt)
+    assert (
+        clearly_less(good, spoilt)
+        and not clearly_less(spoilt, good)
+        and not clearly_less(spoilt, spoilt)
+    )
 
 
-# --- the fit -------------------------------------------------------------------------------------------------------------
+# --- the fit
 
 
 @pytest.mark.parametrize("kind", ["polynomial", "kernel", "radial"])
 def test_the_fit_solves_the_inequality_over_its_set(kind):
-    """At the end the residual itself is what the ridge leaves, and points out of the set where that binds."""
+    """At the end the residual itself is what the ridge leaves, and points out of the set where that
+    binds.
+    """
     data = replay(400)
     value = prepared(
         {
@@ -174,12 +203,16 @@ def test_the_fit_solves_the_inequality_over_its_set(kind):
     else:
         slack = slack + ridge * system.matrix.diagonal().mean() * w
         assert (w >= 0).all() and (w == 0).any()
-        assert slack.min() > -1e-5 * float(system.total) and float((w * slack).abs().max()) < 1e-5 * float(system.total)
+        assert slack.min() > -1e-5 * float(system.total) and float(
+            (w * slack).abs().max()
+        ) < 1e-5 * float(system.total)
 
 
 def test_the_ball_binds():
     data = replay(200)
-    free, held = (prepared(PolynomialValue(2, HORIZON, times=3, radius=r), data) for r in (1e6, 0.05))
+    free, held = (
+        prepared(PolynomialValue(2, HORIZON, times=3, radius=r), data) for r in (1e6, 0.05)
+    )
     for value in (free, held):
         fit_linear(value, Split([data], None), Observed(), truth(), [1e-6], 5.0)
     assert free.weights.norm() > 0.1 and float(held.weights.norm()) == pytest.approx(0.05, rel=1e-6)
@@ -194,7 +227,9 @@ def test_the_ridge_of_the_least_held_out_residual_is_taken():
     scores = {}
     for ridge in ridges:
         other = prepared(PolynomialValue(2, HORIZON, times=4), data)
-        trained = fit_linear(other, Split(list(split.train()), None), Observed(), truth(), [ridge], 5.0, passes=6)
+        trained = fit_linear(
+            other, Split(list(split.train()), None), Observed(), truth(), [ridge], 5.0, passes=6
+        )
         scores[ridge] = float(Judge(split.held, truth(), 5.0).residuals(trained.value).mean())
     assert scores[1e2] > min(scores.values())  # a choice there is
     assert fit.ridge == min(scores, key=scores.get)
@@ -202,7 +237,9 @@ def test_the_ridge_of_the_least_held_out_residual_is_taken():
 
 
 def test_a_ridge_must_win_clearly_or_be_first():
-    """Candidates come in the order of preference, with residuals on 200 paths; where data are few one per cent is enough."""
+    """Candidates come in the order of preference, with residuals on 200 paths; where data are few
+    one per cent is enough.
+    """
     noise = torch.randn(200, generator=generator(), dtype=torch.float64)
     best = torch.ones(200, dtype=torch.float64)
     uncertain = best + 0.01 + noise - noise.mean()
@@ -215,7 +252,9 @@ def test_a_ridge_must_win_clearly_or_be_first():
 
 
 def test_later_rounds_are_judged_on_paths_near_the_optimum():
-    """Held-out residuals of one's own paths are far smaller, and so tell ridges apart that uncontrolled paths don't."""
+    """Held-out residuals of one's own paths are far smaller, and so tell ridges apart that
+    uncontrolled paths don't.
+    """
     held_out = []
 
     class Watched(PDE):
@@ -224,7 +263,9 @@ def test_later_rounds_are_judged_on_paths_near_the_optimum():
             held_out.append(self.logger.name_to_value["train/held_out_residual"])
 
     problem = LinearQuadratic.damped_rotation(2, steps=20)
-    model = Watched("PolynomialPolicy", problem, seed=0, device="cpu", n_uncontrolled=200, n_trajectories=200)
+    model = Watched(
+        "PolynomialPolicy", problem, seed=0, device="cpu", n_uncontrolled=200, n_trajectories=200
+    )
     model.learn(400 * 20)
     assert 0 < held_out[1] < 0.1 * held_out[0]
 
@@ -233,10 +274,14 @@ def test_one_ridge_is_judged_on_paths_not_seen_too():
     """Settings are compared by ``held_out``: it must not come from weights that saw the judges."""
     data = replay(60)
     split = Split.of([data])
-    value = prepared(PolynomialValue(2, HORIZON, degree=4, times=6), data)  # many weights for few paths
+    value = prepared(
+        PolynomialValue(2, HORIZON, degree=4, times=6), data
+    )  # many weights for few paths
     one = fit_linear(value, split, Observed(), truth(), [1e-6], 5.0, passes=4)
     other = prepared(PolynomialValue(2, HORIZON, degree=4, times=6), data)
-    trained = fit_linear(other, Split(list(split.train()), None), Observed(), truth(), [1e-6], 5.0, passes=4)
+    trained = fit_linear(
+        other, Split(list(split.train()), None), Observed(), truth(), [1e-6], 5.0, passes=4
+    )
     honest = Judge(split.held, truth(), 5.0).residuals(trained.value).mean()
     in_sample = Judge(split.held, truth(), 5.0).residuals(one.value).mean()
     assert honest > 1.2 * in_sample  # the two differ, or the test would be about nothing
@@ -245,7 +290,9 @@ def test_one_ridge_is_judged_on_paths_not_seen_too():
 
 
 def test_all_paths_serve_the_last_step():
-    """After the choice held-out paths are used as well: the fit is that of all the data with the chosen ridge."""
+    """After the choice held-out paths are used as well: the fit is that of all the data with the
+    chosen ridge.
+    """
     data = replay(200)
     split = Split.of([data])
     first = prepared(PolynomialValue(2, HORIZON, times=4), data)
@@ -258,7 +305,9 @@ def test_all_paths_serve_the_last_step():
 
 
 def test_a_step_that_is_too_long_is_shortened():
-    """Steps to weights that are far off are not taken, steps to the solution are, steps beyond it in part."""
+    """Steps to weights that are far off are not taken, steps to the solution are, steps beyond it
+    in part.
+    """
     data = replay(200)
     value = prepared(PolynomialValue(2, HORIZON, times=4), data)
     fit_linear(value, Split([data], None), Observed(), truth(), [1e-6], 5.0, passes=10)
@@ -289,7 +338,13 @@ def test_a_warm_start_at_the_solution_stays_there():
 @pytest.mark.parametrize("given", [{}, {"length": 0.7}])
 def test_pde_tries_settings_but_keeps_to_the_given_ones(given):
     problem = LinearQuadratic.damped_rotation(2, steps=HORIZON)
-    model = PDE("FourierPolicy", problem, seed=0, device="cpu", policy_kwargs={"features": 10, "times": 3, **given})
+    model = PDE(
+        "FourierPolicy",
+        problem,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"features": 10, "times": 3, **given},
+    )
     with torch.no_grad():
         model.fit(rollout(problem, None, 100, generator()))
     length = model.policy_kwargs["length"]

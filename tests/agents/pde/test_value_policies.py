@@ -49,7 +49,9 @@ def control(curvature: float, policy_class: Any = "MlpPolicy", **policy_kwargs: 
 def test_networks_curved_within_the_noise_do_not_overshoot(curvature: float) -> None:
     """The best control is ``slope / (1 + curvature)`` (it is the mean of the tilted noise, too)."""
     best = 0.6 / (1 + curvature)
-    once = abs(control(curvature, draws=0, iterations=1) - best)  # the gradient at the uncontrolled mean
+    once = abs(
+        control(curvature, draws=0, iterations=1) - best
+    )  # the gradient at the uncontrolled mean
     assert once > 0.15 or not curvature
     assert abs(control(curvature) - best) <= 0.5 * once + 1e-4
     assert control(curvature, iterations=30) == pytest.approx(best, abs=1e-3)
@@ -57,7 +59,9 @@ def test_networks_curved_within_the_noise_do_not_overshoot(curvature: float) -> 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.5, 1.5, 4.0])
 def test_one_newton_step_is_exact_for_a_parabola(curvature: float) -> None:
-    """However it curves: the damped iteration is off by more than 0.1 after three steps at a curvature of 4."""
+    """However it curves: the damped iteration is off by more than 0.1 after three steps at a
+    curvature of 4.
+    """
     best = 0.6 / (1 + curvature)
     assert control(curvature, NewtonPolicy, iterations=1) == pytest.approx(best, abs=1e-4)
     assert curvature < 4 or abs(control(curvature, iterations=3) - best) > 0.1
@@ -71,16 +75,27 @@ def test_denoisers_have_settings_of_their_own(
     name: str, draws: int, iterations: int, rate: float, layers: int, resamples: bool
 ) -> None:
     agent = PDE("MlpPolicy", make_problem(f"girsanov/{name}-v0"), seed=0, device="cpu")
-    assert (agent.policy.draws, agent.policy.iterations, agent.learning_rate) == (draws, iterations, rate)
-    assert agent.policy.resamples is resamples and len(agent.policy.value.network.weights) == layers + 1
+    assert (agent.policy.draws, agent.policy.iterations, agent.learning_rate) == (
+        draws,
+        iterations,
+        rate,
+    )
+    assert (
+        agent.policy.resamples is resamples
+        and len(agent.policy.value.network.weights) == layers + 1
+    )
     settings = {"draws": 0, "iterations": 2, "hidden": [16]}
     given = PDE("MlpPolicy", agent.env, 1e-3, device="cpu", policy_kwargs=settings)
     assert (given.policy.draws, given.policy.iterations, given.learning_rate) == (0, 2, 1e-3)
     assert [len(w[0]) for w in given.policy.value.network.weights[1:]] == [16]
 
 
-def test_robots_learn_from_observations_drawn_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths that the optimal process would not take are hardly ever drawn, and every one drawn counts alike."""
+def test_robots_learn_from_observations_drawn_by_their_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Paths that the optimal process would not take are hardly ever drawn, and every one drawn
+    counts alike.
+    """
     from girsanov.agents.pde import regression
 
     drawn, weights = [], []
@@ -101,9 +116,14 @@ def test_robots_learn_from_observations_drawn_by_their_weight(monkeypatch: pytes
         agent = PDE("MlpPolicy", problem, seed=0, device="cpu", gradient_steps=20)
         agent.policy.resamples = resamples
         agent.learn(100 * problem.horizon)
-    by_weight, alike = sum(drawn[:20]) / 20, sum(drawn[20:]) / 20  # nats above the mean of all paths
+    by_weight, alike = (
+        sum(drawn[:20]) / 20,
+        sum(drawn[20:]) / 20,
+    )  # nats above the mean of all paths
     assert by_weight > 0.5 and abs(alike) < 0.2
-    assert all(bool((w == 1).all()) for w in weights[:20]) and not any(bool((w == 1).all()) for w in weights[20:])
+    assert all(bool((w == 1).all()) for w in weights[:20]) and not any(
+        bool((w == 1).all()) for w in weights[20:]
+    )
 
 
 def test_of_many_paths_some_are_weighed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""The empirical variational inequality against closed forms: the truth is its solution, whoever gathered the data, and how."""
+"""The empirical variational inequality against closed forms: the truth is its solution, whoever
+gathered the data, and how.
+"""
 
 import math
 
@@ -36,7 +38,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def chain() -> LinearQuadratic:
     """Warm enough that no target of one step is capped."""
-    return LinearQuadratic.damped_rotation(2, steps=HORIZON, temperature=2.0).to(dtype=torch.float64)
+    return LinearQuadratic.damped_rotation(2, steps=HORIZON, temperature=2.0).to(
+        dtype=torch.float64
+    )
 
 
 def some_control(k: int, x: Tensor) -> Tensor:
@@ -44,7 +48,9 @@ def some_control(k: int, x: Tensor) -> Tensor:
 
 
 def truth(problem: LinearQuadratic, shift: float = 0.0) -> PolynomialValue:
-    """``log f*``, exactly, with a feature of time for every step; ``shift`` bends it by that much ``x_1^2``."""
+    """``log f*``, exactly, with a feature of time for every step; ``shift`` bends it by that much
+    ``x_1^2``.
+    """
     value = PolynomialValue(2, HORIZON, times=HORIZON + 1)
     x = torch.randn(40, 2, generator=generator(9), dtype=torch.float64)
     space = value.space(0, x)
@@ -59,7 +65,11 @@ def truth(problem: LinearQuadratic, shift: float = 0.0) -> PolynomialValue:
 def gathered(kind: str, n: int = N, seed: int = 0) -> Replay:
     problem = chain()
     with torch.no_grad():
-        recording = Recording.of(rollout(problem, some_control if kind.startswith("controlled") else None, n, generator(seed)))
+        recording = Recording.of(
+            rollout(
+                problem, some_control if kind.startswith("controlled") else None, n, generator(seed)
+            )
+        )
     if "random times" in kind:
         recording = recording.at_random_times(5, generator(seed + 1))
     return Replay.of(problem, recording)
@@ -70,17 +80,25 @@ def parts(data: Replay, size: int) -> list[Replay]:
 
 
 def form(name: str) -> Lookahead:
-    return {"observed": Observed(), "fresh": FreshNoise(chain(), 2, generator(5)), "generator": Generator(chain())}[name]
+    return {
+        "observed": Observed(),
+        "fresh": FreshNoise(chain(), 2, generator(5)),
+        "generator": Generator(chain()),
+    }[name]
 
 
-def z_scores(value: LinearValue, data: Replay, lookahead: Lookahead, max_weight: float = 5.0, span: int = 1) -> Tensor:
+def z_scores(
+    value: LinearValue, data: Replay, lookahead: Lookahead, max_weight: float = 5.0, span: int = 1
+) -> Tensor:
     """Residual of every weight in standard errors, from 50 independent batches of paths."""
     batches = parts(data, data.n // 50)
-    found = torch.stack([assemble(value, [part], lookahead, max_weight, span).residual for part in batches])
+    found = torch.stack(
+        [assemble(value, [part], lookahead, max_weight, span).residual for part in batches]
+    )
     return found.mean(0) / (found.std(0) / math.sqrt(len(found)))
 
 
-# --- scalars of the gap ---------------------------------------------------------------------------------------------------
+# --- scalars of the gap
 
 
 def test_divergence_is_the_integral_of_the_capped_exponential():
@@ -95,12 +113,16 @@ def test_divergence_is_the_integral_of_the_capped_exponential():
     assert torch.isfinite(divergence(huge)).all() and torch.isfinite(capped_exp(huge)).all()
 
 
-# --- the linear system ----------------------------------------------------------------------------------------------------
+# --- the linear system
 
 
-@pytest.mark.parametrize("kind", ["uncontrolled", "controlled", "uncontrolled, random times", "controlled, random times"])
+@pytest.mark.parametrize(
+    "kind", ["uncontrolled", "controlled", "uncontrolled, random times", "controlled, random times"]
+)
 def test_the_truth_solves_the_equation_and_nothing_beside_it(kind):
-    """All 54 residuals of quadratics within 4 standard errors; a bent function is 10 and more away."""
+    """All 54 residuals of quadratics within 4 standard errors; a bent function is 10 and more
+    away.
+    """
     data, problem = gathered(kind), chain()
     assert z_scores(truth(problem), data, Observed()).abs().max() < 4
     assert z_scores(truth(problem, 0.1), data, Observed()).abs().max() > 10
@@ -116,16 +138,22 @@ def test_forgetting_the_control_is_seen():
 @pytest.mark.parametrize("name", ["fresh", "generator"])
 @pytest.mark.parametrize("kind", ["uncontrolled", "controlled"])
 def test_the_forms_that_know_the_transition(name, kind):
-    """They are conditional means: the residual at the truth is small in the trajectory form's own standard errors."""
+    """They are conditional means: the residual at the truth is small in the trajectory form's own
+    standard errors.
+    """
     problem = chain()
     data = gathered(kind, 8000)
     value, bent = truth(problem), truth(problem, 0.1)
     if name == "fresh":
         assert z_scores(value, data, form(name)).abs().max() < 4
-    batches = torch.stack([assemble(value, [part], Observed(), 5.0).residual for part in parts(data, 400)])
+    batches = torch.stack(
+        [assemble(value, [part], Observed(), 5.0).residual for part in parts(data, 400)]
+    )
     scale = batches.std(0) * math.sqrt(len(batches))
     mine = assemble(value, [data], form(name), 5.0).residual
-    assert (mine / scale).abs().max() < (1.5 if name == "generator" else 4)  # the generator errs by the square of the step
+    assert (mine / scale).abs().max() < (
+        1.5 if name == "generator" else 4
+    )  # the generator errs by the square of the step
     assert (assemble(bent, [data], form(name), 5.0).residual / scale).abs().max() > 5
 
 
@@ -147,14 +175,18 @@ def test_the_truth_solves_the_equation_over_longer_spans(span):
 
 
 def test_density_ratios_are_those_of_the_optimal_process():
-    """Uncapped at the truth they average to one at every visit, under either control, given each path's start."""
+    """Uncapped at the truth they average to one at every visit, under either control, given each
+    path's start.
+    """
     problem = chain()
     for kind in ("uncontrolled", "controlled"):
         data = gathered(kind)
         row = torch.arange(data.n)
         for visit in (0, 3, HORIZON):
             here = torch.full_like(row, visit)
-            ratio = densities(truth(problem), spans(data, row, here, here, HORIZON), math.inf).double()
+            ratio = densities(
+                truth(problem), spans(data, row, here, here, HORIZON), math.inf
+            ).double()
             if visit == 0:
                 assert torch.allclose(ratio, torch.ones_like(ratio))
             else:
@@ -172,8 +204,12 @@ def test_a_stream_is_the_sum_of_its_parts(kind, neutral):
     for value in (truth(chain(), 0.1), radial):
         whole = assemble(value, [data], Observed(), 5.0, risk_neutral=neutral)
         streamed = assemble(value, iter(parts(data, 77)), Observed(), 5.0, risk_neutral=neutral)
-        summed = assemble(value, [data.at(torch.arange(200))], Observed(), 5.0, risk_neutral=neutral).plus(
-            assemble(value, [data.at(torch.arange(200, data.n))], Observed(), 5.0, risk_neutral=neutral)
+        summed = assemble(
+            value, [data.at(torch.arange(200))], Observed(), 5.0, risk_neutral=neutral
+        ).plus(
+            assemble(
+                value, [data.at(torch.arange(200, data.n))], Observed(), 5.0, risk_neutral=neutral
+            )
         )
         for other in (streamed, summed):
             for a, b in zip(whole, other, strict=True):
@@ -187,12 +223,20 @@ def test_visits_at_every_step_make_random_times_whole():
     whole = Replay.of(problem, recording)
     seen = Replay.of(problem, recording.at_random_times(HORIZON, generator(1)))
     value = truth(problem, 0.1)
-    for a, b in zip(assemble(value, [whole], Observed(), 5.0), assemble(value, [seen], Observed(), 5.0), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(a.abs().max()))  # sums are kept in float32
+    for a, b in zip(
+        assemble(value, [whole], Observed(), 5.0),
+        assemble(value, [seen], Observed(), 5.0),
+        strict=True,
+    ):
+        assert torch.allclose(
+            a, b, rtol=1e-5, atol=1e-5 * float(a.abs().max())
+        )  # sums are kept in float32
 
 
 def test_repeated_last_visits_and_unseen_ends_add_nothing():
-    """Padding to a common number of visits changes no sum; a terminal reward that was not seen is not looked at."""
+    """Padding to a common number of visits changes no sum; a terminal reward that was not seen is
+    not looked at.
+    """
     problem = chain()
     with torch.no_grad():
         recording = Recording.of(rollout(problem, some_control, 50, generator()))
@@ -205,17 +249,25 @@ def test_repeated_last_visits_and_unseen_ends_add_nothing():
         recording.terminal_reward,
         torch.cat([recording.log_ratios, torch.zeros(50, 1, dtype=torch.float64)], 1),
     )
-    cut = Recording(*(part[:, :5] for part in recording[:2]), recording.rewards[:, :4], torch.full((50,), torch.nan))
+    cut = Recording(
+        *(part[:, :5] for part in recording[:2]),
+        recording.rewards[:, :4],
+        torch.full((50,), torch.nan),
+    )
     short = assemble(value, [Replay.of(problem, cut)], Observed(), 5.0)
     assert int(short.total) == 4 * 50
     assert int(plain.total) == (HORIZON + 1) * 50
     found = assemble(value, [Replay.of(problem, padded)], Observed(), 5.0)
-    assert torch.allclose(plain.matrix, found.matrix) and torch.allclose(plain.residual, found.residual)
+    assert torch.allclose(plain.matrix, found.matrix) and torch.allclose(
+        plain.residual, found.residual
+    )
     assert int(found.total) == int(plain.total)
 
 
 def test_matrix_is_the_derivative_of_the_residual():
-    """Gauss-Newton is Newton here but for the weights, which the derivative holds: risk-neutral, with weights capped to one."""
+    """Gauss-Newton is Newton here but for the weights, which the derivative holds: risk-neutral,
+    with weights capped to one.
+    """
     problem, data = chain(), gathered("uncontrolled", 200)
     value = truth(problem, 0.1)
     tiny = 1e-30  # so small that every weight is capped, hence constant
@@ -227,18 +279,26 @@ def test_matrix_is_the_derivative_of_the_residual():
         sides = []
         for sign in (1, -1):
             value.weights.copy_(before + sign * 1e-4 * direction)
-            sides.append(assemble(value, [data], Observed(), tiny, risk_neutral=risk_neutral).residual)
+            sides.append(
+                assemble(value, [data], Observed(), tiny, risk_neutral=risk_neutral).residual
+            )
         numeric = (sides[0] - sides[1]) / 2e-4
         expected = -one.matrix @ direction.flatten()
         if risk_neutral:
-            assert torch.allclose(numeric, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
-        else:  # tau (exp(gap) - 1) has the derivative tau exp(gap) (tau' - tau): the matrix weighs both by exp(gap) alike
+            assert torch.allclose(
+                numeric, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max())
+            )
+        # tau (exp(gap) - 1) has the derivative tau exp(gap) (tau' - tau): the matrix weighs both by
+        # exp(gap) alike
+        else:
             assert float((numeric - expected).norm() / expected.norm()) < 1e-5
     value.weights.copy_(before)
 
 
 def test_where_f_is_linear_one_step_is_lstsq():
-    """Radial bases: the step's solution does not depend on where it starts, for weights held at one and gaps below the cap."""
+    """Radial bases: the step's solution does not depend on where it starts, for weights held at one
+    and gaps below the cap.
+    """
     data = gathered("uncontrolled", 400)
     value = RadialValue(2, HORIZON, centres=12, width=3.0, span=1.0, floor=0.0)
     value.standardise.fit(data.inputs.flatten(0, 1))
@@ -251,8 +311,14 @@ def test_where_f_is_linear_one_step_is_lstsq():
     for k in range(HORIZON + 1):
         phi = value.space(k, data.inputs[:, k])
         tested = phi / f[k][:, None].square() * 1e-30
-        if k >= HORIZON - 1:  # the terminal reward itself, not f_T, stands at the end of the last step
-            target = data.log_terminal.double() - value.offset + (data.log_weight[:, -1] - data.log_weight[:, k]).double()
+        if (
+            k >= HORIZON - 1
+        ):  # the terminal reward itself, not f_T, stands at the end of the last step
+            target = (
+                data.log_terminal.double()
+                - value.offset
+                + (data.log_weight[:, -1] - data.log_weight[:, k]).double()
+            )
             assert (target - f[k].log()).max() < 1.5
             matrix += tested.T @ phi
             vector += tested.T @ target.exp()
@@ -261,7 +327,9 @@ def test_where_f_is_linear_one_step_is_lstsq():
             assert (gain * f[k + 1] / f[k]).log().max() < 1.5
             matrix += tested.T @ (phi - gain[:, None] * value.space(k + 1, data.inputs[:, k + 1]))
     assert torch.allclose(system.matrix, matrix, rtol=1e-6, atol=1e-6 * float(matrix.abs().max()))
-    assert torch.allclose(system.residual + system.matrix @ value.weights[0], vector, rtol=1e-6, atol=1e-36)
+    assert torch.allclose(
+        system.residual + system.matrix @ value.weights[0], vector, rtol=1e-6, atol=1e-36
+    )
 
 
 def test_systems_add_up():
@@ -269,7 +337,7 @@ def test_systems_add_up():
     assert all(float(total) == 2 for total in one.plus(one))
 
 
-# --- the same equation for networks ---------------------------------------------------------------------------------------
+# --- the same equation for networks
 
 
 class Exact(NeuralValue):
@@ -286,7 +354,9 @@ class Exact(NeuralValue):
 
 @pytest.mark.parametrize("kind", ["uncontrolled", "controlled", "controlled, random times"])
 def test_the_loss_is_stationary_at_the_true_function_and_not_beside_it(kind):
-    """The gradient by a constant vanishes in expectation at log f*, not at a bent and not at a shifted one."""
+    """The gradient by a constant vanishes in expectation at log f*, not at a bent and not at a
+    shifted one.
+    """
     problem = chain()
 
     def gradients(shift: float, offset: float) -> Tensor:
@@ -311,7 +381,9 @@ def test_the_loss_is_stationary_at_the_true_function_and_not_beside_it(kind):
 
 @pytest.mark.parametrize("name", ["fresh", "generator"])
 def test_fresh_targets_are_means_of_the_observed_ones(name):
-    """At the truth the log target of the known transition is log f itself, up to its noise or the square of the step."""
+    """At the truth the log target of the known transition is log f itself, up to its noise or the
+    square of the step.
+    """
     problem = chain()
     data = gathered("controlled", 2000)
     value = truth(problem)
@@ -328,11 +400,17 @@ def test_fresh_targets_are_means_of_the_observed_ones(name):
 
 @pytest.mark.parametrize("name", ["fresh", "generator"])
 def test_fresh_targets_of_paths_without_an_end(name):
-    """The last visit of a path that was not seen at its end must not be taken for a terminal reward of zero."""
+    """The last visit of a path that was not seen at its end must not be taken for a terminal reward
+    of zero.
+    """
     problem = chain()
     with torch.no_grad():
         recording = Recording.of(rollout(problem, None, 200, generator()))
-    cut = Recording(*(part[:, :5] for part in recording[:2]), recording.rewards[:, :4], torch.full((200,), torch.nan))
+    cut = Recording(
+        *(part[:, :5] for part in recording[:2]),
+        recording.rewards[:, :4],
+        torch.full((200,), torch.nan),
+    )
     data, value = Replay.of(problem, cut), truth(problem)
     row = torch.arange(200)
     last = torch.full_like(row, 4)
@@ -341,7 +419,7 @@ def test_fresh_targets_of_paths_without_an_end(name):
     assert gap.abs().max() < 0.3, "an observation that says nothing has no gap"
 
 
-# --- norms ----------------------------------------------------------------------------------------------------------------
+# --- norms
 
 
 def test_sobolev_errors_of_a_constant_factor():
@@ -358,7 +436,9 @@ def test_sobolev_errors_of_a_constant_factor():
 
 
 def test_sobolev_errors_against_the_formula():
-    """A linear error of log f at first order: squares of f and of its slope in units of the noise, summed by hand."""
+    """A linear error of log f at first order: squares of f and of its slope in units of the noise,
+    summed by hand.
+    """
     problem = chain()
     with torch.no_grad():
         paths = rollout(problem, None, 5000, generator())
@@ -406,12 +486,16 @@ def test_kernel_systems_stay_finite_when_all_states_are_equal():
 
 
 def test_the_risk_neutral_matrix_is_that_of_the_gap():
-    """``d gap = (tau' - tau) dw``, also where f is linear in the weights: no exponential is left to weigh tau' by."""
+    """``d gap = (tau' - tau) dw``, also where f is linear in the weights: no exponential is left to
+    weigh tau' by.
+    """
     data = gathered("uncontrolled", 100)
     value = RadialValue(2, HORIZON, centres=8, width=3.0, span=1.0)
     value.standardise.fit(data.inputs.flatten(0, 1))
     value.place(data.steps.flatten(), data.inputs.flatten(0, 1), generator())
     tau = [value.tangent(k, data.inputs[:, k]).space for k in range(HORIZON + 1)]
-    wanted = sum(t.T @ t for t in tau) - sum(t.T @ later for t, later in zip(tau[:-2], tau[1:-1], strict=True))
+    wanted = sum(t.T @ t for t in tau) - sum(
+        t.T @ later for t, later in zip(tau[:-2], tau[1:-1], strict=True)
+    )
     found = assemble(value, [data], Observed(), 1e-30, risk_neutral=True).matrix / 1e-30
     assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))

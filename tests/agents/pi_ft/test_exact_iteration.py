@@ -1,4 +1,6 @@
-"""Exact PI-FT: the Riccati and grid optima, the contraction at its predicted factor, the continuous-time limit."""
+"""Exact PI-FT: the Riccati and grid optima, the contraction at its predicted factor, the
+continuous-time limit.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from girsanov.envs.problem import Problem, objective
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
 
-def line(temperature: float = 1.0, noise: float = 0.5, curvature: float = 1.0, horizon: int = 8) -> LinearQuadratic:
+def line(
+    temperature: float = 1.0, noise: float = 0.5, curvature: float = 1.0, horizon: int = 8
+) -> LinearQuadratic:
     return LinearQuadratic(
         drift_matrix=[[0.9]],
         noise_matrix=[[noise]],
@@ -62,10 +66,13 @@ def planar(temperature: float = 2.0) -> LinearQuadratic:
     )
 
 
-# --- linear-quadratic -------------------------------------------------------------------------------------------------
+# --- linear-quadratic
 
 
-@pytest.mark.parametrize("make", [line, planar, lambda: make_problem("girsanov/LinearQuadratic-v0").to(dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "make",
+    [line, planar, lambda: make_problem("girsanov/LinearQuadratic-v0").to(dtype=torch.float64)],
+)
 def test_reaches_the_riccati_value_and_control(make: Any) -> None:
     problem = make()
     truth, found = problem.solution, iterate_quadratics(problem, 60)
@@ -83,11 +90,15 @@ def test_value_is_the_objective_of_the_control() -> None:
     x = problem.initial(2, torch.Generator().manual_seed(0))
     worth = objective(problem, found.control, 40_000, torch.Generator().manual_seed(1)).objective
     assert abs(float(found.value(0, x)[0]) - worth.mean) < 4 * worth.stderr
-    assert float(found.value(0, x)[0]) < problem.optimal_objective() - 1e-6  # and one iteration is not optimal yet
+    assert (
+        float(found.value(0, x)[0]) < problem.optimal_objective() - 1e-6
+    )  # and one iteration is not optimal yet
 
 
 def inner_factors(found: QuadraticIterates) -> list[Tensor]:
-    """Of each step, ratios of successive changes of the affine control, in operator norm of (gain, shift)."""
+    """Of each step, ratios of successive changes of the affine control, in operator norm of (gain,
+    shift).
+    """
     out = []
     for gain, shift in found.inner:
         change = torch.linalg.matrix_norm(torch.cat([gain, shift[..., None]], 2).diff(dim=0), 2)
@@ -107,20 +118,29 @@ def test_contraction_never_exceeds_lambda_and_equals_it_in_one_dimension() -> No
 
 
 def test_doubling_the_temperature_halves_the_first_factor_and_lowers_all() -> None:
-    """At the last step V_T does not depend on beta, so lambda is proportional to 1 / beta; earlier V_{k+1} does."""
+    """At the last step V_T does not depend on beta, so lambda is proportional to 1 / beta; earlier
+    V_{k+1} does.
+    """
     once, twice = (iterate_quadratics(line(temperature), 30) for temperature in (1.0, 2.0))
     measured = [float(inner_factors(found)[-1][0]) for found in (once, twice)]
     assert measured[1] == pytest.approx(measured[0] / 2, rel=1e-6)
     for k in range(8):
-        assert float(inner_factors(twice)[k][0]) == pytest.approx(float(twice.contraction[k]), rel=0.01)
+        assert float(inner_factors(twice)[k][0]) == pytest.approx(
+            float(twice.contraction[k]), rel=0.01
+        )
     assert (twice.contraction < once.contraction).all()
 
 
 def test_outer_error_falls_at_the_predicted_rate() -> None:
-    """Error of control against m_k = m: at most linear with the largest lambda, up to a polynomial in m."""
+    """Error of control against m_k = m: at most linear with the largest lambda, up to a polynomial
+    in m.
+    """
     problem = line(temperature=0.5)
     rate = float(quadratic_contraction(problem).max())
-    errors = [float((iterate_quadratics(problem, m).gain - problem.solution.gain).abs().max()) for m in range(4, 16)]
+    errors = [
+        float((iterate_quadratics(problem, m).gain - problem.solution.gain).abs().max())
+        for m in range(4, 16)
+    ]
     slope = math.log(errors[-1] / errors[0]) / (len(errors) - 1)
     assert slope == pytest.approx(math.log(rate), abs=0.1 * abs(math.log(rate)))
 
@@ -130,14 +150,19 @@ def test_below_the_threshold_iterates_diverge_though_the_optimum_exists() -> Non
     assert float(quadratic_contraction(problem).max()) == pytest.approx(5.0)
     gain = iterate_quadratics(problem, 40).inner[0].gain[:, 0, 0]
     assert (gain.diff().abs().diff() > 0).all()
-    with pytest.raises(ValueError, match="temperatures must be large enough .* it diverged at step 0"):
+    with pytest.raises(
+        ValueError, match="temperatures must be large enough .* it diverged at step 0"
+    ):
         iterate_quadratics(problem, 1000)
 
 
 def test_temperatures_per_step() -> None:
     problem = line()
     betas = torch.linspace(0.5, 2, 8).tolist()
-    constant, varied = iterate_quadratics(problem, 40, [1.0] * 8), iterate_quadratics(problem, 40, betas)
+    constant, varied = (
+        iterate_quadratics(problem, 40, [1.0] * 8),
+        iterate_quadratics(problem, 40, betas),
+    )
     assert torch.equal(constant.gain, iterate_quadratics(problem, 40).gain)
     # first-order condition with each step's own beta
     P, p = varied.matrix[4], varied.slope[4]
@@ -147,7 +172,7 @@ def test_temperatures_per_step() -> None:
     assert torch.allclose(betas[3] * s, C.T @ (p - P @ (b + C @ s)), atol=1e-9)
 
 
-# --- grid -------------------------------------------------------------------------------------------------------------
+# --- grid
 
 
 def test_grid_agrees_with_matrices_in_one_dimension() -> None:
@@ -165,7 +190,9 @@ def test_grid_agrees_with_matrices_in_one_dimension() -> None:
 
 def mixture(temperature: float, steps: int = 8) -> GaussianMixture:
     reward = QuadraticReward([[0.0]], [0.0], [1.0])
-    return GaussianMixture([[-1.0], [1.0]], 0.4, reward, temperature, schedule=Schedule.ddpm(steps), **DOUBLE)
+    return GaussianMixture(
+        [[-1.0], [1.0]], 0.4, reward, temperature, schedule=Schedule.ddpm(steps), **DOUBLE
+    )
 
 
 def elementwise(problem: Problem) -> Any:
@@ -177,10 +204,20 @@ def elementwise(problem: Problem) -> Any:
 
 
 def test_grid_agrees_with_dynamic_programming() -> None:
-    """A mixture's V are neither concave nor quadratic; ``envs.grid`` maximises by scan and Newton, here it is (35)."""
+    """A mixture's V are neither concave nor quadratic; ``envs.grid`` maximises by scan and Newton,
+    here it is (35).
+    """
     problem = mixture(4.0)
     settings: dict[str, Any] = {"lower": -6.0, "upper": 6.0, "nodes": 257}
-    truth = solve(elementwise(problem), lambda x: x, horizon=8, temperature=4.0, spacing=0.4, largest_control=2, **settings)
+    truth = solve(
+        elementwise(problem),
+        lambda x: x,
+        horizon=8,
+        temperature=4.0,
+        spacing=0.4,
+        largest_control=2,
+        **settings,
+    )
     found = grid_of(problem, 12, **settings)
     x = torch.linspace(-2, 2, 41, **DOUBLE)[:, None]
     for k in range(8):
@@ -201,24 +238,39 @@ def test_grid_contraction_is_at_most_lambda() -> None:
         assert (change[1:] <= predicted * change[:-1] * (1 + 1e-3) + 1e-10).all()
 
 
-# --- continuous time --------------------------------------------------------------------------------------------------
+# --- continuous time
 
 
 def test_euler_maruyama_chains_approach_the_limit_at_first_order() -> None:
-    """Han et al., eq. (78)-(79), by the Riccati equation; errors of value and control against the step, on fitted lines."""
+    """Han et al., eq. (78)-(79), by the Riccati equation; errors of value and control against the
+    step, on fitted lines.
+    """
     A = torch.tensor([[-0.5, 1.0], [-1.0, 0.2]], **DOUBLE)
     G = torch.tensor([[0.3], [1.0]], **DOUBLE)
-    R, Q = torch.diag(torch.tensor([0.5, 0.1], **DOUBLE)), torch.diag(torch.tensor([1.0, 0.5], **DOUBLE))
+    R, Q = (
+        torch.diag(torch.tensor([0.5, 0.1], **DOUBLE)),
+        torch.diag(torch.tensor([1.0, 0.5], **DOUBLE)),
+    )
     c, q, slope = (torch.tensor(v, **DOUBLE) for v in ([0.1, -0.2], [0.3, 0.0], [1.0, -0.5]))
-    shared: dict[str, Any] = {"offset": c, "running_slope": q, "terminal_slope": slope, "temperature": 0.8}
+    shared: dict[str, Any] = {
+        "offset": c,
+        "running_slope": q,
+        "terminal_slope": slope,
+        "temperature": 0.8,
+    }
     matrices = {"drift_matrix": A, "control_matrix": G, "running_matrix": R, "terminal_matrix": Q}
     limit = riccati_limit(**matrices, **shared, duration=1.0)
     sizes, errors = [], []
     for steps in (20, 40, 80, 160):
         step = 1 / steps
-        chain = LinearQuadratic.ornstein_uhlenbeck(2, **matrices, **shared, steps=steps, step_size=step, **DOUBLE)
+        chain = LinearQuadratic.ornstein_uhlenbeck(
+            2, **matrices, **shared, steps=steps, step_size=step, **DOUBLE
+        )
         found = iterate_quadratics(chain, 25)
-        rates = found.gain[0] / math.sqrt(step), found.shift[0] / math.sqrt(step)  # u = a / sqrt(step)
+        rates = (
+            found.gain[0] / math.sqrt(step),
+            found.shift[0] / math.sqrt(step),
+        )  # u = a / sqrt(step)
         ours = (found.matrix[0], found.slope[0], found.constant[0], *rates)
         sizes.append(math.log(step))
         errors.append([math.log(float((a - b).norm())) for a, b in zip(ours, limit, strict=True)])
@@ -229,7 +281,9 @@ def test_euler_maruyama_chains_approach_the_limit_at_first_order() -> None:
 
 def test_limit_that_explodes_is_refused() -> None:
     one, zero = torch.ones(1, 1), torch.zeros(1)
-    with pytest.raises(ValueError, match="temperature must be large enough for a finite value; got 0.5"):
+    with pytest.raises(
+        ValueError, match="temperature must be large enough for a finite value; got 0.5"
+    ):
         riccati_limit(
             drift_matrix=one,
             control_matrix=one,
@@ -243,7 +297,7 @@ def test_limit_that_explodes_is_refused() -> None:
         )
 
 
-# --- the agent --------------------------------------------------------------------------------------------------------
+# --- the agent
 
 
 def test_agent_improves_to_the_optimum_and_survives_a_checkpoint(tmp_path: Path) -> None:
@@ -254,12 +308,16 @@ def test_agent_improves_to_the_optimum_and_survives_a_checkpoint(tmp_path: Path)
     agent.learn(30 * 4 * problem.horizon)
     assert torch.allclose(agent.policy.control(2, x), problem.optimal_control(2, x), atol=1e-8)
     agent.set_env(line(temperature=5.0))
-    assert torch.allclose(agent.policy.control(2, x), line(temperature=5.0).optimal_control(2, x), atol=1e-8)
+    assert torch.allclose(
+        agent.policy.control(2, x), line(temperature=5.0).optimal_control(2, x), atol=1e-8
+    )
 
 
 def test_agent_on_a_grid() -> None:
     problem = mixture(4.0, steps=4)
-    agent = PIFT(ExactPolicy, problem, n_trajectories=4, seed=0, policy_kwargs={"grid": {"nodes": 65}})
+    agent = PIFT(
+        ExactPolicy, problem, n_trajectories=4, seed=0, policy_kwargs={"grid": {"nodes": 65}}
+    )
     agent.learn(2 * 4 * 4)
     assert isinstance(agent.policy, ExactPolicy)
     assert isinstance(agent.policy.iterates, GridIterates)
@@ -268,13 +326,20 @@ def test_agent_on_a_grid() -> None:
 
 
 def test_messages() -> None:
-    with pytest.raises(ValueError, match="iterations must be an integer of at least 0, or 8 of them; got -1"):
+    with pytest.raises(
+        ValueError, match="iterations must be an integer of at least 0, or 8 of them; got -1"
+    ):
         iterate_quadratics(line(), -1)
-    with pytest.raises(ValueError, match="temperatures must be one number or 8 of them, one a step; got 2"):
+    with pytest.raises(
+        ValueError, match="temperatures must be one number or 8 of them, one a step; got 2"
+    ):
         iterate_quadratics(line(), 1, [1.0, 2.0])
     with pytest.raises(ValueError, match="temperatures must be a positive number; got 0.0"):
         per_step("temperatures", [1.0, 0.0], 2)
-    with pytest.raises(ValueError, match=r"state_shape and noise_shape must be \(1,\) for a grid; got \(2,\) and \(2,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"state_shape and noise_shape must be \(1,\) for a grid; got \(2,\) and \(2,\)",
+    ):
         PIFT(ExactPolicy, make_problem("girsanov/GaussianMixture-v0"))
     with pytest.raises(ValueError, match="lower must be below upper; got 1.0 and 1.0"):
         grid_of(line(), 1, lower=1.0, upper=1.0)

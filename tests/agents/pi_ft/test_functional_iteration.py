@@ -1,4 +1,6 @@
-"""Functional PI-FT: its backup against closed forms, its inner iterations against lambda, and what it reaches."""
+"""Functional PI-FT: its backup against closed forms, its inner iterations against lambda, and what
+it reaches.
+"""
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ def chain(temperature=0.5) -> LinearQuadratic:
 
 
 def agent(problem, **kwargs) -> PIFT:
-    return PIFT("FunctionalPolicy", ProblemEnv(problem, action_bound=20.0), seed=0, device="cpu", **kwargs)
+    return PIFT(
+        "FunctionalPolicy", ProblemEnv(problem, action_bound=20.0), seed=0, device="cpu", **kwargs
+    )
 
 
 def states(problem, n=20):
@@ -24,8 +28,8 @@ def states(problem, n=20):
 
 
 def test_the_backup_at_the_last_step_is_the_riccati_value_gradient_and_control():
-    """V_T is the reward itself, so with many inner iterations nothing is fitted: antithetic pairs leave no error of first
-    order, and of a quadratic's second order only in the value."""
+    """V_T is the reward itself, so with many inner iterations nothing is fitted: antithetic pairs
+    leave no error of first order, and of a quadratic's second order only in the value."""
     problem = chain().to(dtype=torch.float64)
     policy = agent(problem, policy_kwargs={"iterations": 40, "damping": 1.0, "draws": 400}).policy
     k, solution = problem.horizon - 1, problem.solution
@@ -52,13 +56,17 @@ def test_one_sweep_reaches_the_optimum_of_a_linear_quadratic_chain():
     for k in range(problem.horizon):
         exact = problem.optimal_control(k, paths[k])
         assert (model.policy.control(k, paths[k]) - exact).norm() < 0.1 * exact.norm()
-    worth = objective(problem, model.policy.control, 20_000, torch.Generator().manual_seed(1)).objective
+    worth = objective(
+        problem, model.policy.control, 20_000, torch.Generator().manual_seed(1)
+    ).objective
     base = objective(problem, None, 20_000, torch.Generator().manual_seed(1)).objective
     assert worth.mean - base.mean > 0.98 * (problem.optimal_objective() - base.mean)
 
 
 def test_rewards_seen_are_counted():
-    """At the last step V_T is asked at every draw of every iteration, of uncontrolled and controlled paths alike."""
+    """At the last step V_T is asked at every draw of every iteration, of uncontrolled and
+    controlled paths alike.
+    """
     model = agent(chain(), n_trajectories=10, policy_kwargs={"iterations": 2, "draws": 3}).learn(1)
     assert model.num_timesteps == 2 * 10 * 6
     assert model.reward_queries == 20 + (2 + 1) * 2 * 3 * 20

@@ -1,4 +1,6 @@
-"""Kernel regression of values: leave-one-out in closed form against leaving out, gradients, and what it can learn."""
+"""Kernel regression of values: leave-one-out in closed form against leaving out, gradients, and
+what it can learn.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,16 @@ def data(contexts: int = 1, noise: float = 0.1) -> tuple[Tensor, Tensor, Tensor]
     states = torch.randn(HORIZON, PATHS, SIZE, generator=generator, dtype=torch.float64)
     which = torch.randint(contexts, (PATHS,), generator=generator)
     clean = 3.0 * which + states[..., 0] + 0.5 * states[..., 1].square()
-    return states, clean + noise * torch.randn(HORIZON, PATHS, generator=generator, dtype=torch.float64), which
+    return (
+        states,
+        clean + noise * torch.randn(HORIZON, PATHS, generator=generator, dtype=torch.float64),
+        which,
+    )
 
 
-def refit(values: KernelValues, k: int, x: Tensor, y: Tensor, which: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def refit(
+    values: KernelValues, k: int, x: Tensor, y: Tensor, which: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
     """The textbook's equations: a kernel, and a mean for each context that costs nothing."""
     distance = torch.cdist(x, x).square() / values.unit[k] + (which[:, None] != which)
     kernel = torch.exp(-0.5 * distance / values.scale[k]) + ridge * torch.eye(len(x), dtype=x.dtype)
@@ -38,28 +46,43 @@ def test_the_fit_and_its_left_out_error_are_the_textbooks(contexts: int) -> None
         x, y = states[k], returns[k]
         weights = values.weights[k]
         predicted = values(k, x, which)
-        ridge = float(((y - predicted) / weights).median())  # residuals of a ridge fit are ridge * weights
+        ridge = float(
+            ((y - predicted) / weights).median()
+        )  # residuals of a ridge fit are ridge * weights
         assert any(abs(ridge / 10.0**power - 1) < 1e-6 for power in range(-4, 3))
         torch.testing.assert_close(refit(values, k, x, y, which, ridge)[0], weights)
         errors = []
         for i in range(PATHS):
             rest = torch.arange(PATHS) != i
             alpha, means = refit(values, k, x[rest], y[rest], which[rest], ridge)
-            distance = torch.cdist(x[i : i + 1], x[rest]).square() / values.unit[k] + (which[i] != which[rest])
-            guess = torch.exp(-0.5 * distance / values.scale[k])[0] @ alpha + means[which[rest].unique() == which[i]]
+            distance = torch.cdist(x[i : i + 1], x[rest]).square() / values.unit[k] + (
+                which[i] != which[rest]
+            )
+            guess = (
+                torch.exp(-0.5 * distance / values.scale[k])[0] @ alpha
+                + means[which[rest].unique() == which[i]]
+            )
             errors.append(y[i] - guess)
         counts = (which[:, None] == which).sum(1)
         own = torch.stack([y[which == c].mean() for c in which])
-        alone = ((y - own) * counts / (counts - 1)).square().mean()  # a left-out return against the mean of the others
-        assert float(values.explained[k]) == pytest.approx(1 - float(torch.stack(errors).square().mean() / alone), rel=1e-6)
+        alone = (
+            ((y - own) * counts / (counts - 1)).square().mean()
+        )  # a left-out return against the mean of the others
+        assert float(values.explained[k]) == pytest.approx(
+            1 - float(torch.stack(errors).square().mean() / alone), rel=1e-6
+        )
 
 
 def test_gradients_are_those_of_the_values() -> None:
     states, returns, which = data(2)
     values = KernelValues(states, returns, which)
-    x = torch.randn(6, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    x = torch.randn(
+        6, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     k, contexts = torch.tensor([0, 2, 1, 1, 0, 2]), which[:6]
-    total = sum(values(int(step), x[i : i + 1], contexts[i : i + 1]).sum() for i, step in enumerate(k))
+    total = sum(
+        values(int(step), x[i : i + 1], contexts[i : i + 1]).sum() for i, step in enumerate(k)
+    )
     (wanted,) = torch.autograd.grad(total, x)
     torch.testing.assert_close(values.gradient(k, x.detach(), contexts), wanted)
 
@@ -68,7 +91,9 @@ def test_what_it_learns() -> None:
     states, returns, which = data(2, noise=0.0)
     assert KernelValues(states, returns, which).explained.min() > 0.9
     generator = torch.Generator().manual_seed(3)
-    noise = KernelValues(states, torch.randn(HORIZON, PATHS, generator=generator, dtype=torch.float64), which)
+    noise = KernelValues(
+        states, torch.randn(HORIZON, PATHS, generator=generator, dtype=torch.float64), which
+    )
     assert noise.explained.max() < 0.2
     flat = KernelValues(states, torch.ones_like(returns), which)
     rows = torch.arange(HORIZON)
@@ -77,8 +102,15 @@ def test_what_it_learns() -> None:
 
 
 def test_two_paths_and_equal_states_do_no_harm() -> None:
-    for states in (torch.zeros(HORIZON, 2, SIZE), torch.randn(HORIZON, 2, SIZE, generator=torch.Generator().manual_seed(0))):
-        values = KernelValues(states, torch.tensor([[0.0, 1.0]] * HORIZON), torch.zeros(2, dtype=torch.long))
+    for states in (
+        torch.zeros(HORIZON, 2, SIZE),
+        torch.randn(HORIZON, 2, SIZE, generator=torch.Generator().manual_seed(0)),
+    ):
+        values = KernelValues(
+            states, torch.tensor([[0.0, 1.0]] * HORIZON), torch.zeros(2, dtype=torch.long)
+        )
         assert torch.isfinite(
-            values.gradient(torch.arange(HORIZON), states[:, 0], torch.zeros(HORIZON, dtype=torch.long))
+            values.gradient(
+                torch.arange(HORIZON), states[:, 0], torch.zeros(HORIZON, dtype=torch.long)
+            )
         ).all()

@@ -1,4 +1,6 @@
-"""PI-FT with LoRA on a tiny Stable Diffusion pipeline: exact at the start, exact gradients, exact on disk."""
+"""PI-FT with LoRA on a tiny Stable Diffusion pipeline: exact at the start, exact gradients, exact
+on disk.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,13 @@ def problem(sd_folder: Path) -> StableDiffusion:
 
 
 def agent(problem: Any, policy: str = "LoraPolicy", seed: int = 0, **kwargs: Any) -> PIFT:
-    return PIFT(policy, ProblemEnv(problem, 100.0), seed=seed, device="cpu", **{"n_trajectories": 4, **kwargs})
+    return PIFT(
+        policy,
+        ProblemEnv(problem, 100.0),
+        seed=seed,
+        device="cpu",
+        **{"n_trajectories": 4, **kwargs},
+    )
 
 
 def parameters(model: PIFT) -> list[Tensor]:
@@ -85,7 +93,9 @@ def test_at_the_start_nothing_changes_at_all(problem: StableDiffusion) -> None:
     x = problem.initial(3, torch.Generator().manual_seed(0))
     for k in (0, torch.tensor([0, 2, 1])):
         assert not model.policy.control(k, x).any()
-    assert any(p.abs().max() > 0 for p in model.policy.network.parameters())  # A is drawn, B is zero
+    assert any(
+        p.abs().max() > 0 for p in model.policy.network.parameters()
+    )  # A is drawn, B is zero
     defaults = PIFT("LoraPolicy", problem, device="cpu")
     assert (defaults.n_trajectories, defaults.learning_rate, defaults.anneal) == (10, 3e-4, False)
 
@@ -95,11 +105,17 @@ def test_only_the_adapter_is_the_policys(problem: StableDiffusion) -> None:
     mine = set(model.policy.parameters())
     assert mine == {p for p in problem.unet.parameters() if p.requires_grad}
     assert {tuple(sorted(p.shape))[0] for p in mine} == {4}  # the rank
-    before = {name: value.clone() for name, value in problem.unet.state_dict().items() if "lora" not in name}
+    before = {
+        name: value.clone()
+        for name, value in problem.unet.state_dict().items()
+        if "lora" not in name
+    }
     start = parameters(model)
     model.learn(2 * 4 * STEPS)
     after = problem.unet.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items()) and not same(start, parameters(model))
+    assert all(torch.equal(after[name], value) for name, value in before.items()) and not same(
+        start, parameters(model)
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,22 +126,33 @@ def test_only_the_adapter_is_the_policys(problem: StableDiffusion) -> None:
         (("a", "b"), {"scheduler": "ddpm"}),  # whose last step has no noise
     ],
 )
-def test_the_pathwise_gradient_is_that_of_the_whole_chain(sd_folder: Path, prompts: Any, arguments: dict[str, Any]) -> None:
+def test_the_pathwise_gradient_is_that_of_the_whole_chain(
+    sd_folder: Path, prompts: Any, arguments: dict[str, Any]
+) -> None:
     reward = Brightness()
     problem = stable_diffusion(
-        model=sd_folder, prompts=prompts, reward=reward, steps=STEPS, guidance_scale=2.0, dtype="float64", **arguments
+        model=sd_folder,
+        prompts=prompts,
+        reward=reward,
+        steps=STEPS,
+        guidance_scale=2.0,
+        dtype="float64",
+        **arguments,
     )
     model = far_from_zero(agent(problem))
     paths = rollout(problem, model.policy.control, 3, torch.Generator().manual_seed(0))
     weights, beta = list(model.policy.network.parameters()), problem.temperature
     assert paths.states.dtype == weights[0].dtype == torch.float64
-    # the sweep's return has -beta a.W, of mean zero, in it, but leaves out its derivative by the step's own parameters
+    # the sweep's return has -beta a.W, of mean zero, in it, but leaves out its derivative by the
+    # step's own parameters
     price = (paths.controls * (0.5 * paths.controls + paths.noises)).sum()
     own = sum(
         (model.policy.control(k, x.detach()) * noise).sum()
         for k, (x, noise) in enumerate(zip(paths.states[:-1], paths.noises, strict=True))
     )
-    naive = torch.autograd.grad((paths.terminal_reward.sum() - beta * price + beta * own) / 3, weights)
+    naive = torch.autograd.grad(
+        (paths.terminal_reward.sum() - beta * price + beta * own) / 3, weights
+    )
     swept = model.policy.gradient(Trajectories(*(part.detach() for part in paths)))
     scale = max(float(part.abs().max()) for part in naive)
     assert scale > 1e-4
@@ -134,7 +161,10 @@ def test_the_pathwise_gradient_is_that_of_the_whole_chain(sd_folder: Path, promp
 
 
 def test_micro_batches_add_up(problem: StableDiffusion) -> None:
-    whole, parts = agent(problem, n_trajectories=5), agent(problem, n_trajectories=5, policy_kwargs={"micro_batch": 2})
+    whole, parts = (
+        agent(problem, n_trajectories=5),
+        agent(problem, n_trajectories=5, policy_kwargs={"micro_batch": 2}),
+    )
     far_from_zero(whole), far_from_zero(parts)
     assert parts.policy.parts(5) == [2, 2, 1] and whole.policy.parts(5) == [5]
     seen = []
@@ -142,13 +172,19 @@ def test_micro_batches_add_up(problem: StableDiffusion) -> None:
     parts.collect = lambda *args: seen.append(collect(*args)) or seen[-1]  # type: ignore[method-assign]
     split = parts.policy.sampled_gradient(parts, 5)
     states, noises, controls, running, terminal = zip(*seen, strict=True)
-    joined = Trajectories(*(torch.cat(pieces, 1) for pieces in (states, noises, controls, running)), torch.cat(terminal))
+    joined = Trajectories(
+        *(torch.cat(pieces, 1) for pieces in (states, noises, controls, running)),
+        torch.cat(terminal),
+    )
     for ours, theirs in zip(split, whole.policy.gradient(joined), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
     assert [p.states.shape[1] for p in seen] == [2, 2, 1] and parts.reward_queries == 5
     score = agent(problem, "LoraScorePolicy", n_trajectories=5, policy_kwargs={"micro_batch": 2})
     with pytest.raises(
-        ValueError, match="micro_batch must leave at least 2 paths in each part of 5 for LoraScorePolicy; got 2"
+        ValueError,
+        match=(
+            "micro_batch must leave at least 2 paths in each part of 5 for LoraScorePolicy; got 2"
+        ),
     ):
         score.learn(1)
 
@@ -156,20 +192,35 @@ def test_micro_batches_add_up(problem: StableDiffusion) -> None:
 @pytest.mark.parametrize("prompts", ["a", ("a", "b")])
 def test_the_fitted_gradient_is_that_of_the_fitted_values(sd_folder: Path, prompts: Any) -> None:
     reward = Brightness(differentiable=False)
-    problem = stable_diffusion(model=sd_folder, prompts=prompts, reward=reward, steps=STEPS, dtype="float64", temperature=1e-3)
+    problem = stable_diffusion(
+        model=sd_folder,
+        prompts=prompts,
+        reward=reward,
+        steps=STEPS,
+        dtype="float64",
+        temperature=1e-3,
+    )
     model = far_from_zero(agent(problem, "LoraValuePolicy"))
     policy: Any = model.policy
     with torch.no_grad():
         paths = rollout(problem, policy.control, 60, torch.Generator().manual_seed(0))
     policy.remember(paths)
-    values, weights, total = policy.values(), list(policy.network.parameters()), torch.zeros((), dtype=torch.float64)
+    values, weights, total = (
+        policy.values(),
+        list(policy.network.parameters()),
+        torch.zeros((), dtype=torch.float64),
+    )
     assert values.explained.max() > 0
     for k, (x, noise) in enumerate(zip(paths.states[:-1], paths.noises, strict=True)):
         a = policy.control(k, x)
         which = problem.prompt_index(x)
         for z in (a + noise, a - noise):
             ahead = problem.latents(problem.transition(k, x, z)).flatten(1)
-            total = total + 0.5 * values(k, ahead, which).sum() - 0.25 * problem.temperature * a.square().sum()
+            total = (
+                total
+                + 0.5 * values(k, ahead, which).sum()
+                - 0.25 * problem.temperature * a.square().sum()
+            )
     naive = torch.autograd.grad(total / 60, weights)
     for ours, theirs in zip(policy.gradient(paths), naive, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9 * float(theirs.abs().max()))
@@ -177,13 +228,21 @@ def test_the_fitted_gradient_is_that_of_the_fitted_values(sd_folder: Path, promp
 
 def test_the_fitted_gradient_is_near_the_pathwise_one() -> None:
     problem = stable_diffusion(
-        model="latent-digits", prompts="a yellow three", reward=Brightness(), steps=STEPS, temperature=1e-9
+        model="latent-digits",
+        prompts="a yellow three",
+        reward=Brightness(),
+        steps=STEPS,
+        temperature=1e-9,
     )
-    exact, fitted = (far_from_zero(agent(problem, policy), 0.05) for policy in ("LoraPolicy", "LoraValuePolicy"))
+    exact, fitted = (
+        far_from_zero(agent(problem, policy), 0.05) for policy in ("LoraPolicy", "LoraValuePolicy")
+    )
     with torch.no_grad():
         paths = rollout(problem, exact.policy.control, 200, torch.Generator().manual_seed(0))
     fitted.policy.remember(paths)
-    ours, theirs = (torch.cat([p.flatten() for p in m.policy.gradient(paths)]) for m in (fitted, exact))
+    ours, theirs = (
+        torch.cat([p.flatten() for p in m.policy.gradient(paths)]) for m in (fitted, exact)
+    )
     assert torch.cosine_similarity(ours, theirs, dim=0) > 0.95
     assert float(ours.norm() / theirs.norm()) == pytest.approx(1.0, abs=0.25)
 
@@ -199,12 +258,18 @@ def test_one_pass_takes_every_transition_once(problem: StableDiffusion) -> None:
     rows = {(int(k), float(x[0, 0, 0])) for part in seen for k, x in zip(*part, strict=True)}
     assert len(rows) == 5 * STEPS and {k for k, _ in rows} == set(range(STEPS))
     states = model.policy.recent[:, :5]
-    again = agent(problem, "LoraValuePolicy", n_trajectories=5, policy_kwargs={**settings, "memory": 3}).learn(5 * STEPS)
-    torch.testing.assert_close(again.policy.recent, states[:, [3, 4, 2]])  # the last three, each in its place
+    again = agent(
+        problem, "LoraValuePolicy", n_trajectories=5, policy_kwargs={**settings, "memory": 3}
+    ).learn(5 * STEPS)
+    torch.testing.assert_close(
+        again.policy.recent, states[:, [3, 4, 2]]
+    )  # the last three, each in its place
 
 
 @pytest.mark.parametrize("steps", [(2, 7), pytest.param((20, 100), marks=pytest.mark.slow)])
-def test_memory_does_not_grow_with_the_number_of_steps(sd_folder: Path, steps: tuple[int, int]) -> None:
+def test_memory_does_not_grow_with_the_number_of_steps(
+    sd_folder: Path, steps: tuple[int, int]
+) -> None:
     peak = []
     for n in steps:
         problem = stable_diffusion(model=sd_folder, reward=Brightness(), steps=n)
@@ -214,7 +279,9 @@ def test_memory_does_not_grow_with_the_number_of_steps(sd_folder: Path, steps: t
         gc.collect()
         with Peak() as mode:
             model.policy.gradient(paths)
-        peak.append(mode.peak - sum(part.nbytes for part in paths))  # the paths themselves do grow, by 2 kB a step
+        peak.append(
+            mode.peak - sum(part.nbytes for part in paths)
+        )  # the paths themselves do grow, by 2 kB a step
     assert peak[0] > 1e6
     assert peak[1] < 1.01 * peak[0]
 
@@ -236,7 +303,9 @@ class Stop(BaseCallback):
 
 
 @pytest.mark.parametrize("policy", ["LoraPolicy", "LoraScorePolicy", "LoraValuePolicy"])
-def test_killed_and_resumed_is_uninterrupted_to_the_bit(sd_folder: Path, policy: str, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_uninterrupted_to_the_bit(
+    sd_folder: Path, policy: str, tmp_path: Path
+) -> None:
     reward = Brightness(policy == "LoraPolicy")
 
     def fresh() -> ProblemEnv:
@@ -249,16 +318,23 @@ def test_killed_and_resumed_is_uninterrupted_to_the_bit(sd_folder: Path, policy:
     round_ = 2 * STEPS
     whole = PIFT(policy, fresh(), **kwargs).learn(3 * round_)
     with pytest.raises(KeyboardInterrupt):
-        PIFT(policy, fresh(), **kwargs).learn(3 * round_, callback=Stop(tmp_path / "m.zip", int(1.5 * round_)))
+        PIFT(policy, fresh(), **kwargs).learn(
+            3 * round_, callback=Stop(tmp_path / "m.zip", int(1.5 * round_))
+        )
     again = PIFT.load(tmp_path / "m.zip", env=fresh(), device="cpu")
     assert again.n_updates == 1 and again.num_timesteps == round_
-    assert (tmp_path / "m.zip").stat().st_size < 300_000  # adapters and Adam's moments, not the network
+    assert (
+        tmp_path / "m.zip"
+    ).stat().st_size < 300_000  # adapters and Adam's moments, not the network
     again.learn(2 * round_, reset_num_timesteps=False)
     assert same(parameters(whole), parameters(again)) and whole.n_updates == again.n_updates == 3
     x = whole.problem.initial(2, torch.Generator().manual_seed(0))
     assert whole.policy.control(1, x).abs().max() > 0
     assert torch.equal(whole.policy.control(1, x), again.policy.control(1, x))
-    moments = [[m.optimizer.state[p]["exp_avg"] for p in m.policy.network.parameters()] for m in (whole, again)]
+    moments = [
+        [m.optimizer.state[p]["exp_avg"] for p in m.policy.network.parameters()]
+        for m in (whole, again)
+    ]
     assert same(*moments)
 
 
@@ -288,9 +364,17 @@ def test_agents_on_one_problem_leave_each_other_alone(problem: StableDiffusion) 
     wanted = parameters(alone)
     del alone
     gc.collect()
-    assert not any(layer.lora_A for layer in tuner_layers(problem.unet).values())  # gone with its policy
-    first, other = agent(problem, seed=5, n_trajectories=2), agent(problem, seed=6, n_trajectories=2)
-    assert first.problem.unet is other.problem.unet is problem.unet and first.policy.adapter != other.policy.adapter
+    assert not any(
+        layer.lora_A for layer in tuner_layers(problem.unet).values()
+    )  # gone with its policy
+    first, other = (
+        agent(problem, seed=5, n_trajectories=2),
+        agent(problem, seed=6, n_trajectories=2),
+    )
+    assert (
+        first.problem.unet is other.problem.unet is problem.unet
+        and first.policy.adapter != other.policy.adapter
+    )
     for _ in range(2):
         first.learn(1, reset_num_timesteps=False)
         other.learn(1, reset_num_timesteps=False)
@@ -301,7 +385,9 @@ def test_the_adapter_moves_to_another_problem(problem: StableDiffusion, sd_folde
     model = far_from_zero(agent(problem))
     x = problem.initial(2, torch.Generator().manual_seed(0))
     before = model.policy.control(1, x)
-    other = stable_diffusion(model=sd_folder, reward=Brightness(), steps=STEPS, guidance_scale=2.0, temperature=3.0)
+    other = stable_diffusion(
+        model=sd_folder, reward=Brightness(), steps=STEPS, guidance_scale=2.0, temperature=3.0
+    )
     model.set_env(ProblemEnv(other, 100.0))
     assert torch.equal(model.policy.control(1, x), before)
     assert not any(layer.lora_A for layer in tuner_layers(problem.unet).values())
@@ -321,7 +407,9 @@ def test_adapters_are_float32_over_a_half_precision_network(sd_folder: Path, dty
     assert {p.dtype for p in model.policy.network.parameters()} == {torch.float32}
     assert problem.unet.conv_in.weight.dtype == getattr(torch, dtype)
     moved = [p - q for p, q in zip(parameters(model), start, strict=True)]
-    assert all(torch.isfinite(p).all() for p in moved) and max(float(p.abs().max()) for p in moved) > 0
+    assert (
+        all(torch.isfinite(p).all() for p in moved) and max(float(p.abs().max()) for p in moved) > 0
+    )
 
 
 def test_an_unconditional_pipeline_takes_adapters_too(ddpm_folder: Path) -> None:
@@ -337,18 +425,28 @@ def test_what_the_command_line_takes_by_default(problem: StableDiffusion) -> Non
     make = find_agent("pi-ft").make
     env = ProblemEnv(problem)
     assert make(env, seed=0, device="cpu").policy_name == "LoraPolicy"
-    assert make(env, seed=0, device="cpu", policy="LoraScorePolicy").policy_name == "LoraScorePolicy"
+    assert (
+        make(env, seed=0, device="cpu", policy="LoraScorePolicy").policy_name == "LoraScorePolicy"
+    )
     problem.reward = Brightness(differentiable=False)
     assert make(env, seed=0, device="cpu").policy_name == "LoraValuePolicy"
     mixture = ProblemEnv(make_problem("girsanov/GaussianMixture-v0"))
     assert make(mixture, seed=0, device="cpu").policy_name == "MlpPolicy"
-    assert make(mixture, seed=0, device="cpu", policy="PathwisePolicy").policy_name == "PathwisePolicy"
-    assert find_agent("pde").make(mixture, seed=0, device="cpu", policy="RadialPolicy").policy_name == "RadialPolicy"
+    assert (
+        make(mixture, seed=0, device="cpu", policy="PathwisePolicy").policy_name == "PathwisePolicy"
+    )
+    assert (
+        find_agent("pde").make(mixture, seed=0, device="cpu", policy="RadialPolicy").policy_name
+        == "RadialPolicy"
+    )
 
 
 def test_bad_arguments_are_named(problem: StableDiffusion) -> None:
     with pytest.raises(
-        ValueError, match="'LoraPolicy' must have a problem made of a diffusers pipeline.*; got GaussianMixture"
+        ValueError,
+        match=(
+            "'LoraPolicy' must have a problem made of a diffusers pipeline.*; got GaussianMixture"
+        ),
     ):
         PIFT("LoraPolicy", make_problem("girsanov/GaussianMixture-v0"), device="cpu")
     with pytest.raises(ValueError, match="rank must be a whole number of at least 1; got 0"):
@@ -356,19 +454,27 @@ def test_bad_arguments_are_named(problem: StableDiffusion) -> None:
     with pytest.raises(ValueError, match="micro_batch must be a whole number of at least 2; got 1"):
         agent(problem, "LoraScorePolicy", policy_kwargs={"micro_batch": 1})
     for name, least in (("memory", 2), ("gradient_steps", 1)):
-        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least {least}; got 0"):
+        with pytest.raises(
+            ValueError, match=f"{name} must be a whole number of at least {least}; got 0"
+        ):
             agent(problem, "LoraValuePolicy", policy_kwargs={name: 0})
-    with pytest.raises(ValueError, match="target_modules must name layers of UNet2DConditionModel; got"):
+    with pytest.raises(
+        ValueError, match="target_modules must name layers of UNet2DConditionModel; got"
+    ):
         agent(problem, policy_kwargs={"target_modules": ["nowhere"]})
     problem.reward = Brightness(differentiable=False)
-    with pytest.raises(ValueError, match="needs the gradient of the reward; StableDiffusion.terminal_reward"):
+    with pytest.raises(
+        ValueError, match="needs the gradient of the reward; StableDiffusion.terminal_reward"
+    ):
         agent(problem).learn(1)
 
 
 @pytest.mark.slow
 def test_the_objective_rises(sd_folder: Path) -> None:
     """On common noises. Random networks hardly move their brightness, so nats are cheap here."""
-    problem = stable_diffusion(model=sd_folder, reward=Brightness(), steps=STEPS, guidance_scale=2.0, temperature=1e-6)
+    problem = stable_diffusion(
+        model=sd_folder, reward=Brightness(), steps=STEPS, guidance_scale=2.0, temperature=1e-6
+    )
     model = agent(problem, n_trajectories=4, learning_rate=1e-2)
     model.learn(8 * 4 * STEPS)
     value = []
@@ -416,21 +522,31 @@ def two_processes(policy: str, folder: Path, out: Path) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(folder), str(out), policy],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     errors = [worker.communicate(timeout=500)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], json.dumps(errors)
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.slow  # two processes that import everything
-def test_two_processes_take_the_step_of_one_on_the_joined_paths(sd_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_take_the_step_of_one_on_the_joined_paths(
+    sd_folder: Path, tmp_path: Path
+) -> None:
     first, second = two_processes("LoraPolicy", sd_folder, tmp_path)
     assert first["counts"] == second["counts"] == (24, 8)  # all paths, of both
     assert same(first["end"], second["end"])
@@ -440,17 +556,22 @@ def test_two_processes_take_the_step_of_one_on_the_joined_paths(sd_folder: Path,
         left, right = (Trajectories(*r["paths"][i]) for r in (first, second))
         assert not torch.equal(left.noises, right.noises)
         joined = Trajectories(
-            *(torch.cat([p, q], 1) for p, q in zip(left[:4], right[:4], strict=True)), torch.cat([left[4], right[4]])
+            *(torch.cat([p, q], 1) for p, q in zip(left[:4], right[:4], strict=True)),
+            torch.cat([left[4], right[4]]),
         )
         for parameter, value in zip(policy.network.parameters(), first["weights"][i], strict=True):
             parameter.data.copy_(value)
-        for ours, theirs, other in zip(policy.gradient(joined), first["gradients"][i], second["gradients"][i], strict=True):
+        for ours, theirs, other in zip(
+            policy.gradient(joined), first["gradients"][i], second["gradients"][i], strict=True
+        ):
             assert torch.equal(theirs, other)
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow  # two processes that import everything
-def test_two_processes_fit_one_value_function_and_share_its_pass(sd_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_fit_one_value_function_and_share_its_pass(
+    sd_folder: Path, tmp_path: Path
+) -> None:
     first, second = two_processes("LoraValuePolicy", sd_folder, tmp_path)
     assert first["counts"] == second["counts"] == (24, 8)
     assert torch.equal(first["seen"], second["seen"])

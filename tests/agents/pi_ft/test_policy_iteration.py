@@ -1,4 +1,6 @@
-"""The learning forms of PIFT: their gradients, what they converge to and how fast, and what they cost."""
+"""The learning forms of PIFT: their gradients, what they converge to and how fast, and what they
+cost.
+"""
 
 import math
 import time
@@ -60,7 +62,9 @@ def curved(policy: str) -> PIFT:
 def shifted(policy, direction, step):
     """The control with the network's parameters moved by ``step`` along ``direction``."""
     state = dict(zip(dict(policy.network.named_parameters()), direction, strict=True))
-    parameters = {name: p.detach() + step * state[name] for name, p in policy.network.named_parameters()}
+    parameters = {
+        name: p.detach() + step * state[name] for name, p in policy.network.named_parameters()
+    }
 
     def control(k, x):
         def network(inputs):
@@ -72,7 +76,9 @@ def shifted(policy, direction, step):
 
 
 def test_every_gradient_agrees_with_finite_differences_of_the_objective():
-    """Means over 1e5 paths, in 50 batches, of each estimate's component along a direction; z-tests at 4 sigma."""
+    """Means over 1e5 paths, in 50 batches, of each estimate's component along a direction; z-tests
+    at 4 sigma.
+    """
     pathwise, score = curved("PathwisePolicy").policy, curved("ScorePolicy").policy
     score.load_state_dict(pathwise.state_dict())
     problem, g = pathwise.problem, torch.Generator().manual_seed(5)
@@ -91,20 +97,39 @@ def test_every_gradient_agrees_with_finite_differences_of_the_objective():
     for _ in range(50):
         with torch.no_grad():
             noises = torch.randn(problem.horizon, size, 1, generator=g, dtype=torch.float64)
-            paths = rollout(problem, pathwise.control, size, torch.Generator().manual_seed(len(rows)), noises=noises)
-            up, down = (float(value(shifted(pathwise, direction, s), noises)) for s in (step, -step))
+            paths = rollout(
+                problem,
+                pathwise.control,
+                size,
+                torch.Generator().manual_seed(len(rows)),
+                noises=noises,
+            )
+            up, down = (
+                float(value(shifted(pathwise, direction, s), noises)) for s in (step, -step)
+            )
         chain = torch.autograd.grad(value(pathwise.control, noises), parameters)
-        rows.append([(up - down) / (2 * step), along(chain), along(pathwise.gradient(paths)), along(score.gradient(paths))])
+        rows.append(
+            [
+                (up - down) / (2 * step),
+                along(chain),
+                along(pathwise.gradient(paths)),
+                along(score.gradient(paths)),
+            ]
+        )
     numeric, *estimates = torch.tensor(rows, dtype=torch.float64).T
     assert abs(numeric.mean()) > 0.1
     for estimate in estimates:
         off = estimate - numeric
         assert float(off.mean().abs()) < 4 * float(off.std()) / math.sqrt(len(rows)) + 1e-6
-    assert torch.allclose(estimates[0], numeric, rtol=1e-6), "differentiating the chain is exact on every path"
+    assert torch.allclose(estimates[0], numeric, rtol=1e-6), (
+        "differentiating the chain is exact on every path"
+    )
 
 
 def test_the_exact_gradient_of_linear_controls_agrees_with_finite_differences_of_the_objective():
-    """Eq. (77) with features that are not linear, at a K far from optimal; 1e5 paths in 50 batches, at 4 sigma."""
+    """Eq. (77) with features that are not linear, at a K far from optimal; 1e5 paths in 50 batches,
+    at 4 sigma.
+    """
 
     class Wavy(LinearPolicy):
         def features(self, k, x):
@@ -121,20 +146,32 @@ def test_the_exact_gradient_of_linear_controls_agrees_with_finite_differences_of
         def sample(shift, noises=noises, batch=batch):
             policy.gain.data.copy_(start + shift * direction)
             with torch.no_grad():
-                return rollout(problem, policy.control, size, torch.Generator().manual_seed(batch), noises=noises)
+                return rollout(
+                    problem,
+                    policy.control,
+                    size,
+                    torch.Generator().manual_seed(batch),
+                    noises=noises,
+                )
 
-        up, down = ((p.reward - problem.temperature * p.kl).mean() for p in (sample(step), sample(-step)))
+        up, down = (
+            (p.reward - problem.temperature * p.kl).mean() for p in (sample(step), sample(-step))
+        )
         along = (policy.gradient(sample(0.0)) * direction).sum()
         rows.append([float(up - down) / (2 * step), float(along)])
     numeric, estimate = torch.tensor(rows, dtype=torch.float64).T
     assert abs(numeric.mean()) > 0.1
     off = estimate - numeric
-    assert 0 < float(off.std())  # (77) treats noise that the sampled chain does not: only the means agree
+    assert 0 < float(
+        off.std()
+    )  # (77) treats noise that the sampled chain does not: only the means agree
     assert float(off.mean().abs()) < 4 * float(off.std()) / math.sqrt(len(rows))
 
 
 def linear_chain(temperature=0.5) -> LinearQuadratic:
-    return LinearQuadratic.damped_rotation(dimension=3, steps=10, temperature=temperature).to(dtype=torch.float64)
+    return LinearQuadratic.damped_rotation(dimension=3, steps=10, temperature=temperature).to(
+        dtype=torch.float64
+    )
 
 
 def exact_gain(problem: LinearQuadratic) -> torch.Tensor:
@@ -166,18 +203,31 @@ def test_linear_policy_reaches_the_only_stationary_point_from_twenty_starts():
 
 
 def test_linear_policy_repeats_itself_to_the_bit():
-    problem = make_problem("girsanov/LinearQuadratic-v0")  # float32: LAPACK in it gave two or three results in six runs
-    runs = [PIFT("LinearPolicy", problem, seed=3, n_trajectories=16, device="cpu").learn(3200) for _ in range(6)]
+    problem = make_problem(
+        "girsanov/LinearQuadratic-v0"
+    )  # float32: LAPACK in it gave two or three results in six runs
+    runs = [
+        PIFT("LinearPolicy", problem, seed=3, n_trajectories=16, device="cpu").learn(3200)
+        for _ in range(6)
+    ]
     assert all(torch.equal(run.policy.gain, runs[0].policy.gain) for run in runs)
 
 
 @pytest.mark.parametrize("damping", [0.3, 0.8])
 def test_linear_policy_converges_at_the_linear_rate_of_the_last_step(damping):
-    """With V_T known the last step contracts by exactly ``1 - damping (1 + M / beta)``, M = C^2 Q; no step ends up slower."""
+    """With V_T known the last step contracts by exactly ``1 - damping (1 + M / beta)``, M = C^2 Q;
+    no step ends up slower.
+    """
     problem = LinearQuadratic(
-        drift_matrix=[[0.9]], noise_matrix=[[0.4]], terminal_matrix=[[1.0]], target=[2.0], initial_covariance=[[1.0]],
-        horizon=4, temperature=0.5, dtype=torch.float64,
-    )  # fmt: skip
+        drift_matrix=[[0.9]],
+        noise_matrix=[[0.4]],
+        terminal_matrix=[[1.0]],
+        target=[2.0],
+        initial_covariance=[[1.0]],
+        horizon=4,
+        temperature=0.5,
+        dtype=torch.float64,
+    )
     model = agent("LinearPolicy", problem, damping=damping, policy_kwargs={"scale": 1.0})
     errors = []
     for _ in range(25):
@@ -185,7 +235,9 @@ def test_linear_policy_converges_at_the_linear_rate_of_the_last_step(damping):
         model.learn(1)
     last = torch.stack(errors)[:, -1]
     factor = abs(1 - damping * (1 + 0.4**2 / 0.5))
-    assert torch.allclose(last[1:8] / last[:7], torch.full((7,), factor, dtype=torch.float64), rtol=1e-3)
+    assert torch.allclose(
+        last[1:8] / last[:7], torch.full((7,), factor, dtype=torch.float64), rtol=1e-3
+    )
     late = torch.stack(errors).amax(1)
     assert late[24] < max(late[4] * (factor + 0.15) ** 20, 1e-12)
 
@@ -202,26 +254,39 @@ def test_linear_policy_takes_other_features():
 
 
 def test_linear_policy_wants_more_paths_than_regressors():
-    with pytest.raises(ValueError, match="n_trajectories must be at least 8, more than features and noises together; got 7"):
+    with pytest.raises(
+        ValueError,
+        match="n_trajectories must be at least 8, more than features and noises together; got 7",
+    ):
         agent("LinearPolicy", linear_chain(), n_trajectories=7).learn(1)
 
 
-FORMS = pytest.mark.parametrize("policy", ["MlpPolicy", "PathwisePolicy", "ScorePolicy", "FittedPolicy", "LinearPolicy"])
+FORMS = pytest.mark.parametrize(
+    "policy", ["MlpPolicy", "PathwisePolicy", "ScorePolicy", "FittedPolicy", "LinearPolicy"]
+)
 
 
 @FORMS
 def test_temperatures_that_are_equal_are_the_problems(policy):
     hidden = {} if policy == "LinearPolicy" else SMALL
     one = agent(policy, make_problem(MIXTURE, temperature=0.8), policy_kwargs=hidden)
-    each = agent(policy, make_problem(MIXTURE), policy_kwargs={**hidden, "temperatures": [0.8] * 50})
-    for p, q in zip(one.learn(50 * 150).policy.parameters(), each.learn(50 * 150).policy.parameters(), strict=True):
+    each = agent(
+        policy, make_problem(MIXTURE), policy_kwargs={**hidden, "temperatures": [0.8] * 50}
+    )
+    for p, q in zip(
+        one.learn(50 * 150).policy.parameters(),
+        each.learn(50 * 150).policy.parameters(),
+        strict=True,
+    ):
         assert torch.allclose(p, q, rtol=1e-3, atol=1e-6) and p.abs().max() > 0
 
 
 def test_a_temperature_for_each_step_gives_its_own_optimum():
     problem = linear_chain()
     temperatures = torch.linspace(0.3, 1.5, 10, dtype=torch.float64)
-    model = agent("LinearPolicy", problem, damping=0.7, policy_kwargs={"temperatures": temperatures.tolist()})
+    model = agent(
+        "LinearPolicy", problem, damping=0.7, policy_kwargs={"temperatures": temperatures.tolist()}
+    )
     model.learn(25 * 500)
     P, p = problem.terminal_matrix, problem.terminal_matrix @ problem.target
     for k in reversed(range(10)):
@@ -243,15 +308,20 @@ def reached(model, n=4000) -> float:
     """Share of the way from no control to the optimum of a linear-quadratic chain."""
     problem, g = model.problem, torch.Generator().manual_seed(1)
     base = objective(problem, None, 20_000, g).objective.mean
-    return (objective(problem, model.policy.control, n, g).objective.mean - base) / (problem.optimal_objective() - base)
+    return (objective(problem, model.policy.control, n, g).objective.mean - base) / (
+        problem.optimal_objective() - base
+    )
 
 
 @pytest.mark.parametrize(
-    ("policy", "iterations", "least"), [("PathwisePolicy", 150, 0.9), ("ScorePolicy", 150, 0.8), ("FittedPolicy", 40, 0.9)]
+    ("policy", "iterations", "least"),
+    [("PathwisePolicy", 150, 0.9), ("ScorePolicy", 150, 0.8), ("FittedPolicy", 40, 0.9)],
 )
 def test_gradient_forms_learn_a_linear_quadratic_chain(policy, iterations, least):
     problem = LinearQuadratic.damped_rotation(dimension=3, steps=10)
-    model = agent(policy, problem, n_trajectories=20, learning_rate=5e-3, policy_kwargs={"hidden": [64]})
+    model = agent(
+        policy, problem, n_trajectories=20, learning_rate=5e-3, policy_kwargs={"hidden": [64]}
+    )
     assert reached(model.learn(iterations * 200)) > least
 
 
@@ -266,7 +336,9 @@ def test_black_box_forms_need_no_derivative_of_the_reward_and_the_pathwise_gradi
 
 @FORMS
 def test_forms_survive_save_and_load_and_go_on(policy, tmp_path):
-    model = agent(policy, MIXTURE, policy_kwargs={} if policy == "LinearPolicy" else SMALL).learn(50 * 100)
+    model = agent(policy, MIXTURE, policy_kwargs={} if policy == "LinearPolicy" else SMALL).learn(
+        50 * 100
+    )
     model.save(tmp_path / "m")
     again = PIFT.load(tmp_path / "m", env=MIXTURE, device="cpu")
     x = torch.linspace(-1, 1, 10).reshape(5, 2)

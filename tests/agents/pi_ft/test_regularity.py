@@ -1,4 +1,6 @@
-"""Lipschitz constants against measured ones, rates against errors, thresholds against both; and what the agent is told."""
+"""Lipschitz constants against measured ones, rates against errors, thresholds against both; and
+what the agent is told.
+"""
 
 from __future__ import annotations
 
@@ -45,36 +47,46 @@ Function = Callable[[Tensor], Tensor]
 STEPS = 4
 
 
-def mixture(means: Any, std: float, temperature: float = 1.0, steps: int = STEPS) -> GaussianMixture:
+def mixture(
+    means: Any, std: float, temperature: float = 1.0, steps: int = STEPS
+) -> GaussianMixture:
     """Rewarded linearly: the theorem asks for a Lipschitz reward."""
     d = len(means[0])
     slope = torch.arange(1, d + 1) / d
     reward = QuadraticReward(torch.zeros(d, d), torch.zeros(d), slope)
-    return GaussianMixture(means, std, reward, temperature, schedule=Schedule.ddpm(steps), dtype=torch.float64)
+    return GaussianMixture(
+        means, std, reward, temperature, schedule=Schedule.ddpm(steps), dtype=torch.float64
+    )
 
 
 LINE = [[-1.0], [1.0]]
 TRIANGLE = [[1.0, 0.0], [-0.6, 0.7], [-0.5, -0.9]]
 
 
-# --- measured constants -----------------------------------------------------------------------------------------------
+# --- measured constants
 
 
 def gradient(function: Function) -> Function:
-    """The Jacobian ``(n, outputs * d)`` of ``(n, d) -> (n,)`` or ``(n, outputs)``, differentiable."""
+    """The Jacobian ``(n, outputs * d)`` of ``(n, d) -> (n,)`` or ``(n, outputs)``,
+    differentiable.
+    """
 
     def jacobian(x: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
             out = function(x)
             columns = out.reshape(len(x), -1).unbind(1)
-            return torch.cat([torch.autograd.grad(c.sum(), x, create_graph=True)[0] for c in columns], 1)
+            return torch.cat(
+                [torch.autograd.grad(c.sum(), x, create_graph=True)[0] for c in columns], 1
+            )
 
     return jacobian
 
 
 def lipschitz(function: Function, d: int, box: float = 2.5) -> float:
-    """Largest ``|f(x) - f(y)| / |x - y|`` (of matrices: in operator norm) over 1,000 pairs, and by ascent from the best."""
+    """Largest ``|f(x) - f(y)| / |x - y|`` (of matrices: in operator norm) over 1,000 pairs, and by
+    ascent from the best.
+    """
     generator = torch.Generator().manual_seed(0)
     x = box * (2 * torch.rand(1000, d, generator=generator, dtype=torch.float64) - 1)
     way = torch.randn(1000, d, generator=generator, dtype=torch.float64)
@@ -84,7 +96,11 @@ def lipschitz(function: Function, d: int, box: float = 2.5) -> float:
     def ratio(pair: Tensor) -> Tensor:
         x, y = pair.unbind(1)
         change = function(x) - function(y)
-        size = change.norm(dim=1) if change.shape[1] <= d else torch.linalg.matrix_norm(change.view(len(x), -1, d), 2)
+        size = (
+            change.norm(dim=1)
+            if change.shape[1] <= d
+            else torch.linalg.matrix_norm(change.view(len(x), -1, d), 2)
+        )
         return size / (x - y).norm(dim=1).clamp(min=1e-3)
 
     pairs = torch.stack([x, y], 1)
@@ -103,7 +119,9 @@ def lipschitz(function: Function, d: int, box: float = 2.5) -> float:
 
 
 class Chebyshev:
-    """Functions on an interval or a square by interpolation; differentiable, and constant beyond the edges."""
+    """Functions on an interval or a square by interpolation; differentiable, and constant beyond
+    the edges.
+    """
 
     def __init__(self, values: Tensor, half: float) -> None:
         n = len(values)
@@ -160,11 +178,15 @@ def iterates(
 @pytest.mark.parametrize("iterations", [1, 20])
 @pytest.mark.parametrize(("means", "std"), [(LINE, 0.4), (TRIANGLE, 0.7)])
 def test_theorem_2_8_on_mixtures(means: Any, std: float, iterations: int) -> None:
-    """Constants of V_k, grad V_k, u_k and its Jacobian at every k, for the optimum (14-17) and an early iterate (38-39)."""
+    """Constants of V_k, grad V_k, u_k and its Jacobian at every k, for the optimum (14-17) and an
+    early iterate (38-39).
+    """
     problem, d = mixture(means, std), len(means[0])
     chain = mixture_chain(problem)
     beta = 1.5 * smallest_temperature(chain)
-    bounds = optimum_regularity(chain, beta) if iterations == 20 else iterate_regularity(chain, beta)
+    bounds = (
+        optimum_regularity(chain, beta) if iterations == 20 else iterate_regularity(chain, beta)
+    )
     score = mixture_score(problem)
     control, bend = score_units(bounds, problem.schedule, score)
     values, controls = iterates(problem, beta, iterations, *((400, 6.0) if d == 1 else (32, 5.0)))
@@ -184,13 +206,18 @@ def test_theorem_2_8_on_mixtures(means: Any, std: float, iterations: int) -> Non
             measured = lipschitz(function, d)
             assert measured <= float(bound) * (1 + 1e-6), (name, k, measured, float(bound))
             close.append(measured / float(bound))
-    assert max(close) > 0.9  # somewhere the bounds are nearly attained: a smaller constant would fail
+    assert (
+        max(close) > 0.9
+    )  # somewhere the bounds are nearly attained: a smaller constant would fail
 
 
 @pytest.mark.parametrize(
-    ("means", "std", "sizes", "half", "error"), [(LINE, 0.4, (400, 480), 6.0, 1e-6), (TRIANGLE, 0.7, (28, 34), 5.0, 1e-4)]
+    ("means", "std", "sizes", "half", "error"),
+    [(LINE, 0.4, (400, 480), 6.0, 1e-6), (TRIANGLE, 0.7, (28, 34), 5.0, 1e-4)],
 )
-def test_the_interpolation_is_accurate(means: Any, std: float, sizes: tuple[int, int], half: float, error: float) -> None:
+def test_the_interpolation_is_accurate(
+    means: Any, std: float, sizes: tuple[int, int], half: float, error: float
+) -> None:
     problem = mixture(means, std)
     coarse, fine = (iterates(problem, 2.0, 3, n, half)[0][0] for n in sizes)
     x = 2.5 * (2 * torch.rand(200, len(means[0]), dtype=torch.float64) - 1)
@@ -222,7 +249,7 @@ def test_scores_and_means_of_mixtures(means: Any, std: float) -> None:
                 assert measured > 0.97 * bound
 
 
-# --- formulas ---------------------------------------------------------------------------------------------------------
+# --- formulas
 
 
 def test_paper_constants_term_by_term() -> None:
@@ -238,17 +265,29 @@ def test_paper_constants_term_by_term() -> None:
         s0, s1 = score[k]
         factor = sigma**2 * L1 / beta
         u0 = (s0 + factor / (1 - alpha)) / (1 - factor)
-        smooth = C * sigma * L1 * (1 + (1 - alpha) * u0) ** 2 / (beta * math.sqrt(alpha) * (1 - alpha))
+        smooth = (
+            C * sigma * L1 * (1 + (1 - alpha) * u0) ** 2 / (beta * math.sqrt(alpha) * (1 - alpha))
+        )
         u1 = (s1 + smooth) / (1 - factor)
-        L1 = (1 + (1 - alpha) * s0) * (1 + (1 - alpha) * u0) * L1 / alpha + (1 - alpha) * s1 * L0 / math.sqrt(alpha)
+        L1 = (1 + (1 - alpha) * s0) * (1 + (1 - alpha) * u0) * L1 / alpha + (
+            1 - alpha
+        ) * s1 * L0 / math.sqrt(alpha)
         L0 = (1 + (1 - alpha) * s0) * L0 / math.sqrt(alpha)
-        found = [bounds.contraction[k], control[k], bend[k], bounds.value[k], bounds.value_gradient[k]]
+        found = [
+            bounds.contraction[k],
+            control[k],
+            bend[k],
+            bounds.value[k],
+            bounds.value_gradient[k],
+        ]
         assert [float(t) for t in found] == pytest.approx([factor, u0, u1, L0, L1], rel=1e-9)
 
 
 def test_paper_constants_are_never_below_the_sharp_ones() -> None:
     problem = mixture(TRIANGLE, 0.7)
-    paper = denoising_chain(problem.schedule, mixture_score(problem), reward_smoothness(problem.reward), 2)
+    paper = denoising_chain(
+        problem.schedule, mixture_score(problem), reward_smoothness(problem.reward), 2
+    )
     sharp = mixture_chain(problem)
     assert smallest_temperature(paper) > smallest_temperature(sharp)
     for a, b in zip(optimum_regularity(paper, 1e4), optimum_regularity(sharp, 1e4), strict=True):
@@ -270,12 +309,16 @@ def test_iterates_bound_is_the_largest_of_the_recursion(factor: float) -> None:
         if m:
             slope = factor * slope + c / beta * U1 * s * previous * y
         best_value = max(best_value, L * U + beta * a * move)
-        best_gradient = max(best_gradient, L1 * U + L * U1 * y + beta * (jacobian * move + a * slope))
+        best_gradient = max(
+            best_gradient, L1 * U + L * U1 * y + beta * (jacobian * move + a * slope)
+        )
         jacobian = U1 / beta * (c * y**2 + s * L1) + factor * jacobian
         a, previous, move = factor * (L / s + a), move, factor * move
     assert float(found.value[0]) == pytest.approx(best_value, rel=1e-9)
     assert float(found.value_gradient[0]) == pytest.approx(best_gradient, rel=1e-9)
-    assert float(found.value_gradient[0]) > float(optimum_regularity(Chain(*as_table, Smoothness(U, U1)), beta).value[0])
+    assert float(found.value_gradient[0]) > float(
+        optimum_regularity(Chain(*as_table, Smoothness(U, U1)), beta).value[0]
+    )
 
 
 def convex(temperature: float, curvature: float = -1.0) -> LinearQuadratic:
@@ -305,7 +348,13 @@ def test_smallest_temperature_is_the_threshold() -> None:
             assert iterate_regularity(chain, beta * (1 + 1e-6)).rate < target
             assert iterate_regularity(chain, beta * (1 - 1e-6)).rate >= target
     # convex, in one dimension and one step: sigma^2 |Q|
-    single = LinearQuadratic(drift_matrix=[[0.9]], noise_matrix=[[0.5]], terminal_matrix=[[-2.0]], horizon=1, temperature=9.0)
+    single = LinearQuadratic(
+        drift_matrix=[[0.9]],
+        noise_matrix=[[0.5]],
+        terminal_matrix=[[-2.0]],
+        horizon=1,
+        temperature=9.0,
+    )
     assert smallest_temperature(linear_quadratic_chain(single)) == pytest.approx(0.5, rel=1e-6)
 
 
@@ -319,7 +368,9 @@ def test_temperatures_per_step_have_the_asked_contraction() -> None:
 
 
 def test_theorem_3_1_errors_fall_below_the_prediction() -> None:
-    """Distance of Algorithm 1 with m_k = m from the optimum, over a grid: below the bound, which falls with the rate."""
+    """Distance of Algorithm 1 with m_k = m from the optimum, over a grid: below the bound, which
+    falls with the rate.
+    """
     problem = mixture(LINE, 0.4)
     chain = mixture_chain(problem)
     beta = 1.5 * smallest_temperature(chain)
@@ -329,7 +380,10 @@ def test_theorem_3_1_errors_fall_below_the_prediction() -> None:
     for m in (1, 2, 4):
         found, bound = grid_of(problem, m, **settings), predicted_errors(chain, beta, m)
         for k in range(STEPS):
-            assert float((found.control(k, x) - optimum.control(k, x)).abs().max()) <= float(bound.control[k]) + 1e-9
+            assert (
+                float((found.control(k, x) - optimum.control(k, x)).abs().max())
+                <= float(bound.control[k]) + 1e-9
+            )
     rate = iterate_regularity(chain, beta).rate
     tail = [float(predicted_errors(chain, beta, m).control.max()) for m in (200, 201)]
     assert tail[1] / tail[0] == pytest.approx(rate, rel=0.02)
@@ -342,11 +396,13 @@ def test_unreachable_guarantee_is_infinite() -> None:
     assert iterate_regularity(chain, 100.0).rate == math.inf
 
 
-# --- networks and estimates -------------------------------------------------------------------------------------------
+# --- networks and estimates
 
 
 def test_network_constants_hold() -> None:
-    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 2)).double()
+    network = nn.Sequential(
+        nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 2)
+    ).double()
     bound = network_smoothness(network)
     assert lipschitz(network, 3) <= bound.function
     assert lipschitz(gradient(network), 3) <= bound.gradient
@@ -374,12 +430,15 @@ def test_estimates_are_below_the_truth_and_close() -> None:
     assert torch.allclose(found.noise, truth.noise)
     assert found.terminal.function == pytest.approx(truth.terminal.function)
     chain = make_problem("girsanov/LinearQuadratic-v0").to(dtype=torch.float64)
-    exact, estimated = chain_of(chain), estimate_chain(chain, torch.Generator().manual_seed(0), iterations=50)
+    exact, estimated = (
+        chain_of(chain),
+        estimate_chain(chain, torch.Generator().manual_seed(0), iterations=50),
+    )
     assert torch.allclose(estimated.mean, exact.mean, rtol=1e-3)
     assert estimated.terminal.gradient == pytest.approx(exact.terminal.gradient, rel=1e-3)
 
 
-# --- what the agent is told -------------------------------------------------------------------------------------------
+# --- what the agent is told
 
 
 class Logger:
@@ -399,11 +458,15 @@ def test_warning_below_the_threshold_and_silence_above() -> None:
     assert logger.seen == {"train/lambda_max": rate} and 0 < rate < 1
     assert rate == pytest.approx(float(quadratic_contraction(convex(4.0)).max()))
     concave = convex(0.1, curvature=1.0)  # its optimum exists; policy iteration does not find it
-    with pytest.warns(RegularityWarning, match=r"at temperature 0.1 convergence .* lambda = 2.5 \(exact\)"):
+    with pytest.warns(
+        RegularityWarning, match=r"at temperature 0.1 convergence .* lambda = 2.5 \(exact\)"
+    ):
         check_temperature(concave, logger)
     problem = mixture(LINE, 0.4)
     threshold = smallest_temperature(mixture_chain(problem))
-    with pytest.warns(RegularityWarning, match=rf"\(a certified bound\); from {threshold:.3g} on it is"):
+    with pytest.warns(
+        RegularityWarning, match=rf"\(a certified bound\); from {threshold:.3g} on it is"
+    ):
         check_temperature(problem, temperatures=0.9 * threshold)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -418,8 +481,15 @@ def test_messages() -> None:
     with pytest.raises(ValueError, match="contraction must be above 0 and at most 1; got 2"):
         smallest_temperature(mixture_chain(mixture(LINE, 0.4)), 2)
     with pytest.raises(ValueError, match="std must be the same for all modes"):
-        mixture_chain(GaussianMixture(LINE, [0.3, 0.4], QuadraticReward([[0.0]], [0.0], [1.0]), 1.0))
-    with pytest.raises(ValueError, match="reward must be a QuadraticReward or have an attribute smoothness .*; got function"):
+        mixture_chain(
+            GaussianMixture(LINE, [0.3, 0.4], QuadraticReward([[0.0]], [0.0], [1.0]), 1.0)
+        )
+    with pytest.raises(
+        ValueError,
+        match="reward must be a QuadraticReward or have an attribute smoothness .*; got function",
+    ):
         mixture_chain(GaussianMixture(LINE, 0.3, lambda x: x[:, 0], 1.0))
-    with pytest.raises(ValueError, match="network must consist of Linear, Conv2d and .*; got LayerNorm"):
+    with pytest.raises(
+        ValueError, match="network must consist of Linear, Conv2d and .*; got LayerNorm"
+    ):
         network_smoothness(nn.Sequential(nn.LayerNorm(3)))

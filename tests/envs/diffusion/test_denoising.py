@@ -27,7 +27,9 @@ def digit_chain(dtype: torch.dtype = torch.float32, **schedule: Any) -> Denoisin
 
 def mixture_chain(dtype: torch.dtype = torch.float32, **schedule: Any) -> DenoisingProblem:
     means = [[1.0, 1.0, 0.0], [-1.0, 0.5, 2.0]]
-    return GaussianMixture(means, 0.3, lambda x: x[:, 0], 0.5, schedule=Schedule.ddpm(STEPS, **schedule), dtype=dtype)
+    return GaussianMixture(
+        means, 0.3, lambda x: x[:, 0], 0.5, schedule=Schedule.ddpm(STEPS, **schedule), dtype=dtype
+    )
 
 
 every_chain = pytest.mark.parametrize("chain", [digit_chain, mixture_chain])
@@ -39,7 +41,9 @@ def scheduler_like(**schedule: Any) -> Any:
     return scheduler
 
 
-def step(scheduler: Any, noise: Tensor, t: Any, x: Tensor, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+def step(
+    scheduler: Any, noise: Tensor, t: Any, x: Tensor, z: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
     """``DDPMScheduler.step``, drawing ``z``."""
     monkeypatch.setattr(ddpm, "randn_tensor", lambda *args, **kwargs: z)
     return scheduler.step(noise, int(t), x).prev_sample
@@ -57,7 +61,9 @@ def test_every_step_equals_diffusers(
         paths = rollout(problem, None, 3, torch.Generator().manual_seed(1))
         for k, t in enumerate(scheduler.timesteps):
             x = paths.states[k]
-            theirs = step(scheduler, problem.predict_noise(k, x), t, x, paths.noises[k], monkeypatch)
+            theirs = step(
+                scheduler, problem.predict_noise(k, x), t, x, paths.noises[k], monkeypatch
+            )
             torch.testing.assert_close(paths.states[k + 1], theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -68,7 +74,8 @@ def test_the_whole_chain_equals_diffusers_in_float64(
 ) -> None:
     problem = chain(torch.float64, beta_schedule=beta_schedule, variance_type=variance_type)
     whole = Schedule.ddpm(1000, beta_schedule=beta_schedule, variance_type=variance_type)
-    # diffusers keeps float32 tables: give it the float64 ones, which the test above holds to be the same
+    # diffusers keeps float32 tables: give it the float64 ones, which the test above holds to be the
+    # same
     scheduler = scheduler_like(beta_schedule=beta_schedule, variance_type=variance_type)
     scheduler.alphas_cumprod = whole.alpha_bar.flip(0)
     scheduler.alphas = whole.alpha.flip(0)
@@ -100,12 +107,18 @@ def test_the_clean_estimate_and_the_score_belong_to_the_noise_prediction(chain: 
     with torch.no_grad():
         noise, clean = problem.predict_noise(k, x), problem.terminal_estimate(k, x)
         bar = problem.schedule.alpha_bar[k]
-        torch.testing.assert_close(bar.sqrt() * clean + (1 - bar).sqrt() * noise, x, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            bar.sqrt() * clean + (1 - bar).sqrt() * noise, x, rtol=1e-9, atol=1e-9
+        )
         # Tweedie: sqrt(alpha_bar) E[clean | x] = x + (1 - alpha_bar) score
-        torch.testing.assert_close(bar.sqrt() * clean, x + (1 - bar) * problem.score(k, x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            bar.sqrt() * clean, x + (1 - bar) * problem.score(k, x), rtol=1e-9, atol=1e-9
+        )
         assert problem.terminal_estimate(problem.horizon, x) is x
         rows = torch.tensor([k, k, problem.horizon, problem.horizon])
-        torch.testing.assert_close(problem.terminal_estimate(rows, x), torch.cat([clean[:2], x[2:]]), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            problem.terminal_estimate(rows, x), torch.cat([clean[:2], x[2:]]), rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -113,7 +126,10 @@ def test_the_clean_estimate_and_the_score_belong_to_the_noise_prediction(chain: 
 def test_timesteps_equal_diffusers(spacing: str, steps: int) -> None:
     scheduler = ddpm.DDPMScheduler(timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
-    assert Schedule.ddpm(steps, timestep_spacing=spacing).timesteps.tolist() == scheduler.timesteps.tolist()
+    assert (
+        Schedule.ddpm(steps, timestep_spacing=spacing).timesteps.tolist()
+        == scheduler.timesteps.tolist()
+    )
 
 
 @pytest.mark.parametrize(

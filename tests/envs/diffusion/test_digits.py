@@ -17,7 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from girsanov.envs import make_problem
 from girsanov.envs.diffusion.denoising import Schedule
-from girsanov.envs.diffusion.digit_networks import CHECKPOINT, GaussianDenoiser, load_networks, save_networks
+from girsanov.envs.diffusion.digit_networks import (
+    CHECKPOINT,
+    GaussianDenoiser,
+    load_networks,
+    save_networks,
+)
 from girsanov.envs.diffusion.digits import Brightness, DigitLogProbability, Digits, digits
 from girsanov.envs.pretraining.digit_images import HELD_OUT, load_images
 from girsanov.envs.problem import rollout
@@ -39,12 +44,19 @@ class TestProblem:
         k = torch.tensor([0, 7, 7, 20, 48, 49])
         together = wide.predict_noise(k, x)
         for i in range(6):
-            torch.testing.assert_close(together[i : i + 1], wide.predict_noise(int(k[i]), x[i : i + 1]), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(
+                together[i : i + 1],
+                wide.predict_noise(int(k[i]), x[i : i + 1]),
+                rtol=1e-9,
+                atol=1e-9,
+            )
 
     def test_it_is_differentiable_and_its_gradient_is_right(self) -> None:
         problem = digits().to(dtype=torch.float64)
         x = states(2).double().requires_grad_()
-        assert torch.autograd.gradcheck(lambda s: problem.terminal_estimate(20, s), (x,), fast_mode=True)
+        assert torch.autograd.gradcheck(
+            lambda s: problem.terminal_estimate(20, s), (x,), fast_mode=True
+        )
         assert torch.autograd.gradcheck(problem.terminal_reward, (x,), fast_mode=True)
 
     def test_it_denoises_real_digits_better_than_a_gaussian_model(self, problem: Digits) -> None:
@@ -54,7 +66,9 @@ class TestProblem:
         bar = problem.schedule.alpha_bar[k]
         noisy = bar.sqrt() * images + (1 - bar).sqrt() * states(HELD_OUT)
         error = (problem.terminal_estimate(k, noisy) - images).square().mean()
-        gaussian, _ = problem.denoiser.gaussian(noisy.flatten(1), problem.schedule.log_snr[k : k + 1])
+        gaussian, _ = problem.denoiser.gaussian(
+            noisy.flatten(1), problem.schedule.log_snr[k : k + 1]
+        )
         assert error < 0.8 * (gaussian - images.flatten(1)).square().mean()
 
     def test_samples_are_taken_for_digits_of_every_kind(self, problem: Digits) -> None:
@@ -71,7 +85,9 @@ class TestProblem:
         assert problem.predict_noise(3, states()).dtype == torch.float32
 
     def test_images_are_states_between_black_and_white(self, problem: Digits) -> None:
-        images = problem.images(torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).view(5, 1, 1, 1).expand(5, 1, 8, 8))
+        images = problem.images(
+            torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).view(5, 1, 1, 1).expand(5, 1, 8, 8)
+        )
         assert images[:, 0, 0, 0].tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
 
     def test_render_shows_the_noisy_and_the_clean_image(self, problem: Digits) -> None:
@@ -79,8 +95,12 @@ class TestProblem:
         for length in (1, 20, 51):
             picture = problem.render(path[:length])
             assert picture.shape == (160, 336, 3) and picture.dtype == np.uint8
-        assert np.array_equal(picture[:, :160], picture[:, -160:])  # at the end the clean image is the state
-        assert not np.array_equal(problem.render(path[:20])[:, :160], problem.render(path[:20])[:, -160:])
+        assert np.array_equal(
+            picture[:, :160], picture[:, -160:]
+        )  # at the end the clean image is the state
+        assert not np.array_equal(
+            problem.render(path[:20])[:, :160], problem.render(path[:20])[:, -160:]
+        )
 
     @pytest.mark.parametrize("target", [-1, 10, 2.5, "3", True])
     def test_an_unknown_target_is_refused(self, target: Any) -> None:
@@ -120,7 +140,9 @@ class TestRewards:
     def test_success_is_the_classifiers_choice(self) -> None:
         data = load_images()
         problem = digits(target=7)
-        assert (problem.success(data.held_out) == (data.held_out_labels == 7)).double().mean() > 0.97
+        assert (
+            problem.success(data.held_out) == (data.held_out_labels == 7)
+        ).double().mean() > 0.97
         assert not hasattr(digits(reward="brightness"), "success")
 
 
@@ -139,21 +161,34 @@ class TestCheckpoint:
         assert (tmp_path / "again.safetensors").read_bytes() == CHECKPOINT.read_bytes()
         assert [p.name for p in tmp_path.iterdir()] == ["again.safetensors"]
 
-    @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage", "pickle", "folder"])
+    @pytest.mark.parametrize(
+        "damage", ["missing", "empty", "truncated", "garbage", "pickle", "folder"]
+    )
     def test_a_damaged_file_is_refused(self, tmp_path: Path, damage: str) -> None:
         path = tmp_path / "bad.safetensors"
         whole = CHECKPOINT.read_bytes()
-        content = {"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"\x07" * 5000, "pickle": pickle.dumps([1])}
+        content = {
+            "empty": b"",
+            "truncated": whole[: len(whole) // 2],
+            "garbage": b"\x07" * 5000,
+            "pickle": pickle.dumps([1]),
+        }
         if damage == "folder":
             path.mkdir()
         elif damage in content:
             path.write_bytes(content[damage])
         with pytest.raises(
-            ValueError, match=r"checkpoint must be .* bad.safetensors|checkpoint must be .*bad.safetensors is not"
+            ValueError,
+            match=(
+                r"checkpoint must be .* bad.safetensors|checkpoint must be .*bad.safetensors is not"
+            ),
         ):
             make_problem("girsanov/Digits-v0", checkpoint=path)
 
-    @pytest.mark.parametrize("change", ["format", "json", "architecture", "absurd", "kind", "list", "tensor", "shape", "nan"])
+    @pytest.mark.parametrize(
+        "change",
+        ["format", "json", "architecture", "absurd", "kind", "list", "tensor", "shape", "nan"],
+    )
     def test_a_foreign_file_is_refused(self, tmp_path: Path, change: str) -> None:
         from safetensors import safe_open
 
@@ -163,7 +198,12 @@ class TestCheckpoint:
         name = "classifier.layers.0.weight"
         (key,) = metadata
         architectures = json.loads(metadata[key])
-        sizes = {"architecture": {"fine": 8}, "absurd": {"fine": 10**9}, "kind": {"__class__": 1}, "list": [16]}
+        sizes = {
+            "architecture": {"fine": 8},
+            "absurd": {"fine": 10**9},
+            "kind": {"__class__": 1},
+            "list": [16],
+        }
         if change == "format":
             metadata = {"format": "pt"}
         elif change == "json":
@@ -185,10 +225,16 @@ class TestCheckpoint:
 
         with safe_open(CHECKPOINT, framework="pt") as file:
             metadata = file.metadata()
-        save_file({k: v.half() for k, v in load_file(CHECKPOINT).items()}, tmp_path / "half.safetensors", metadata)
+        save_file(
+            {k: v.half() for k, v in load_file(CHECKPOINT).items()},
+            tmp_path / "half.safetensors",
+            metadata,
+        )
         problem = digits(checkpoint=tmp_path / "half.safetensors")
         x = states()
-        torch.testing.assert_close(problem.predict_noise(20, x), digits().predict_noise(20, x), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(
+            problem.predict_noise(20, x), digits().predict_noise(20, x), rtol=0.05, atol=0.05
+        )
 
 
 def test_the_gaussian_denoiser_is_the_posterior_mean() -> None:
@@ -201,7 +247,11 @@ def test_the_gaussian_denoiser_is_the_posterior_mean() -> None:
     x = torch.randn(5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for level in (-5.0, 0.0, 4.0):
         signal, noise = torch.sigmoid(torch.tensor([level, -level], dtype=torch.float64))
-        gain = signal.sqrt() * covariance @ torch.linalg.inv(signal * covariance + noise * torch.eye(64))
+        gain = (
+            signal.sqrt()
+            * covariance
+            @ torch.linalg.inv(signal * covariance + noise * torch.eye(64))
+        )
         mean = flat.mean(0) + (x - signal.sqrt() * flat.mean(0)) @ gain.T
         variance = torch.diagonal(covariance - gain @ covariance * signal.sqrt())
         found, std = denoiser(x, torch.tensor([level], dtype=torch.float64))
@@ -244,7 +294,12 @@ class TestMemory:
     def test_a_rollout_costs_one_call_a_step(self, counted: Counted) -> None:
         problem = counted.problem
         with torch.no_grad():
-            rollout(problem, lambda k, x: 0.1 * problem.terminal_estimate(k, x), 2, torch.Generator().manual_seed(0))
+            rollout(
+                problem,
+                lambda k, x: 0.1 * problem.terminal_estimate(k, x),
+                2,
+                torch.Generator().manual_seed(0),
+            )
         assert counted.calls == problem.horizon
 
     def test_gradients_are_those_without_memory(self, counted: Counted) -> None:
@@ -273,9 +328,14 @@ class TestMemory:
                 x = mean + problem.schedule.sigma[k] * (noises[k] + a)
             return torch.autograd.grad(problem.terminal_reward(x).sum(), scale)[0]
 
-        torch.testing.assert_close(gradient(problem.predict_noise), gradient(problem._predict_noise), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            gradient(problem.predict_noise), gradient(problem._predict_noise), rtol=1e-4, atol=1e-5
+        )
 
-    @pytest.mark.parametrize("change", ["in place", "numpy", "data", "other step", "other tensor", "weights", "loaded weights"])
+    @pytest.mark.parametrize(
+        "change",
+        ["in place", "numpy", "data", "other step", "other tensor", "weights", "loaded weights"],
+    )
     def test_it_is_never_stale(self, counted: Counted, change: str) -> None:
         problem, k = counted.problem, 10
         array = states().numpy()
@@ -307,7 +367,9 @@ class TestMemory:
         first = counted.problem.predict_noise(k, x)
         assert torch.equal(counted.problem.predict_noise(k, x), first) and counted.calls == 1
         k += 1
-        torch.testing.assert_close(counted.problem.predict_noise(k, x), counted.fresh(k, x), rtol=0, atol=0)
+        torch.testing.assert_close(
+            counted.problem.predict_noise(k, x), counted.fresh(k, x), rtol=0, atol=0
+        )
 
     def test_a_graph_is_there_when_asked_for(self, counted: Counted) -> None:
         problem = counted.problem
@@ -353,7 +415,9 @@ class TestMemory:
             entry = problem._last._entry
             held = None if entry is None else entry.value()
             value = None if held is None else weakref.ref(held)
-            assert (value is None) == grad  # without a graph it is held, with one only the graph holds it
+            assert (
+                value is None
+            ) == grad  # without a graph it is held, with one only the graph holds it
             del entry, held, x
             assert alive() is None
             assert value is None or value() is None
@@ -366,7 +430,12 @@ class TestMemory:
         x = states()
         with torch.no_grad():
             wanted = problem.predict_noise(10, x)
-            for other in (copy.copy(problem), copy.deepcopy(problem), pickle.loads(pickle.dumps(problem)), problem.to("cpu")):
+            for other in (
+                copy.copy(problem),
+                copy.deepcopy(problem),
+                pickle.loads(pickle.dumps(problem)),
+                problem.to("cpu"),
+            ):
                 assert torch.equal(other.predict_noise(10, x), wanted)
                 other._log_snr = other._log_snr + 1.0  # a copy may be given another schedule
                 other._last.clear()
@@ -374,7 +443,9 @@ class TestMemory:
                 assert not torch.equal(changed, wanted)
                 assert torch.equal(problem.predict_noise(10, x), wanted)
                 assert torch.equal(other.predict_noise(10, x), changed)
-            assert problem.to(dtype=torch.float64).predict_noise(10, x.double()).dtype == torch.float64
+            assert (
+                problem.to(dtype=torch.float64).predict_noise(10, x.double()).dtype == torch.float64
+            )
 
     def test_a_problem_that_remembers_dies_at_once(self) -> None:
         problem = digits()
@@ -407,7 +478,9 @@ def test_a_short_pretraining_writes_a_checkpoint_that_loads(tmp_path: Path) -> N
     from girsanov.envs.pretraining.digits import pretrain
 
     path = tmp_path / "new" / "digits.safetensors"
-    record = pretrain(path, iterations=3, classifier_iterations=3, samples=0, progress=False, command="test")
+    record = pretrain(
+        path, iterations=3, classifier_iterations=3, samples=0, progress=False, command="test"
+    )
     assert sorted(p.name for p in path.parent.iterdir()) == ["digits.json", "digits.safetensors"]
     assert json.loads(path.with_suffix(".json").read_text()) == record
     assert digits(checkpoint=path).predict_noise(0, states()).shape == (4, 1, 8, 8)
@@ -431,7 +504,10 @@ def test_the_shipped_quality_figures_are_those_of_the_shipped_checkpoint() -> No
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"path": "x.zip"}, "path must end in .safetensors"), ({"path": "x.safetensors", "iterations": 0}, "iterations")],
+    [
+        ({"path": "x.zip"}, "path must end in .safetensors"),
+        ({"path": "x.safetensors", "iterations": 0}, "iterations"),
+    ],
 )
 def test_bad_pretraining_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     from girsanov.envs.pretraining.digits import pretrain
@@ -462,7 +538,10 @@ def test_mmd_equals_its_definition() -> None:
     from girsanov.envs.pretraining.quality import two_sample_test
 
     generator = torch.Generator().manual_seed(0)
-    one, two = torch.randn(5, 2, generator=generator).double(), torch.randn(7, 2, generator=generator).double()
+    one, two = (
+        torch.randn(5, 2, generator=generator).double(),
+        torch.randn(7, 2, generator=generator).double(),
+    )
     both = torch.cat([one, two])
     squared = torch.cdist(both, both).square()
     width = squared[squared > 0].median()

@@ -33,7 +33,9 @@ def test_prompts_are_read_back() -> None:
     assert [parse(prompt_of(d, c)) for d, c in PAIRS] == PAIRS
 
 
-@pytest.mark.parametrize("prompt", ["", "six", "a purple six", "a green ten", "an green six", "a green six please"])
+@pytest.mark.parametrize(
+    "prompt", ["", "six", "a purple six", "a green ten", "an green six", "a green six please"]
+)
 def test_other_sentences_are_refused(prompt: str) -> None:
     with pytest.raises(ValueError, match=f"prompt must be .*; got '{prompt}'"):
         parse(prompt)
@@ -61,11 +63,19 @@ def test_the_reward_knows_the_prompt_of_real_digits() -> None:
     colour = torch.arange(len(data.held_out)) % 5
     images = paint(data.held_out, colour)
     asked = [prompt_of(int(d), int(c)) for d, c in zip(data.held_out_labels, colour, strict=True)]
-    other_colour = [prompt_of(int(d), int(c + 1) % 5) for d, c in zip(data.held_out_labels, colour, strict=True)]
-    other_digit = [prompt_of(int(d + 1) % 10, int(c)) for d, c in zip(data.held_out_labels, colour, strict=True)]
+    other_colour = [
+        prompt_of(int(d), int(c + 1) % 5) for d, c in zip(data.held_out_labels, colour, strict=True)
+    ]
+    other_digit = [
+        prompt_of(int(d + 1) % 10, int(c))
+        for d, c in zip(data.held_out_labels, colour, strict=True)
+    ]
     right = reward(images, asked)
     assert right.max() <= 0 and right.mean() > -0.25
-    assert reward(images, other_colour).mean() < right.mean() - 2 and reward(images, other_digit).mean() < right.mean() - 2
+    assert (
+        reward(images, other_colour).mean() < right.mean() - 2
+        and reward(images, other_digit).mean() < right.mean() - 2
+    )
     assert reward.success(images, asked).float().mean() > 0.97
     assert not reward.success(images, other_colour).any()
 
@@ -74,7 +84,9 @@ def test_the_reward_reaches_the_pixels() -> None:
     images = (0.2 + 0.6 * torch.rand(2, 3, 16, 16)).double().requires_grad_()
     reward = PromptLogProbability().double()
     prompts = ["a green six", "a white nine"]
-    assert torch.autograd.gradcheck(lambda x: reward(x, prompts), (images,), atol=1e-6, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: reward(x, prompts), (images,), atol=1e-6, fast_mode=True
+    )
     with pytest.raises(ValueError, match="prompts must be one for each image; got 1 for 2 images"):
         reward(images, prompts[:1])
 
@@ -87,13 +99,20 @@ def test_a_short_training_writes_a_folder_that_plain_diffusers_loads(tmp_path: P
     from girsanov.envs.pretraining.latent_quality import draw
 
     record = pretrain_latent(
-        tmp_path / "model", iterations=2, autoencoder_iterations=2, images_a_prompt=0, command="x", progress=False
+        tmp_path / "model",
+        iterations=2,
+        autoencoder_iterations=2,
+        images_a_prompt=0,
+        command="x",
+        progress=False,
     )
     assert json.loads((tmp_path / "model.json").read_text()) == record
     assert len(record["data"]["withheld_prompts"]) == 10 and record["quality"] is None
     assert sum(file.stat().st_size for file in (tmp_path / "model").rglob("*")) < 2.5e6
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
-    assert [pipeline.tokenizer.tokenize(word) for word in (*COLOURS, *DIGITS)] == [[f"{w}</w>"] for w in (*COLOURS, *DIGITS)]
+    assert [pipeline.tokenizer.tokenize(word) for word in (*COLOURS, *DIGITS)] == [
+        [f"{w}</w>"] for w in (*COLOURS, *DIGITS)
+    ]
     images = draw(pipeline, ["a green six", "a red two"], 0, steps=2, guidance=3.0)
     assert images.shape == (2, 3, 16, 16) and torch.isfinite(images).all()
 
@@ -110,17 +129,23 @@ def test_standardised_latents_decode_to_the_same_image() -> None:
     after = model.encode(images).latent_dist
     assert torch.allclose(model.decode(after.mean).sample, decoded, atol=1e-4)
     sample = after.sample()
-    assert sample.mean((0, 2, 3)).abs().max() < 0.1 and (sample.std((0, 2, 3)) - 1).abs().max() < 0.1
+    assert (
+        sample.mean((0, 2, 3)).abs().max() < 0.1 and (sample.std((0, 2, 3)) - 1).abs().max() < 0.1
+    )
     ratio = before.std / after.std  # one number a channel
     assert torch.allclose(ratio, ratio.mean((0, 2, 3), keepdim=True).expand_as(ratio), rtol=1e-3)
 
 
-@pytest.mark.parametrize("arguments", [{"iterations": 0}, {"autoencoder_iterations": 0}, {"images_a_prompt": -1}])
+@pytest.mark.parametrize(
+    "arguments", [{"iterations": 0}, {"autoencoder_iterations": 0}, {"images_a_prompt": -1}]
+)
 def test_bad_training_arguments_are_refused(arguments: dict[str, int], tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     from girsanov.envs.pretraining.latent_digits import pretrain_latent
 
-    with pytest.raises(ValueError, match="iterations and autoencoder_iterations must be at least 1"):
+    with pytest.raises(
+        ValueError, match="iterations and autoencoder_iterations must be at least 1"
+    ):
         pretrain_latent(tmp_path / "model", **arguments)
     assert not (tmp_path / "model").exists()
 
@@ -140,7 +165,9 @@ def shipped() -> Any:
     )
 
 
-def test_the_shipped_model_draws_what_its_prompts_say(shipped: Any, generator: torch.Generator) -> None:
+def test_the_shipped_model_draws_what_its_prompts_say(
+    shipped: Any, generator: torch.Generator
+) -> None:
     with torch.no_grad():
         paths = rollout(shipped, None, 64, generator)
     images = shipped.images(paths.states[-1])
@@ -152,7 +179,11 @@ def test_the_shipped_model_draws_what_its_prompts_say(shipped: Any, generator: t
 
 def test_success_is_the_reward_s_word_and_absent_without_one(shipped: Any) -> None:
     plain = make_problem(
-        "girsanov/StableDiffusion-v0", model="latent-digits", prompts="a red two", reward="brightness", steps=5
+        "girsanov/StableDiffusion-v0",
+        model="latent-digits",
+        prompts="a red two",
+        reward="brightness",
+        steps=5,
     )
     assert not hasattr(plain, "success") and hasattr(shipped, "success")
 
@@ -160,7 +191,11 @@ def test_success_is_the_reward_s_word_and_absent_without_one(shipped: Any) -> No
 def test_the_record_of_the_shipped_model_is_its_own() -> None:
     record = json.loads(CHECKPOINT.with_suffix(".json").read_text())
     quality = record["quality"]
-    assert quality["guidance 1.5, seen"]["both_right"] > quality["guidance 1.5, withheld"]["both_right"] > 0.9
+    assert (
+        quality["guidance 1.5, seen"]["both_right"]
+        > quality["guidance 1.5, withheld"]["both_right"]
+        > 0.9
+    )
     assert quality["guidance 1, withheld"]["both_right"] < 0.8  # what fine-tuning has to gain
     assert quality["reconstruction_rms"] < 0.05
     assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*") if file.is_file()) < 2e6

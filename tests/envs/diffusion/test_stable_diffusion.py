@@ -1,4 +1,6 @@
-"""Diffusers pipelines as problems: their steps are diffusers' own, their KL is exact, their networks stay frozen."""
+"""Diffusers pipelines as problems: their steps are diffusers' own, their KL is exact, their
+networks stay frozen.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,15 @@ def rescheduled(pipeline: Any, **config: Any) -> Any:
 
 
 def problem_on(pipeline: Any, prompts: Any = PROMPT, **kwargs: Any) -> StableDiffusion:
-    return StableDiffusion(pipeline, prompts, kwargs.pop("reward", Brightness()), **{"steps": STEPS, **kwargs})
+    return StableDiffusion(
+        pipeline, prompts, kwargs.pop("reward", Brightness()), **{"steps": STEPS, **kwargs}
+    )
 
 
 def lora(**kwargs: Any) -> Any:
-    return peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], **kwargs)
+    return peft.LoraConfig(
+        r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], **kwargs
+    )
 
 
 def with_adapter(problem: Any, name: str = "mine", scale: float = 0.3) -> dict[str, Any]:
@@ -68,18 +74,28 @@ def with_adapter(problem: Any, name: str = "mine", scale: float = 0.3) -> dict[s
     return parameters
 
 
-# --- steps ------------------------------------------------------------------------------------------------------------
+# --- steps
 
 CHAINS = [
     ("ddim", 1.0, None, {}),
     ("ddim", 0.5, None, {}),
-    ("ddim", 1.0, None, {"prediction_type": "v_prediction", "set_alpha_to_one": True, "steps_offset": 0}),
+    (
+        "ddim",
+        1.0,
+        None,
+        {"prediction_type": "v_prediction", "set_alpha_to_one": True, "steps_offset": 0},
+    ),
     ("ddim", 1.0, None, {"prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"}),
     ("ddim", 0.8, None, {"timestep_spacing": "trailing", "steps_offset": 0}),
     ("ddim", 1.0, None, {"timestep_spacing": "linspace", "beta_schedule": "linear"}),
     ("ddpm", 1.0, "fixed_small", {}),
     ("ddpm", 1.0, "fixed_large", {}),
-    ("ddpm", 1.0, "fixed_small", {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}),
+    (
+        "ddpm",
+        1.0,
+        "fixed_small",
+        {"timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+    ),
     ("ddpm", 1.0, "fixed_large", {"steps_offset": 0, "prediction_type": "sample"}),
 ]
 
@@ -87,24 +103,36 @@ CHAINS = [
 def model_output(pipeline: Any, x: Tensor, t: Any, prompts: list[str], scale: float) -> Tensor:
     """What StableDiffusionPipeline gives its scheduler."""
     given, empty = pipeline.encode_prompt(prompts, "cpu", 1, True)
-    without, with_ = pipeline.unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat([empty, given])).sample.chunk(2)
+    without, with_ = pipeline.unet(
+        torch.cat([x, x]), t, encoder_hidden_states=torch.cat([empty, given])
+    ).sample.chunk(2)
     return without + scale * (with_ - without)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "eta", "variance", "config"), CHAINS)
 def test_every_step_equals_diffusers(
-    pipeline: Any, kind: str, eta: float, variance: str | None, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    pipeline: Any,
+    kind: str,
+    eta: float,
+    variance: str | None,
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipeline = rescheduled(pipeline, **config)
     problem = problem_on(pipeline, scheduler=kind, eta=eta, variance=variance, guidance_scale=3.0)
     cls = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[kind]
-    scheduler = cls.from_config(pipeline.scheduler.config, **({"variance_type": variance} if variance else {}))
+    scheduler = cls.from_config(
+        pipeline.scheduler.config, **({"variance_type": variance} if variance else {})
+    )
     scheduler.set_timesteps(STEPS)
     assert scheduler.timesteps.tolist() == problem.schedule.timesteps.tolist()
     if config.get("beta_schedule") == "squaredcos_cap_v2":
-        # its last step has 1 - alpha_bar = 9e-5, of which diffusers' float32 leaves three digits: give it float64
-        scheduler.alphas_cumprod = Schedule.ddpm(1000, beta_schedule="squaredcos_cap_v2").alpha_bar.flip(0)
+        # its last step has 1 - alpha_bar = 9e-5, of which diffusers' float32 leaves three digits:
+        # give it float64
+        scheduler.alphas_cumprod = Schedule.ddpm(
+            1000, beta_schedule="squaredcos_cap_v2"
+        ).alpha_bar.flip(0)
         scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     paths = rollout(problem, None, 2, torch.Generator().manual_seed(1))
     for k, t in enumerate(scheduler.timesteps):
@@ -113,9 +141,14 @@ def test_every_step_equals_diffusers(
         if kind == "ddim":
             theirs = scheduler.step(output, int(t), x, eta=eta, variance_noise=noise).prev_sample
         else:
-            monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, noise=noise, **kw: noise)
+            monkeypatch.setattr(
+                "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+                lambda *a, noise=noise, **kw: noise,
+            )
             theirs = scheduler.step(output, int(t), x).prev_sample
-        torch.testing.assert_close(paths.states[k + 1], theirs.float(), rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+        torch.testing.assert_close(
+            paths.states[k + 1], theirs.float(), rtol=1e-5, atol=1e-5 * float(theirs.abs().max())
+        )
 
 
 @torch.no_grad()
@@ -145,20 +178,29 @@ def test_an_unconditional_pipeline_on_disk_is_an_environment(
     problem = DenoisingProblem.from_diffusers(pipe, Brightness(), 0.1, steps=STEPS, scheduler=kind)
     problem.validate()
     paths = rollout(problem, None, 2, torch.Generator().manual_seed(1))
-    scheduler = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[kind].from_config(pipe.scheduler.config)
+    scheduler = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[
+        kind
+    ].from_config(pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
     clipped = 0
     for k, t in enumerate(scheduler.timesteps):
         x, noise = paths.states[k], paths.noises[k]
         output = pipe.unet(x, t).sample
         if kind == "ddim":
-            step = scheduler.step(output, int(t), x, eta=1.0, variance_noise=noise, use_clipped_model_output=True)
+            step = scheduler.step(
+                output, int(t), x, eta=1.0, variance_noise=noise, use_clipped_model_output=True
+            )
         else:
-            monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, noise=noise, **kw: noise)
+            monkeypatch.setattr(
+                "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+                lambda *a, noise=noise, **kw: noise,
+            )
             step = scheduler.step(output, int(t), x)
         clipped += int((step.pred_original_sample.abs() == 1).sum())
         scale = float(step.prev_sample.abs().max())
-        torch.testing.assert_close(paths.states[k + 1], step.prev_sample, rtol=1e-5, atol=1e-5 * scale)
+        torch.testing.assert_close(
+            paths.states[k + 1], step.prev_sample, rtol=1e-5, atol=1e-5 * scale
+        )
     assert (clipped > 0) == clip
     from_disk = DenoisingProblem.from_diffusers(str(ddpm_folder), Brightness(), 0.1, steps=STEPS)
     assert from_disk.images(paths.states[-1]).shape == (2, 1, 8, 8) and from_disk.clip == 1.0
@@ -170,11 +212,14 @@ def test_tables_are_float64_rounded_once(pipeline: Any, kind: str) -> None:
     assert tables.alpha_bar.dtype == tables.sigma.dtype == torch.float64
     half = problem_on(pipeline, steps=50, scheduler=kind)
     assert half.schedule.alpha_bar.dtype == torch.float32
-    # facts of the 50-step chain: DDIM keeps noise in its last step because set_alpha_to_one is False, DDPM does not
+    # facts of the 50-step chain: DDIM keeps noise in its last step because set_alpha_to_one is
+    # False, DDPM does not
     assert float(tables.sigma[-1]) == pytest.approx(0.0207 if kind == "ddim" else 0.0, abs=1e-4)
     weight = (half._control_slope.square() / 2)[: 50 if kind == "ddim" else 49]
     if kind == "ddim":
-        assert float(weight.sum()) == pytest.approx(11.0, abs=0.1) and float(weight[48]) == pytest.approx(5.36, abs=0.01)
+        assert float(weight.sum()) == pytest.approx(11.0, abs=0.1) and float(
+            weight[48]
+        ) == pytest.approx(5.36, abs=0.01)
 
 
 @torch.no_grad()
@@ -182,12 +227,14 @@ def test_steps_without_noise_have_no_control(pipeline: Any) -> None:
     problem = problem_on(pipeline, scheduler="ddpm", variance="fixed_small")
     x = problem.initial(3, torch.Generator().manual_seed(0))
     difference = torch.randn(x.shape)
-    assert problem.schedule.sigma[-1] == 0 and not problem.control_of(STEPS - 1, x, difference).any()
+    assert (
+        problem.schedule.sigma[-1] == 0 and not problem.control_of(STEPS - 1, x, difference).any()
+    )
     rows = problem.control_of(torch.tensor([STEPS - 1, 0, STEPS - 1]), x, difference)
     assert not rows[0].any() and rows[1].any() and torch.isfinite(rows).all()
 
 
-# --- control and KL ---------------------------------------------------------------------------------------------------
+# --- control and KL
 
 
 @torch.no_grad()
@@ -201,7 +248,12 @@ def test_the_control_of_an_adapter_is_its_own_chain(pipeline: Any, kind: str) ->
         a = problem.control_of(k, x, adapted - problem.predict_noise(k, x))
         mean = problem._shrink[k] * x - problem._slope[k] * adapted
         moved = problem.transition(k, x, z + a)
-        torch.testing.assert_close(moved, mean + problem.schedule.sigma[k] * z, rtol=1e-4, atol=1e-4 * float(mean.abs().max()))
+        torch.testing.assert_close(
+            moved,
+            mean + problem.schedule.sigma[k] * z,
+            rtol=1e-4,
+            atol=1e-4 * float(mean.abs().max()),
+        )
 
 
 @torch.no_grad()
@@ -212,7 +264,9 @@ def test_kl_is_the_monte_carlo_log_ratio(pipeline: Any) -> None:
     with_adapter(problem, scale=0.2)
 
     def policy(k: int, x: Tensor) -> Tensor:
-        return problem.control_of(k, x, problem.adapted_noise(k, x, "mine") - problem.predict_noise(k, x))
+        return problem.control_of(
+            k, x, problem.adapted_noise(k, x, "mine") - problem.predict_noise(k, x)
+        )
 
     paths = rollout(problem, policy, n, torch.Generator().manual_seed(3))
     ratio = torch.zeros(n, dtype=torch.float64)
@@ -221,7 +275,9 @@ def test_kl_is_the_monte_carlo_log_ratio(pipeline: Any) -> None:
         mean, sigma = problem.gaussian_kernel(k, x)
         ours = problem._shrink[k] * x - problem._slope[k] * problem.adapted_noise(k, x, "mine")
         laws = [torch.distributions.Normal(m.double(), float(sigma)) for m in (ours, mean)]
-        ratio += (laws[0].log_prob(after.double()) - laws[1].log_prob(after.double())).flatten(1).sum(1)
+        ratio += (
+            (laws[0].log_prob(after.double()) - laws[1].log_prob(after.double())).flatten(1).sum(1)
+        )
     kl = paths.kl.double()
     assert 0.5 < kl.mean() < 1000
     gap = ratio - kl
@@ -239,10 +295,12 @@ def test_guidance_is_in_the_pre_trained_model(pipeline: Any) -> None:
         with_, without = (pipeline.unet(x, t, text).sample for text in (given, empty))
         assert (with_ - without).abs().max() > 1e-3
         torch.testing.assert_close(one.predict_noise(4, x), with_, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(strong.predict_noise(4, x), without + 9 * (with_ - without), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            strong.predict_noise(4, x), without + 9 * (with_ - without), rtol=1e-4, atol=1e-4
+        )
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
+# --- adapters
 
 
 def test_adapters_change_nothing_at_the_start_and_never_disturb_each_other(pipeline: Any) -> None:
@@ -254,24 +312,35 @@ def test_adapters_change_nothing_at_the_start_and_never_disturb_each_other(pipel
     second = with_adapter(problem, "second")
     loss = problem.adapted_noise(3, x, "first").square().sum()
     away = problem.adapted_noise(3, x, "second")
-    assert not torch.equal(away, before) and torch.equal(problem.adapted_noise(3, x, "first"), before)
+    assert not torch.equal(away, before) and torch.equal(
+        problem.adapted_noise(3, x, "first"), before
+    )
     problem._last.clear()
     assert torch.equal(problem.predict_noise(3, x), before) and current(problem.unet) is None
     loss.backward()  # after others were at work
-    assert any(p.grad.abs().max() > 0 for p in first.values()) and all(p.grad is None for p in second.values())
+    assert any(p.grad.abs().max() > 0 for p in first.values()) and all(
+        p.grad is None for p in second.values()
+    )
     everything = [*first.values(), *second.values()]
     assert all(p.requires_grad for p in everything)
     assert sum(p.requires_grad for p in problem.unet.parameters()) == len(everything) > 64
     detach(problem.unet, "first")
     assert torch.equal(problem.adapted_noise(3, x, "second"), away)
-    with pytest.raises(ValueError, match=r"adapter must be one of \['second'\]; got 'first'"), active(problem.unet, "first"):
+    with (
+        pytest.raises(ValueError, match=r"adapter must be one of \['second'\]; got 'first'"),
+        active(problem.unet, "first"),
+    ):
         pass
-    with pytest.raises(ValueError, match="target_modules must name layers of UNet2DConditionModel; got"):
+    with pytest.raises(
+        ValueError, match="target_modules must name layers of UNet2DConditionModel; got"
+    ):
         attach(problem.unet, "third", peft.LoraConfig(target_modules=["nowhere"]))
 
 
 @pytest.mark.parametrize("adapter", [None, "mine"])
-def test_gradient_checkpointing_is_exact_and_keeps_the_adapter(pipeline: Any, adapter: str | None) -> None:
+def test_gradient_checkpointing_is_exact_and_keeps_the_adapter(
+    pipeline: Any, adapter: str | None
+) -> None:
     plain = problem_on(copy.deepcopy(pipeline))
     torch.manual_seed(0)
     with_adapter(plain)
@@ -281,34 +350,51 @@ def test_gradient_checkpointing_is_exact_and_keeps_the_adapter(pipeline: Any, ad
     results = []
     for problem in (plain, saving, pickle.loads(pickle.dumps(saving))):
         x = problem.initial(2, torch.Generator().manual_seed(0)).requires_grad_()
-        noise = problem.predict_noise(3, x) if adapter is None else problem.adapted_noise(3, x, adapter)
+        noise = (
+            problem.predict_noise(3, x) if adapter is None else problem.adapted_noise(3, x, adapter)
+        )
         if adapter:
-            noise = noise + problem.predict_noise(3, x)  # another state of the flags when the first is computed again
-        (by_state,) = torch.autograd.grad(noise.square().sum() + 100 * problem.terminal_reward(x).sum(), x)
+            noise = noise + problem.predict_noise(
+                3, x
+            )  # another state of the flags when the first is computed again
+        (by_state,) = torch.autograd.grad(
+            noise.square().sum() + 100 * problem.terminal_reward(x).sum(), x
+        )
         results.append(by_state)
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-# --- prompts, decoding, memory ----------------------------------------------------------------------------------------
+# --- prompts, decoding, memory
 
 
 @torch.no_grad()
 def test_a_set_of_prompts_rides_beneath_the_latents(pipeline: Any) -> None:
     reward = Brightness()
     problem = problem_on(pipeline, TWO, reward=reward)
-    assert problem.state_shape == (5, 8, 8) and problem.noise_shape == (4, 8, 8) and problem.prompts == TWO
+    assert (
+        problem.state_shape == (5, 8, 8)
+        and problem.noise_shape == (4, 8, 8)
+        and problem.prompts == TWO
+    )
     paths = rollout(problem, None, 20, torch.Generator().manual_seed(0))
     index = problem.prompt_index(paths.states[0])
     assert 3 < int(index.sum()) < 17
     assert all(torch.equal(problem.prompt_index(x), index) for x in paths.states)
     assert torch.equal(paths.states[:, :, 4], paths.states[:1, :, 4, :1, :1].expand(11, 20, 8, 8))
-    assert reward.seen == [TWO[i] for i in index.tolist()][-len(reward.seen) :] and len(reward.seen) == 20 % 16
+    assert (
+        reward.seen == [TWO[i] for i in index.tolist()][-len(reward.seen) :]
+        and len(reward.seen) == 20 % 16
+    )
     for which, prompt in enumerate(TWO):  # each row's chain is that of its own prompt
         alone, rows = problem_on(pipeline, prompt), index == which
         latents = paths.states[:, rows, :4]
-        torch.testing.assert_close(alone.transition(3, latents[3], paths.noises[3, rows]), latents[4], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            alone.transition(3, latents[3], paths.noises[3, rows]), latents[4], rtol=1e-4, atol=1e-4
+        )
         clean = problem.terminal_estimate(3, paths.states[3])[rows]
-        torch.testing.assert_close(problem.latents(clean), alone.terminal_estimate(3, latents[3]), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            problem.latents(clean), alone.terminal_estimate(3, latents[3]), rtol=1e-4, atol=1e-3
+        )
         assert (problem.prompt_index(clean) == which).all()
     rows = torch.tensor([3] * 10 + [STEPS] * 10)
     ends = problem.terminal_estimate(rows, paths.states[-1])
@@ -326,16 +412,29 @@ def test_decoding_follows_the_pipeline_and_gradients_flow(pipeline: Any) -> None
     torch.testing.assert_close(images, theirs, rtol=1e-4, atol=1e-5)
     (by_state,) = torch.autograd.grad(problem.terminal_reward(x).sum(), x)
     assert by_state.abs().max() > 0 and not problem.images(x).requires_grad
-    assert not problem_on(pipeline, reward=Brightness(differentiable=False)).terminal_reward(x).requires_grad
+    assert (
+        not problem_on(pipeline, reward=Brightness(differentiable=False))
+        .terminal_reward(x)
+        .requires_grad
+    )
 
 
-def test_policy_and_transition_share_one_evaluation(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policy_and_transition_share_one_evaluation(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = problem_on(copy.deepcopy(pipeline))
     calls = []
     forward = problem.unet.forward
-    monkeypatch.setattr(problem.unet, "forward", lambda *a, **kw: calls.append(len(a[0])) or forward(*a, **kw))
+    monkeypatch.setattr(
+        problem.unet, "forward", lambda *a, **kw: calls.append(len(a[0])) or forward(*a, **kw)
+    )
     with torch.no_grad():
-        rollout(problem, lambda k, x: 0.1 * problem.predict_noise(k, x), 4, torch.Generator().manual_seed(0))
+        rollout(
+            problem,
+            lambda k, x: 0.1 * problem.predict_noise(k, x),
+            4,
+            torch.Generator().manual_seed(0),
+        )
     assert calls == [8] * STEPS  # both halves of the guidance in one batch, once a step
 
 
@@ -351,28 +450,49 @@ def test_networks_are_frozen_and_shared_unless_they_move(pipeline: Any) -> None:
     assert double.schedule.timesteps.dtype == torch.int64
     double.validate()
     meta = problem.to("meta")
-    assert {p.device.type for p in meta.unet.parameters()} == {"meta"} and next(problem.unet.parameters()).device.type == "cpu"
+    assert {p.device.type for p in meta.unet.parameters()} == {"meta"} and next(
+        problem.unet.parameters()
+    ).device.type == "cpu"
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_networks_keep_float32_states_and_tables(sd_folder: Path, dtype: str) -> None:
     problem = stable_diffusion(model=sd_folder, reward=Brightness(), steps=4, dtype=dtype)
-    assert next(problem.unet.parameters()).dtype == next(problem.vae.parameters()).dtype == getattr(torch, dtype)
+    assert (
+        next(problem.unet.parameters()).dtype
+        == next(problem.vae.parameters()).dtype
+        == getattr(torch, dtype)
+    )
     paths = rollout(problem, None, 2, torch.Generator().manual_seed(0))
-    assert paths.states.dtype == paths.terminal_reward.dtype == problem.schedule.alpha_bar.dtype == torch.float32
+    assert (
+        paths.states.dtype
+        == paths.terminal_reward.dtype
+        == problem.schedule.alpha_bar.dtype
+        == torch.float32
+    )
     assert torch.isfinite(paths.states).all() and (1 - problem.schedule.alpha_bar > 0).all()
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
+# --- the door
 
 
 @pytest.mark.filterwarnings("error::UserWarning:gymnasium")
 @pytest.mark.parametrize("prompts", [PROMPT, TWO])
 def test_the_checkers_pass_and_gym_makes_it(sd_folder: Path, prompts: Any) -> None:
-    env = gym.make("girsanov/StableDiffusion-v0", model=sd_folder, reward=Brightness(), prompts=prompts, steps=3)
+    env = gym.make(
+        "girsanov/StableDiffusion-v0",
+        model=sd_folder,
+        reward=Brightness(),
+        prompts=prompts,
+        steps=3,
+    )
     problem: Problem = problem_of(env)
-    assert isinstance(problem, StableDiffusion) and problem.temperature == 0.01 and problem.horizon == 3
+    assert (
+        isinstance(problem, StableDiffusion)
+        and problem.temperature == 0.01
+        and problem.horizon == 3
+    )
     sb3_check(env)
     gymnasium_check(env.unwrapped)
 
@@ -383,7 +503,10 @@ def test_the_checkers_pass_and_gym_makes_it(sd_folder: Path, prompts: Any) -> No
         ({"prompts": []}, "prompts must be one string or several; got"),
         ({"prompts": [1]}, "prompts must be one string or several; got"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1; got 0.5"),
-        ({"steps": 0}, "steps must be between 1 and the scheduler's num_train_timesteps = 1000; got 0"),
+        (
+            {"steps": 0},
+            "steps must be between 1 and the scheduler's num_train_timesteps = 1000; got 0",
+        ),
         ({"eta": 0.0}, "eta must be above 0 and at most 1; got 0.0"),
         ({"scheduler": "pndm"}, r"scheduler must be one of \['ddim', 'ddpm'\]; got 'pndm'"),
         (
@@ -403,26 +526,41 @@ def test_bad_arguments_are_named(sd_folder: Path, arguments: dict[str, Any], mes
         stable_diffusion(**{"model": sd_folder, "reward": Brightness(), **arguments})
 
 
-def test_what_is_missing_is_named(sd_folder: Path, ddpm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(
+    sd_folder: Path, ddpm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ValueError, match=r"model must be a local diffusers pipeline .*; got 'some/model'.*hf download some/model"
+        ValueError,
+        match=(
+            r"model must be a local diffusers pipeline .*; got 'some/model'.*hf download some/model"
+        ),
     ):
         stable_diffusion(model="some/model", reward=Brightness())
     monkeypatch.delenv("GIRSANOV_WEIGHTS", raising=False)
     with pytest.raises(ValueError, match="has no model_index.json"):
         stable_diffusion(model=tmp_path)  # the reward's weights are missing too, which comes after
     for model in (tmp_path / "none", "./none", str(tmp_path / "none")):
-        with pytest.raises(ValueError, match=f"model must be a folder that holds a diffusers pipeline; there is no .*{model}"):
+        with pytest.raises(
+            ValueError,
+            match=f"model must be a folder that holds a diffusers pipeline; there is no .*{model}",
+        ):
             stable_diffusion(model=model)
-    with pytest.raises(ValueError, match="pipeline must be one of latents with a UNet2DConditionModel"):
+    with pytest.raises(
+        ValueError, match="pipeline must be one of latents with a UNet2DConditionModel"
+    ):
         StableDiffusion(diffusers.DDPMPipeline.from_pretrained(ddpm_folder), PROMPT, Brightness())
-    with pytest.raises(ValueError, match="pipeline must be unconditional in pixel space, with a UNet2DModel; got Stable"):
+    with pytest.raises(
+        ValueError,
+        match="pipeline must be unconditional in pixel space, with a UNet2DModel; got Stable",
+    ):
         DenoisingProblem.from_diffusers(str(sd_folder), Brightness(), 0.1)
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match="rescale_betas_zero_snr must be False"):
         Schedule.from_scheduler(scheduler, 10)
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ValueError, match=r"diffusers pipelines need peft: pip install girsanov\[sd\]"):
+    with pytest.raises(
+        ValueError, match=r"diffusers pipelines need peft: pip install girsanov\[sd\]"
+    ):
         stable_diffusion(model=sd_folder, reward=Brightness())

@@ -1,4 +1,6 @@
-"""The double well against simulation, against the partial differential equation, and against its own Bellman equations."""
+"""The double well against simulation, against the partial differential equation, and against its
+own Bellman equations.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def registered() -> DoubleWell:
 
 
 def continuous_control(problem: DoubleWell) -> Any:
-    """Optimal up to the step size: ``s sqrt(D) grad L_{k+1}`` at the mean of the next state, over the temperature."""
+    """Optimal up to the step size: ``s sqrt(D) grad L_{k+1}`` at the mean of the next state, over
+    the temperature.
+    """
 
     def control(k: int, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -61,7 +65,8 @@ def test_simulation_finds_the_optimum_and_no_policy_above_it(registered: DoubleW
     for name, policy in others.items():
         loss = Estimate.of(samples - worth(problem, policy, n))
         assert loss.mean > 3 * loss.stderr, (name, loss)
-    # how far controls are from the best, relative to it, where the best one leads: 1 is no control at all
+    # how far controls are from the best, relative to it, where the best one leads: 1 is no control
+    # at all
     paths = rollout(problem, problem.optimal_control, 1_000, torch.Generator().manual_seed(1))
 
     def error(policy: Any) -> float:
@@ -73,7 +78,9 @@ def test_simulation_finds_the_optimum_and_no_policy_above_it(registered: DoubleW
 
 
 def test_girsanov_weights_of_optimal_paths_find_the_log_moment(registered: DoubleWell) -> None:
-    """Uncontrolled paths of the registered problem cannot: fewer than 50 of 20,000 carry the mean."""
+    """Uncontrolled paths of the registered problem cannot: fewer than 50 of 20,000 carry the
+    mean.
+    """
     problem = DoubleWell(2, kappa=1.0, nu=1.0)  # in deep wells these weights, too, have heavy tails
     paths = rollout(problem, problem.optimal_control, 20_000, torch.Generator().manual_seed(2))
     exponent = (paths.reward / problem.temperature + paths.log_ratios.sum(0)).double()
@@ -83,7 +90,10 @@ def test_girsanov_weights_of_optimal_paths_find_the_log_moment(registered: Doubl
     assert not certificate(registered, 20_000, torch.Generator().manual_seed(3)).certified
 
 
-@pytest.mark.parametrize("change", [{"kappa": 1.0, "nu": 1.0}, {"kappa": 3.0, "nu": 2.0, "noise": 0.7, "temperature": 0.6}])
+@pytest.mark.parametrize(
+    "change",
+    [{"kappa": 1.0, "nu": 1.0}, {"kappa": 3.0, "nu": 2.0, "noise": 0.7, "temperature": 0.6}],
+)
 def test_bellmans_equations_by_gauss_hermite(change: dict[str, Any]) -> None:
     problem = DoubleWell(1, **change, dtype=torch.float64)
     beta = problem.temperature
@@ -92,7 +102,9 @@ def test_bellmans_equations_by_gauss_hermite(change: dict[str, Any]) -> None:
     for k, start in ((49, -1.2), (40, 0.1), (20, -0.3), (0, -1.0), (0, 0.9)):
         x = torch.tensor([[start]], dtype=torch.float64)
         ahead = problem.transition(k, x.expand(len(z), 1), z)
-        moment = beta * torch.logsumexp(problem.log_moment_value(k + 1, ahead) / beta + weight.log(), 0)
+        moment = beta * torch.logsumexp(
+            problem.log_moment_value(k + 1, ahead) / beta + weight.log(), 0
+        )
         assert float(problem.log_moment_value(k, x)) == pytest.approx(float(moment), abs=1e-5)
 
         def steered(a: float, k: int = k, x: Tensor = x) -> float:
@@ -101,12 +113,19 @@ def test_bellmans_equations_by_gauss_hermite(change: dict[str, Any]) -> None:
 
         best = float(problem.optimal_control(k, x))
         assert float(problem.optimal_value(k, x)) == pytest.approx(steered(best), abs=1e-5)
-        assert steered(best) > max(steered(a) for a in (best - 0.1, best + 0.1, *np.arange(-4.0, 4.5, 0.5))) - 1e-7
-    assert float(problem.optimal_value(problem.horizon, x)) == pytest.approx(float(problem.terminal_reward(x)), abs=1e-12)
+        assert (
+            steered(best)
+            > max(steered(a) for a in (best - 0.1, best + 0.1, *np.arange(-4.0, 4.5, 0.5))) - 1e-7
+        )
+    assert float(problem.optimal_value(problem.horizon, x)) == pytest.approx(
+        float(problem.terminal_reward(x)), abs=1e-12
+    )
 
 
 def test_the_optimum_is_accurate_where_the_best_control_jumps(registered: DoubleWell) -> None:
-    """Deep wells at this step: the grid's estimate of its own error holds against one of twice the nodes and noises."""
+    """Deep wells at this step: the grid's estimate of its own error holds against one of twice the
+    nodes and noises.
+    """
     from girsanov.envs.known_optimum import double_well
 
     def finer(*args: Any, **kwargs: Any) -> Any:
@@ -119,14 +138,20 @@ def test_the_optimum_is_accurate_where_the_best_control_jumps(registered: Double
         wanted = exact.optimal_objective(), exact.log_moment_objective()
     assert found.optimal_objective() == pytest.approx(wanted[0], abs=1e-6)
     assert found.log_moment_objective() == pytest.approx(wanted[1], abs=1e-6)
-    assert found._truth is not None and found._truth.error < 3e-5 and found._truth.value.nodes == 513
+    assert (
+        found._truth is not None and found._truth.error < 3e-5 and found._truth.value.nodes == 513
+    )
     x = torch.linspace(-1.6, -0.4, 241, dtype=torch.float64)[:, None]
     jumps = found.optimal_control(0, x).diff(dim=0).abs()
     assert 0.1 < jumps.max() and jumps.median() < 0.02  # the best control does jump
 
 
-def fokker_planck_value(problem: DoubleWell, x: float, intervals: int = 500, width: float = 3.0) -> float:
-    """``beta log f(0, x)`` of the diffusion: ``d_t f + s^2 f'' / 2 + b f' = 0`` by finite volumes and a matrix exponential."""
+def fokker_planck_value(
+    problem: DoubleWell, x: float, intervals: int = 500, width: float = 3.0
+) -> float:
+    """``beta log f(0, x)`` of the diffusion: ``d_t f + s^2 f'' / 2 + b f' = 0`` by finite volumes
+    and a matrix exponential.
+    """
     nodes = np.linspace(-width, width, intervals + 1)
     h, kappa, s2 = nodes[1] - nodes[0], float(problem.kappa), problem.noise**2
     potential = kappa * (nodes**2 - 1) ** 2
@@ -140,7 +165,9 @@ def fokker_planck_value(problem: DoubleWell, x: float, intervals: int = 500, wid
 
 
 def test_first_order_convergence_to_the_diffusion() -> None:
-    """Against the literature's reference: the linear equation of the diffusion, on a mesh of its own."""
+    """Against the literature's reference: the linear equation of the diffusion, on a mesh of its
+    own.
+    """
     problems = [DoubleWell(1, kappa=0.5, nu=1.0, steps=n, step_size=1 / n) for n in (25, 50, 100)]
     x = torch.tensor([[-1.0]], dtype=torch.float64)
     exact = fokker_planck_value(problems[0], -1.0)
@@ -151,10 +178,19 @@ def test_first_order_convergence_to_the_diffusion() -> None:
 
 
 def test_coordinates_add_up() -> None:
-    arguments = {"kappa": [2.0, 1.0, 2.0], "nu": [1.0, 2.0, 1.0], "start": [-1.0, -0.5, 0.3], "steps": 10}
+    arguments = {
+        "kappa": [2.0, 1.0, 2.0],
+        "nu": [1.0, 2.0, 1.0],
+        "start": [-1.0, -0.5, 0.3],
+        "steps": 10,
+    }
     whole = DoubleWell(3, **arguments, dtype=torch.float64)
     parts = [
-        DoubleWell(1, **{name: v if name == "steps" else v[i] for name, v in arguments.items()}, dtype=torch.float64)
+        DoubleWell(
+            1,
+            **{name: v if name == "steps" else v[i] for name, v in arguments.items()},
+            dtype=torch.float64,
+        )
         for i in range(3)
     ]
     x = torch.randn(7, 3, dtype=torch.float64)
@@ -162,25 +198,39 @@ def test_coordinates_add_up() -> None:
     for name in ("optimal_value", "log_moment_value"):
         alone = sum(getattr(part, name)(k, x[:, i : i + 1]) for i, part in enumerate(parts))
         torch.testing.assert_close(getattr(whole, name)(k, x), alone, rtol=0, atol=2e-5)
-    controls = torch.cat([part.optimal_control(k, x[:, i : i + 1]) for i, part in enumerate(parts)], 1)
+    controls = torch.cat(
+        [part.optimal_control(k, x[:, i : i + 1]) for i, part in enumerate(parts)], 1
+    )
     torch.testing.assert_close(whole.optimal_control(k, x), controls, rtol=0, atol=1e-3)
-    assert whole.optimal_objective() == pytest.approx(sum(p.optimal_objective() for p in parts), abs=2e-5)
-    assert whole._truth is not None and whole._truth.rows == 2  # coordinates that are alike are solved once
+    assert whole.optimal_objective() == pytest.approx(
+        sum(p.optimal_objective() for p in parts), abs=2e-5
+    )
+    assert (
+        whole._truth is not None and whole._truth.rows == 2
+    )  # coordinates that are alike are solved once
 
 
 def test_a_distant_particle_comes_back() -> None:
     problem = DoubleWell(dtype=torch.float64)
-    x = torch.tensor([-1e4, -50.0, -2.5, -1.9, -1.0, 0.3, 1.8, 2.6, 30.0, 1e6], dtype=torch.float64)[:, None].expand(-1, 10)
+    x = torch.tensor(
+        [-1e4, -50.0, -2.5, -1.9, -1.0, 0.3, 1.8, 2.6, 30.0, 1e6], dtype=torch.float64
+    )[:, None].expand(-1, 10)
     still = torch.zeros_like(x)
     ahead = problem.transition(0, x, still)
     limit = (1 + 1 / (4 * problem.kappa * problem.step_size)).sqrt().expand_as(x)
     plain = x - 4 * problem.kappa * problem.step_size * x * (x * x - 1)
     inside = x.abs() <= limit
     torch.testing.assert_close(ahead[inside], plain[inside])
-    torch.testing.assert_close(ahead[~inside], (x - x.sign() * limit)[~inside])  # nearer by the clamp's size
-    assert inside.any() and (plain[:2].abs() > 2 * x[:2].abs()).all()  # where plain steps would go farther and farther
+    torch.testing.assert_close(
+        ahead[~inside], (x - x.sign() * limit)[~inside]
+    )  # nearer by the clamp's size
+    assert (
+        inside.any() and (plain[:2].abs() > 2 * x[:2].abs()).all()
+    )  # where plain steps would go farther and farther
     for _ in range(50):
-        x = problem.transition(0, x, 8 * torch.randn(x.shape, dtype=torch.float64))  # eight times the noise
+        x = problem.transition(
+            0, x, 8 * torch.randn(x.shape, dtype=torch.float64)
+        )  # eight times the noise
     assert x[1:-1].abs().max() < 12
 
 
@@ -195,8 +245,12 @@ def test_the_noise_and_the_start(generator: torch.Generator) -> None:
     point = DoubleWell(2, kappa=1.0, nu=1.0, spread=0.0)
     start = point.initial(3, generator)
     assert (start == -1).all()
-    assert point.optimal_objective() == pytest.approx(float(point.optimal_value(0, start)[0]), abs=1e-5)
-    assert point.log_moment_objective() == pytest.approx(float(point.log_moment_value(0, start)[0]), abs=1e-5)
+    assert point.optimal_objective() == pytest.approx(
+        float(point.optimal_value(0, start)[0]), abs=1e-5
+    )
+    assert point.log_moment_objective() == pytest.approx(
+        float(point.log_moment_value(0, start)[0]), abs=1e-5
+    )
     right = torch.tensor([[0.1, 2.0], [0.1, -0.1]])
     assert point.success(right).tolist() == [True, False]
 
@@ -210,7 +264,12 @@ def test_the_solution_is_found_when_asked_for_and_follows_the_dtype() -> None:
     assert problem._truth is not None and problem.to("cpu")._truth is not None
     double = problem.to(dtype=torch.float64)
     assert double._truth is None
-    torch.testing.assert_close(double.optimal_value(0, x.double()), problem.optimal_value(0, x).double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        double.optimal_value(0, x.double()),
+        problem.optimal_value(0, x).double(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(

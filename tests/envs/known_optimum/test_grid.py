@@ -1,4 +1,6 @@
-"""Dynamic programming on a grid against closed forms and against integration and search that share nothing with it."""
+"""Dynamic programming on a grid against closed forms and against integration and search that share
+nothing with it.
+"""
 
 from __future__ import annotations
 
@@ -66,12 +68,23 @@ def test_the_linear_quadratic_chain_to_nine_digits(sign: float) -> None:
     found = solve(**chain_of(problem), lower=-15.0, upper=15.0, nodes=301)
     x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     for k in range(20):
-        for table, exact in ((found.value, problem.optimal_value), (found.log_moment, problem.log_moment_value)):
-            torch.testing.assert_close(found.read(table, k, x)[:, 0], exact(k, x), rtol=0, atol=1e-9)
-        torch.testing.assert_close(found.read(found.control, k, x), problem.optimal_control(k, x), rtol=0, atol=1e-8)
-    torch.testing.assert_close(found.read(found.value, 20, x)[:, 0], problem.terminal_reward(x), rtol=0, atol=1e-12)
+        for table, exact in (
+            (found.value, problem.optimal_value),
+            (found.log_moment, problem.log_moment_value),
+        ):
+            torch.testing.assert_close(
+                found.read(table, k, x)[:, 0], exact(k, x), rtol=0, atol=1e-9
+            )
+        torch.testing.assert_close(
+            found.read(found.control, k, x), problem.optimal_control(k, x), rtol=0, atol=1e-8
+        )
+    torch.testing.assert_close(
+        found.read(found.value, 20, x)[:, 0], problem.terminal_reward(x), rtol=0, atol=1e-12
+    )
     steps = torch.arange(41) % 20  # one step a row
-    torch.testing.assert_close(found.read(found.value, steps, x)[:, 0], problem.optimal_value(steps, x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        found.read(found.value, steps, x)[:, 0], problem.optimal_value(steps, x), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("k", [2, 0])
@@ -80,18 +93,24 @@ def test_bellmans_equations_by_adaptive_integration_and_exhaustive_search(k: int
     beta = SMOOTH["temperature"]
 
     def ahead(table: Interpolant, x: float, z: float) -> float:
-        state = smooth(k, torch.tensor([[x]], dtype=torch.float64), torch.tensor([[z]], dtype=torch.float64))
+        state = smooth(
+            k, torch.tensor([[x]], dtype=torch.float64), torch.tensor([[z]], dtype=torch.float64)
+        )
         if k == 2:
             return float(SMOOTH["terminal_reward"](state))
         return float(found.read(table, k + 1, state))
 
     def mean(g: Any) -> float:
-        return quad(lambda w: g(w) * math.exp(-0.5 * w * w), -9, 9, epsabs=1e-9)[0] / math.sqrt(2 * math.pi)
+        return quad(lambda w: g(w) * math.exp(-0.5 * w * w), -9, 9, epsabs=1e-9)[0] / math.sqrt(
+            2 * math.pi
+        )
 
     for x in (-1.3, 0.4, 2.0):
         state = torch.tensor([[x]], dtype=torch.float64)
         reward = 0.1 * math.cos(x)
-        moment = reward + beta * math.log(mean(lambda w, x=x: math.exp(ahead(found.log_moment, x, w) / beta)))
+        moment = reward + beta * math.log(
+            mean(lambda w, x=x: math.exp(ahead(found.log_moment, x, w) / beta))
+        )
         assert float(found.read(found.log_moment, k, state)) == pytest.approx(moment, abs=1e-6)
 
         def worth(a: float, x: float = x, reward: float = reward) -> float:
@@ -99,7 +118,9 @@ def test_bellmans_equations_by_adaptive_integration_and_exhaustive_search(k: int
 
         best = float(found.read(found.control, k, state))
         assert float(found.read(found.value, k, state)) == pytest.approx(worth(best), abs=1e-6)
-        assert worth(best) > max(worth(a) for a in (best - 0.01, best + 0.01, *np.arange(-4.0, 4.1, 0.25)))
+        assert worth(best) > max(
+            worth(a) for a in (best - 0.01, best + 0.01, *np.arange(-4.0, 4.1, 0.25))
+        )
 
 
 def test_chains_solved_together_are_solved_alone() -> None:
@@ -107,7 +128,9 @@ def test_chains_solved_together_are_solved_alone() -> None:
     where = {"horizon": 4, "temperature": 1.0, "lower": -4.0, "upper": 4.0, "nodes": 65}
 
     def run(scale: Tensor) -> GridSolution:
-        return solve(lambda k, x, z: 0.9 * x + scale[:, None, None] * z, torch.cos, rows=len(scale), **where)
+        return solve(
+            lambda k, x, z: 0.9 * x + scale[:, None, None] * z, torch.cos, rows=len(scale), **where
+        )
 
     both, x = run(scale), torch.randn(5, 2, dtype=torch.float64)
     rows = torch.arange(2)
@@ -115,7 +138,9 @@ def test_chains_solved_together_are_solved_alone() -> None:
         alone = run(scale[row : row + 1])
         for name in ("value", "log_moment", "control"):
             mine = both.read(getattr(both, name), 1, x, rows)[:, row : row + 1]
-            torch.testing.assert_close(mine, alone.read(getattr(alone, name), 1, x[:, row : row + 1]), rtol=0, atol=1e-10)
+            torch.testing.assert_close(
+                mine, alone.read(getattr(alone, name), 1, x[:, row : row + 1]), rtol=0, atol=1e-10
+            )
     assert (both.read(both.value, 1, x[:, :1].expand(-1, 2), rows).diff() != 0).all()
 
 
@@ -123,17 +148,24 @@ def test_refinement_is_of_fourth_order_and_knows_its_error() -> None:
     x = torch.linspace(-2, 2, 101, dtype=torch.float64)[:, None]
 
     def values(solution: GridSolution) -> Tensor:
-        return torch.stack([solution.read(solution.value, 0, x), solution.read(solution.log_moment, 0, x)])
+        return torch.stack(
+            [solution.read(solution.value, 0, x), solution.read(solution.log_moment, 0, x)]
+        )
 
     where = {**SMOOTH, "lower": -8.0, "upper": 8.0}
     exact = values(solve(**where, nodes=2049))
-    errors = [float((values(solve(**where, nodes=nodes)) - exact).abs().max()) for nodes in (65, 129, 257)]
+    errors = [
+        float((values(solve(**where, nodes=nodes)) - exact).abs().max()) for nodes in (65, 129, 257)
+    ]
     slopes = -np.diff(np.log2(errors))
     assert (slopes > 3.5).all() and (slopes < 5.5).all(), errors
     found = refine(**where, measure=values, nodes=33, tolerance=1e-6)
     assert float((values(found) - exact).abs().max()) <= found.error <= 1e-6
     assert 65 < found.value.nodes < 2049
-    with pytest.warns(RuntimeWarning, match="the grid of 65 nodes is too coarse: estimated error .*, wanted 1.0e-12"):
+    with pytest.warns(
+        RuntimeWarning,
+        match="the grid of 65 nodes is too coarse: estimated error .*, wanted 1.0e-12",
+    ):
         refine(**where, measure=values, nodes=33, tolerance=1e-12, most_nodes=65)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -145,12 +177,19 @@ def test_interpolation() -> None:
     rows = torch.stack([nodes**3 - 2 * nodes, torch.sin(3 * nodes)])
     table = Interpolant(-1.0, 0.1, rows)
     x = torch.linspace(-1, 2, 307, dtype=torch.float64)
-    torch.testing.assert_close(table(0, x), x**3 - 2 * x, rtol=0, atol=1e-12)  # cubics are exact, to the ends
+    torch.testing.assert_close(
+        table(0, x), x**3 - 2 * x, rtol=0, atol=1e-12
+    )  # cubics are exact, to the ends
     torch.testing.assert_close(table(1, x), torch.sin(3 * x), rtol=0, atol=2e-4)
     outside = torch.tensor([-3.0, 4.0], dtype=torch.float64)
-    torch.testing.assert_close(table(0, outside), torch.tensor([1 - 2.0 * 1, 4 + 10.0 * 2], dtype=torch.float64))
+    torch.testing.assert_close(
+        table(0, outside), torch.tensor([1 - 2.0 * 1, 4 + 10.0 * 2], dtype=torch.float64)
+    )
     both = table(torch.tensor([0, 1]), torch.full((3, 2), 0.55, dtype=torch.float64))
-    assert both.shape == (3, 2) and both[0, 0] == table(0, torch.tensor(0.55, dtype=torch.float64)) != both[0, 1]
+    assert (
+        both.shape == (3, 2)
+        and both[0, 0] == table(0, torch.tensor(0.55, dtype=torch.float64)) != both[0, 1]
+    )
     # a kink is felt in the next cells only
     kinked = Interpolant(-1.0, 0.1, nodes.abs()[None])
     away = x[(x.abs() > 0.35)]

@@ -1,4 +1,6 @@
-"""CLIP score, PickScore and the aesthetic predictor on small random models, saved and loaded as users' are."""
+"""CLIP score, PickScore and the aesthetic predictor on small random models, saved and loaded as
+users' are.
+"""
 
 import json
 
@@ -20,9 +22,20 @@ def clip(tmp_path_factory):
     """A folder with a CLIP model of 32 pixels and a tokenizer that knows bytes only."""
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = transformers.CLIPConfig(
-        text_config={**sizes, "vocab_size": 514, "max_position_embeddings": 20, "bos_token_id": 512, "eos_token_id": 513},
+        text_config={
+            **sizes,
+            "vocab_size": 514,
+            "max_position_embeddings": 20,
+            "bos_token_id": 512,
+            "eos_token_id": 513,
+        },
         vision_config={**sizes, "image_size": 32, "patch_size": 8},
         projection_dim=24,
     )
@@ -43,7 +56,10 @@ def head(tmp_path_factory):
     lines = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
     state = {}
     for number, line in zip((0, 2, 4, 6, 7), lines, strict=True):
-        state |= {f"layers.{number}.weight": line.weight.detach(), f"layers.{number}.bias": line.bias.detach()}
+        state |= {
+            f"layers.{number}.weight": line.weight.detach(),
+            f"layers.{number}.bias": line.bias.detach(),
+        }
     path = tmp_path_factory.mktemp("aesthetic") / "sac+logos+ava1-l14-linearMSE.pth"
     torch.save(state, path)
     return path, lines
@@ -70,7 +86,9 @@ def test_clip_score_and_pick_score_are_cosines(clip, images):
     image, text, scale = embeddings(clip, images, PROMPTS)
     cosine = F.cosine_similarity(image, text)
     assert float(cosine.detach().diff().abs().min()) > 1e-4
-    torch.testing.assert_close(make_reward("clip-score", weights=clip)(images, PROMPTS), 100 * cosine, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        make_reward("clip-score", weights=clip)(images, PROMPTS), 100 * cosine, atol=1e-4, rtol=1e-5
+    )
     pick = make_reward("pick-score", weights=clip, tokenizer=clip)
     torch.testing.assert_close(pick(images, PROMPTS), scale * cosine, atol=1e-4, rtol=1e-5)
 
@@ -93,27 +111,43 @@ def test_gradients_reach_the_pixels_and_no_weight(name, clip, head, images):
     assert isinstance(reward, PromptedReward) and reward.differentiable
     reward(images, PROMPTS).sum().backward()
     assert float(images.grad.flatten(1).norm(dim=1).min()) > 0
-    assert not any(parameter.requires_grad for parameter in reward.parameters()) and not reward.training
+    assert (
+        not any(parameter.requires_grad for parameter in reward.parameters())
+        and not reward.training
+    )
 
 
-def test_a_folder_of_weights_named_in_the_environment_is_enough(clip, head, images, tmp_path, monkeypatch):
+def test_a_folder_of_weights_named_in_the_environment_is_enough(
+    clip, head, images, tmp_path, monkeypatch
+):
     (tmp_path / "clip-vit-large-patch14").symlink_to(clip)
     (tmp_path / head[0].name).symlink_to(head[0])
     monkeypatch.setenv("GIRSANOV_WEIGHTS", str(tmp_path))
     given = make_reward("aesthetic", weights=head[0], clip=clip)
-    torch.testing.assert_close(make_reward("aesthetic")(images, PROMPTS), given(images, PROMPTS), atol=0, rtol=0)
+    torch.testing.assert_close(
+        make_reward("aesthetic")(images, PROMPTS), given(images, PROMPTS), atol=0, rtol=0
+    )
     given = make_reward("clip-score", weights=clip)
-    torch.testing.assert_close(make_reward("clip-score")(images, PROMPTS), given(images, PROMPTS), atol=0, rtol=0)
+    torch.testing.assert_close(
+        make_reward("clip-score")(images, PROMPTS), given(images, PROMPTS), atol=0, rtol=0
+    )
 
 
 def test_absent_weights_are_named_at_once(clip, tmp_path, monkeypatch):
     monkeypatch.delenv("GIRSANOV_WEIGHTS", raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"weights must be the file sac\+logos.*improved-aesthetic-predictor"):
+    with pytest.raises(
+        ValueError, match=r"weights must be the file sac\+logos.*improved-aesthetic-predictor"
+    ):
         make_reward("aesthetic", clip=clip)
-    with pytest.raises(ValueError, match="weights must be a folder that CLIP.* can read.*hf download nobody/nothing"):
+    with pytest.raises(
+        ValueError,
+        match="weights must be a folder that CLIP.* can read.*hf download nobody/nothing",
+    ):
         make_reward("clip-score", weights="nobody/nothing")
-    with pytest.raises(ValueError, match=r"hf download yuvalkirstain/PickScore_v1|hf download laion"):
+    with pytest.raises(
+        ValueError, match=r"hf download yuvalkirstain/PickScore_v1|hf download laion"
+    ):
         make_reward("pick-score")
 
 

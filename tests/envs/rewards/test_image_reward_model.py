@@ -1,4 +1,6 @@
-"""ImageReward against a second implementation, in plain torch, of the original architecture under the original's names."""
+"""ImageReward against a second implementation, in plain torch, of the original architecture under
+the original's names.
+"""
 
 import copy
 import math
@@ -15,7 +17,12 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from girsanov.envs.rewards.image_reward import Architecture, ImageReward, load_image_reward, renamed  # noqa: E402
+from girsanov.envs.rewards.image_reward import (
+    Architecture,
+    ImageReward,
+    load_image_reward,
+    renamed,
+)  # noqa: E402
 from girsanov.envs.rewards.images import make_reward  # noqa: E402
 from girsanov.envs.rewards.weights import pixels  # noqa: E402
 
@@ -32,7 +39,20 @@ SMALL = Architecture(
     positions=40,
 )
 HEAD = 16  # width of a head, both towers
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "moon", "##s", "on", "the"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "dog",
+    "cat",
+    "moon",
+    "##s",
+    "on",
+    "the",
+]
 PROMPTS = ["A dog on the moon", "cats"]
 
 
@@ -43,8 +63,12 @@ class OriginalBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        self.attn = nn.ModuleDict(
+            {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
+        )
 
     def forward(self, x):
         q, k, v = self.attn["qkv"](self.norm1(x)).chunk(3, -1)
@@ -67,8 +91,12 @@ class OriginalVision(nn.Module):
         places = (s.image_size // s.patch_size) ** 2 + 1
         self.cls_token = nn.Parameter(torch.zeros(1, 1, s.vision_width))
         self.pos_embed = nn.Parameter(torch.zeros(1, places, s.vision_width))
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, s.vision_width, s.patch_size, s.patch_size)})
-        self.blocks = nn.ModuleList(OriginalBlock(s.vision_width, s.vision_heads) for _ in range(s.vision_layers))
+        self.patch_embed = nn.ModuleDict(
+            {"proj": nn.Conv2d(3, s.vision_width, s.patch_size, s.patch_size)}
+        )
+        self.blocks = nn.ModuleList(
+            OriginalBlock(s.vision_width, s.vision_heads) for _ in range(s.vision_layers)
+        )
         self.norm = nn.LayerNorm(s.vision_width, eps=1e-6)
 
     def forward(self, x):
@@ -85,13 +113,21 @@ class OriginalAttention(nn.Module):
     def __init__(self, width, source, heads):
         super().__init__()
         self.heads = heads
-        parts = {"query": nn.Linear(width, width), "key": nn.Linear(source, width), "value": nn.Linear(source, width)}
+        parts = {
+            "query": nn.Linear(width, width),
+            "key": nn.Linear(source, width),
+            "value": nn.Linear(source, width),
+        }
         self.self = nn.ModuleDict(parts)
-        self.output = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)})
+        self.output = nn.ModuleDict(
+            {"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)}
+        )
 
     def forward(self, x, source, keep=None):
         own = self.self
-        mixed = attention(own["query"](x), own["key"](source), own["value"](source), self.heads, keep)
+        mixed = attention(
+            own["query"](x), own["key"](source), own["value"](source), self.heads, keep
+        )
         return self.output["LayerNorm"](x + self.output["dense"](mixed))
 
 
@@ -101,11 +137,15 @@ class OriginalLayer(nn.Module):
         self.attention = OriginalAttention(width, width, heads)
         self.crossattention = OriginalAttention(width, source, heads)
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, 4 * width)})
-        self.output = nn.ModuleDict({"dense": nn.Linear(4 * width, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)})
+        self.output = nn.ModuleDict(
+            {"dense": nn.Linear(4 * width, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)}
+        )
 
     def forward(self, x, image, keep):
         x = self.crossattention(self.attention(x, x, keep), image)
-        return self.output["LayerNorm"](x + self.output["dense"](F.gelu(self.intermediate["dense"](x))))
+        return self.output["LayerNorm"](
+            x + self.output["dense"](F.gelu(self.intermediate["dense"](x)))
+        )
 
 
 class OriginalEmbeddings(nn.Module):
@@ -122,7 +162,9 @@ class OriginalEmbeddings(nn.Module):
 
 
 class Original(nn.Module):
-    """``blip.visual_encoder``, ``blip.text_encoder``, the two idle projections, and ``mlp``; ids instead of prompts."""
+    """``blip.visual_encoder``, ``blip.text_encoder``, the two idle projections, and ``mlp``; ids
+    instead of prompts.
+    """
 
     def __init__(self, s):
         super().__init__()
@@ -132,14 +174,20 @@ class Original(nn.Module):
                 "encoder": nn.ModuleDict(
                     {
                         "layer": nn.ModuleList(
-                            OriginalLayer(s.text_width, s.vision_width, s.text_heads) for _ in range(s.text_layers)
+                            OriginalLayer(s.text_width, s.vision_width, s.text_heads)
+                            for _ in range(s.text_layers)
                         )
                     }
                 ),
             }
         )
-        projections = {"vision_proj": nn.Linear(s.vision_width, 256), "text_proj": nn.Linear(s.text_width, 256)}
-        self.blip = nn.ModuleDict({"visual_encoder": OriginalVision(s), "text_encoder": text, **projections})
+        projections = {
+            "vision_proj": nn.Linear(s.vision_width, 256),
+            "text_proj": nn.Linear(s.text_width, 256),
+        }
+        self.blip = nn.ModuleDict(
+            {"visual_encoder": OriginalVision(s), "text_encoder": text, **projections}
+        )
         widths = [s.text_width, 1024, 128, 64, 16, 1]
         lines = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
         self.mlp = nn.ModuleDict({"layers": nn.ModuleDict(dict(zip("02467", lines, strict=True)))})
@@ -167,7 +215,10 @@ def original():
     torch.manual_seed(3)
     model = Original(SMALL)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # norms and biases too: every tensor must matter
+        for (
+            name,
+            parameter,
+        ) in model.named_parameters():  # norms and biases too: every tensor must matter
             around = 1.0 if ("norm" in name.lower() and name.endswith("weight")) else 0.0
             spread = 1.5 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.2
             parameter.copy_(around + spread * torch.randn(parameter.shape))
@@ -215,14 +266,19 @@ def test_image_prompt_and_order_matter(loaded):
     assert abs(float(loaded(image[:1], PROMPTS[:1]) - loaded(1 - image[:1], PROMPTS[:1]))) > 1e-3
 
 
-@pytest.mark.parametrize("part", ["blocks.1.attn.qkv.weight", "layer.1.crossattention.self.key.bias", "mlp.layers.6.weight"])
+@pytest.mark.parametrize(
+    "part",
+    ["blocks.1.attn.qkv.weight", "layer.1.crossattention.self.key.bias", "mlp.layers.6.weight"],
+)
 def test_every_tensor_must_be_there_and_fit(original, folder, tmp_path, part):
     state = {key: value for key, value in original.state_dict().items() if not key.endswith(part)}
     assert len(state) == len(original.state_dict()) - 1
     torch.save(state, tmp_path / "ImageReward.pt")
     with pytest.raises(ValueError, match="must hold ImageReward's weights"):
         load_image_reward(tmp_path, folder, HEAD)
-    torch.save({**original.state_dict(), "blip.extra.weight": torch.zeros(1)}, tmp_path / "ImageReward.pt")
+    torch.save(
+        {**original.state_dict(), "blip.extra.weight": torch.zeros(1)}, tmp_path / "ImageReward.pt"
+    )
     with pytest.raises(ValueError, match="blip.extra.weight"):
         load_image_reward(tmp_path, folder, HEAD)
 
@@ -236,7 +292,9 @@ def test_a_full_size_checkpoint_is_taken_name_by_name_and_shape_by_shape(monkeyp
         wanted = ImageReward({}).state_dict()
     given = {renamed(key): value.shape for key, value in state.items() if renamed(key) is not None}
     assert given == {key: value.shape for key, value in wanted.items()}
-    assert len(state) - len(given) == 5  # two projections of a weight and a bias each, and the table of positions
+    assert (
+        len(state) - len(given) == 5
+    )  # two projections of a weight and a bias each, and the table of positions
     assert sum(shape.numel() for shape in given.values()) > 4.4e8
 
 
@@ -255,7 +313,9 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_safetensors_is_the_same_and_a_torn_file_is_one_clear_error(original, folder, loaded, tmp_path):
+def test_safetensors_is_the_same_and_a_torn_file_is_one_clear_error(
+    original, folder, loaded, tmp_path
+):
     path = tmp_path / "reward.safetensors"
     save_file(original.state_dict(), path)
     image = torch.rand(1, 3, 40, 50)
@@ -273,9 +333,14 @@ def test_absent_files_are_named_before_anything_starts(folder, tmp_path, monkeyp
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("girsanov.envs.rewards.weights._cached", lambda source: None)
     monkeypatch.delenv("GIRSANOV_WEIGHTS", raising=False)
-    with pytest.raises(ValueError, match=r"vocabulary must be the file vocab.txt .*hf download bert-base-uncased vocab.txt"):
+    with pytest.raises(
+        ValueError,
+        match=r"vocabulary must be the file vocab.txt .*hf download bert-base-uncased vocab.txt",
+    ):
         make_reward("image-reward")
-    with pytest.raises(ValueError, match=r"weights must be the file ImageReward.pt .*hf download THUDM/ImageReward"):
+    with pytest.raises(
+        ValueError, match=r"weights must be the file ImageReward.pt .*hf download THUDM/ImageReward"
+    ):
         make_reward("image-reward", vocabulary=folder / "vocab.txt")
     with pytest.raises(ValueError, match="nowhere.pt"):
         make_reward("image-reward", weights="nowhere.pt", vocabulary=folder)
@@ -299,7 +364,9 @@ def test_pixels_are_resized_and_cropped_as_by_pil(generator):
     assert ours.shape == (1, 3, 32, 32)
     assert float((ours - theirs).abs().max()) < 2 / 255 / 0.26  # PIL rounds to bytes twice
     plain = normalised(F.interpolate(image, (32, 48), mode="bicubic")[..., 8:40])
-    assert float((plain - theirs).abs().max()) > 2 / 255 / 0.26, "without antialiasing it is another image"
+    assert float((plain - theirs).abs().max()) > 2 / 255 / 0.26, (
+        "without antialiasing it is another image"
+    )
 
 
 def test_a_copy_in_double_precision_scores_the_same(loaded):

@@ -35,7 +35,9 @@ def test_incompressibility_is_the_size_of_the_file_in_kilobytes():
     reward = make_reward("incompressibility")(images, ["a", "b"])
     for image, found in zip(images, reward, strict=True):
         file = io.BytesIO()
-        Image.fromarray(np.uint8(np.round(image.permute(1, 2, 0).numpy() * 255))).save(file, "JPEG", quality=95)
+        Image.fromarray(np.uint8(np.round(image.permute(1, 2, 0).numpy() * 255))).save(
+            file, "JPEG", quality=95
+        )
         assert float(found) == pytest.approx(len(file.getvalue()) / 1000, abs=1e-6)
     assert reward[0] > 3 * reward[1]
     torch.testing.assert_close(make_reward("compressibility")(images, ["a", "b"]), -reward)
@@ -43,9 +45,14 @@ def test_incompressibility_is_the_size_of_the_file_in_kilobytes():
 
 def test_a_lower_quality_is_a_smaller_file_and_values_outside_the_range_are_cut():
     images = noise_and_grey()
-    assert make_reward("incompressibility", quality=30)(images, ["a"] * 2)[0] < Incompressibility()(images, ["a"] * 2)[0]
+    assert (
+        make_reward("incompressibility", quality=30)(images, ["a"] * 2)[0]
+        < Incompressibility()(images, ["a"] * 2)[0]
+    )
     wild = images * 4 - 1
-    torch.testing.assert_close(Incompressibility()(wild, ["a"] * 2), Incompressibility()(wild.clamp(0, 1), ["a"] * 2))
+    torch.testing.assert_close(
+        Incompressibility()(wild, ["a"] * 2), Incompressibility()(wild.clamp(0, 1), ["a"] * 2)
+    )
 
 
 def test_a_file_size_carries_no_gradient():
@@ -63,7 +70,9 @@ def test_rewards_come_in_single_precision_whatever_the_images_are(dtype):
 
 
 def test_unknown_names_and_qualities_are_one_clear_error():
-    with pytest.raises(ValueError, match=r"reward must be one of \['aesthetic', 'brightness', .*; got 'beauty'"):
+    with pytest.raises(
+        ValueError, match=r"reward must be one of \['aesthetic', 'brightness', .*; got 'beauty'"
+    ):
         make_reward("beauty")
     with pytest.raises(ValueError, match="quality must be an integer from 1 to 95; got 96"):
         make_reward("compressibility", quality=96)
@@ -75,5 +84,7 @@ def test_a_missing_package_is_named(name, monkeypatch):
         raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
 
     monkeypatch.setattr("girsanov.envs.rewards.images.import_module", refuse)
-    with pytest.raises(ValueError, match=rf"{name}.*needs the package transformers: pip install 'girsanov\[sd\]'"):
+    with pytest.raises(
+        ValueError, match=rf"{name}.*needs the package transformers: pip install 'girsanov\[sd\]'"
+    ):
         make_reward(name)

@@ -19,7 +19,13 @@ from girsanov.envs.robots.control_affine import ControlAffine, saturated
 
 ROBOTS = [
     f"girsanov/{name}-v0"
-    for name in ("CartPoleSwingUp", "DoubleIntegratorNavigation", "PlanarQuadrotor", "TwoLinkArm", "UnicycleNavigation")
+    for name in (
+        "CartPoleSwingUp",
+        "DoubleIntegratorNavigation",
+        "PlanarQuadrotor",
+        "TwoLinkArm",
+        "UnicycleNavigation",
+    )
 ]
 every_robot = pytest.mark.parametrize("env_id", ROBOTS)
 
@@ -41,17 +47,23 @@ def made(**change: Any) -> ControlAffine:
     return ControlAffine(**{**arguments, **change})
 
 
-# --- integrators -----------------------------------------------------------------------------------------------------
+# --- integrators
 
 
 @pytest.mark.parametrize(("integrator", "order"), [("euler", 1), ("rk4", 4)])
 def test_order_of_the_drifts_integrator(integrator: str, order: int) -> None:
-    """``dq/dt = t q cos q`` has no closed form, so an adaptive integrator of its own gives the truth."""
-    truth = solve_ivp(lambda t, q: t * q * np.cos(q), (0, 2), [1.0], rtol=1e-12, atol=1e-12).y[0, -1]
+    """``dq/dt = t q cos q`` has no closed form, so an adaptive integrator of its own gives the
+    truth.
+    """
+    truth = solve_ivp(lambda t, q: t * q * np.cos(q), (0, 2), [1.0], rtol=1e-12, atol=1e-12).y[
+        0, -1
+    ]
     steps = [8, 16, 32, 64]
     errors = []
     for n in steps:
-        problem = made(drift=lambda t, q: t * q * q.cos(), integrator=integrator, step_size=2 / n, horizon=n)
+        problem = made(
+            drift=lambda t, q: t * q * q.cos(), integrator=integrator, step_size=2 / n, horizon=n
+        )
         q = torch.ones(1, 1, dtype=torch.float64)
         for k in range(n):
             q = problem.transition(k, q, torch.zeros(1, 1, dtype=torch.float64))
@@ -62,7 +74,9 @@ def test_order_of_the_drifts_integrator(integrator: str, order: int) -> None:
 
 @pytest.mark.parametrize("integrator", ["euler", "rk4"])
 def test_the_limit_is_itos(integrator: str) -> None:
-    """``dX = X dB`` is a martingale in Ito's sense; in Stratonovich's its mean would grow by ``exp(D / 2)`` in a step."""
+    """``dX = X dB`` is a martingale in Ito's sense; in Stratonovich's its mean would grow by
+    ``exp(D / 2)`` in a step.
+    """
     problem = made(control_matrix=lambda t, q: q[:, :, None], integrator=integrator)
     z, weight = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(20))
     after = problem.transition(0, torch.full((20, 1), 3.0, dtype=torch.float64), z[:, None])
@@ -70,15 +84,23 @@ def test_the_limit_is_itos(integrator: str) -> None:
 
 
 def test_rk4_holds_the_push_over_the_step() -> None:
-    """Of ``p' = v, v' = push / D`` it is the exact solution: positions move by half of it at once, unlike Euler's."""
+    """Of ``p' = v, v' = push / D`` it is the exact solution: positions move by half of it at once,
+    unlike Euler's.
+    """
     drift = lambda t, q: torch.stack([q[:, 1], 0 * q[:, 1]], 1)  # noqa: E731
     start, z = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.7]])
-    common: dict[str, Any] = {"drift": drift, "control_matrix": [[0.0], [3.0]], "initial": lambda n, g: torch.zeros(n, 2)}
+    common: dict[str, Any] = {
+        "drift": drift,
+        "control_matrix": [[0.0], [3.0]],
+        "initial": lambda n, g: torch.zeros(n, 2),
+    }
     push = 3.0 * math.sqrt(0.1) * 0.7
     held = made(integrator="rk4", **common).transition(0, start, z)
     torch.testing.assert_close(held, torch.tensor([[2.0 - 0.1 + 0.05 * push, -1.0 + push]]))
     euler = made(**common).transition(0, start, z)
-    torch.testing.assert_close(euler, torch.tensor([[2.0 - 0.1, -1.0 + push]]))  # m < d: the noise is in the actuator only
+    torch.testing.assert_close(
+        euler, torch.tensor([[2.0 - 0.1, -1.0 + push]])
+    )  # m < d: the noise is in the actuator only
 
 
 def test_one_step_per_row_of_a_drift_that_knows_the_time() -> None:
@@ -86,11 +108,13 @@ def test_one_step_per_row_of_a_drift_that_knows_the_time() -> None:
     x, z = torch.rand(2, 4, 1, dtype=torch.float64)
     k = torch.tensor([0, 3, 9, 3])
     together = problem.transition(k, x, z)
-    alone = torch.cat([problem.transition(int(i), x[j : j + 1], z[j : j + 1]) for j, i in enumerate(k)])
+    alone = torch.cat(
+        [problem.transition(int(i), x[j : j + 1], z[j : j + 1]) for j, i in enumerate(k)]
+    )
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
-# --- angles ----------------------------------------------------------------------------------------------------------
+# --- angles
 
 
 def turning(**change: Any) -> ControlAffine:
@@ -98,7 +122,9 @@ def turning(**change: Any) -> ControlAffine:
     return made(
         drift=lambda t, q: torch.stack([q[:, 1].sin(), q[:, 2], -q[:, 1].sin()], 1),
         control_matrix=[[0.0], [0.0], [1.0]],
-        initial=lambda n, generator: torch.tensor([[0.5, 3.0, 2.0]], dtype=torch.float64).repeat(n, 1),
+        initial=lambda n, generator: torch.tensor([[0.5, 3.0, 2.0]], dtype=torch.float64).repeat(
+            n, 1
+        ),
         angles=(1,),
         **change,
     )
@@ -115,32 +141,49 @@ def test_an_angle_is_held_as_its_cosine_and_sine() -> None:
     torch.testing.assert_close(problem.state(turned), x)
 
 
-def test_wrapped_and_unwrapped_chains_are_the_same_over_many_turns(generator: torch.Generator) -> None:
+def test_wrapped_and_unwrapped_chains_are_the_same_over_many_turns(
+    generator: torch.Generator,
+) -> None:
     wrapped = turning(integrator="rk4", horizon=400)
     free = made(
-        drift=wrapped.drift, control_matrix=[[0.0], [0.0], [1.0]], initial=wrapped.start, integrator="rk4", horizon=400
-    )  # fmt: skip
+        drift=wrapped.drift,
+        control_matrix=[[0.0], [0.0], [1.0]],
+        initial=wrapped.start,
+        integrator="rk4",
+        horizon=400,
+    )
     noises = 0.3 * torch.randn(400, 5, 1, generator=generator, dtype=torch.float64) + 0.3
-    here, there = (rollout(problem, None, 5, generator, noises=noises).states for problem in (wrapped, free))
+    here, there = (
+        rollout(problem, None, 5, generator, noises=noises).states for problem in (wrapped, free)
+    )
     assert there[-1, :, 1].abs().min() > 4 * math.pi  # turned over and over
     torch.testing.assert_close(here[-1], wrapped.state(there[-1]), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(here[..., 1:3].square().sum(2), torch.ones(401, 5, dtype=torch.float64))
+    torch.testing.assert_close(
+        here[..., 1:3].square().sum(2), torch.ones(401, 5, dtype=torch.float64)
+    )
 
 
 def test_gradients_cross_the_cut_of_the_angle() -> None:
     problem = turning()
-    x = problem.state(torch.tensor([[0.0, math.pi - 0.01, 1.0]], dtype=torch.float64))  # this step crosses pi
+    x = problem.state(
+        torch.tensor([[0.0, math.pi - 0.01, 1.0]], dtype=torch.float64)
+    )  # this step crosses pi
     z = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: problem.transition(1, problem.transition(0, x, z), z), z)
+    assert torch.autograd.gradcheck(
+        lambda z: problem.transition(1, problem.transition(0, x, z), z), z
+    )
 
 
-# --- rewards ---------------------------------------------------------------------------------------------------------
+# --- rewards
 
 
 def test_saturated() -> None:
     square = torch.tensor([0.0, 1e-6, 4.0, 1e12], dtype=torch.float64)
     torch.testing.assert_close(
-        saturated(square, 4.0), torch.tensor([0.0, 1e-6, 2.0, 4.0], dtype=torch.float64), rtol=1e-6, atol=0
+        saturated(square, 4.0),
+        torch.tensor([0.0, 1e-6, 2.0, 4.0], dtype=torch.float64),
+        rtol=1e-6,
+        atol=0,
     )
     assert torch.equal(saturated(square, math.inf), square)
 
@@ -154,13 +197,20 @@ def test_rewards_are_bounded(env_id: str, generator: torch.Generator) -> None:
         assert reward.max() <= 0 and reward.min() > -70
 
 
-# --- refinement ------------------------------------------------------------------------------------------------------
+# --- refinement
 
 
 @pytest.mark.parametrize("integrator", ["euler", "rk4"])
-def test_refinement_keeps_time_reward_noise_and_control(integrator: str, generator: torch.Generator) -> None:
+def test_refinement_keeps_time_reward_noise_and_control(
+    integrator: str, generator: torch.Generator
+) -> None:
     coarse, fine = (
-        made(control_matrix=[[2.0]], running_reward=lambda t, q: 3 * t + 0 * q[:, 0], refine=refine, integrator=integrator)
+        made(
+            control_matrix=[[2.0]],
+            running_reward=lambda t, q: 3 * t + 0 * q[:, 0],
+            refine=refine,
+            integrator=integrator,
+        )
         for refine in (1, 4)
     )
     assert (fine.horizon, fine.step_size) == (40, 0.025)
@@ -190,13 +240,21 @@ def test_refinement_keeps_time_reward_noise_and_control(integrator: str, generat
 
 
 DRIFT = torch.tensor([[0.0, 1.0], [1.5, -0.3]], dtype=torch.float64)
-CONTROL, STATE_COST = torch.tensor([[0.0], [0.8]], dtype=torch.float64), torch.diag(torch.tensor([0.6, 0.2])).double()
-TERMINAL_COST, TARGET = 2 * torch.eye(2, dtype=torch.float64), torch.tensor([0.5, 0.0], dtype=torch.float64)
+CONTROL, STATE_COST = (
+    torch.tensor([[0.0], [0.8]], dtype=torch.float64),
+    torch.diag(torch.tensor([0.6, 0.2])).double(),
+)
+TERMINAL_COST, TARGET = (
+    2 * torch.eye(2, dtype=torch.float64),
+    torch.tensor([0.5, 0.0], dtype=torch.float64),
+)
 START, TEMPERATURE = torch.tensor([-0.8, 1.0], dtype=torch.float64), 0.7
 
 
 def riccati() -> float:
-    """The diffusion's optimum ``V_0(START)``: the Riccati equations, integrated adaptively by SciPy."""
+    """The diffusion's optimum ``V_0(START)``: the Riccati equations, integrated adaptively by
+    SciPy.
+    """
     A, G, R = DRIFT.numpy(), CONTROL.numpy(), STATE_COST.numpy()
 
     def back(_: float, y: np.ndarray) -> np.ndarray:
@@ -229,7 +287,9 @@ def refined(refine: int, integrator: str) -> ControlAffine:
 
 
 def exact(problem: ControlAffine, temperature: float = TEMPERATURE) -> LinearQuadratic:
-    """The same chain, its matrices read off the transition: the optimum is then exact to rounding."""
+    """The same chain, its matrices read off the transition: the optimum is then exact to
+    rounding.
+    """
     eye, zero = torch.eye(2, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     return LinearQuadratic(
@@ -246,7 +306,9 @@ def exact(problem: ControlAffine, temperature: float = TEMPERATURE) -> LinearQua
 
 
 @pytest.mark.parametrize("integrator", ["euler", "rk4"])
-def test_the_optimum_converges_in_first_order_under_refinement(integrator: str, generator: torch.Generator) -> None:
+def test_the_optimum_converges_in_first_order_under_refinement(
+    integrator: str, generator: torch.Generator
+) -> None:
     limit, refinements = riccati(), [1, 2, 4, 8, 16]
     problems = [refined(refine, integrator) for refine in refinements]
     optima = [exact(problem).optimal_objective() for problem in problems]
@@ -266,7 +328,9 @@ def test_the_optimum_converges_in_first_order_under_refinement(integrator: str, 
 
 @pytest.mark.parametrize("env_id", [*ROBOTS, "girsanov/Pendulum-v0"])
 def test_refined_tasks_are_the_same_tasks(env_id: str, generator: torch.Generator) -> None:
-    """Uncontrolled returns, and the share of them that carries the certificate, change by no more than a few percent."""
+    """Uncontrolled returns, and the share of them that carries the certificate, change by no more
+    than a few percent.
+    """
     coarse, fine = make_problem(env_id), make_problem(env_id, refine=2)
     assert fine.horizon == 2 * coarse.horizon
     returns = [rollout(problem, None, 6_000, generator).reward for problem in (coarse, fine)]
@@ -276,7 +340,7 @@ def test_refined_tasks_are_the_same_tasks(env_id: str, generator: torch.Generato
     assert spreads[0] == pytest.approx(spreads[1], rel=0.15)
 
 
-# --- every robot -----------------------------------------------------------------------------------------------------
+# --- every robot
 
 
 @every_robot
@@ -297,7 +361,9 @@ def test_gradients_flow_through_a_rollout(env_id: str, generator: torch.Generato
 
     def worth(push: Tensor) -> Tensor:
         start = torch.Generator().manual_seed(5)
-        return rollout(problem, lambda k, x: push.expand(len(x), m), 3, start, noises=noises).reward.mean()
+        return rollout(
+            problem, lambda k, x: push.expand(len(x), m), 3, start, noises=noises
+        ).reward.mean()
 
     push = torch.full((m,), 0.02, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(worth(push), push)
@@ -308,7 +374,7 @@ def test_gradients_flow_through_a_rollout(env_id: str, generator: torch.Generato
         assert float(slope[i]) == pytest.approx(difference, rel=1e-4, abs=1e-6)
 
 
-# --- wrong arguments -------------------------------------------------------------------------------------------------
+# --- wrong arguments
 
 
 @pytest.mark.parametrize(
@@ -331,15 +397,33 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None
         ("CartPoleSwingUp", {"damping": -1.0}, "damping must be a number of at least 0; got -1.0"),
         ("CartPoleSwingUp", {"force_scale": 0}, "force_scale must be a positive number; got 0"),
         ("CartPoleSwingUp", {"refine": 1.5}, "refine must be an integer of at least 1; got 1.5"),
-        ("TwoLinkArm", {"target": (1.0, 0.0)}, r"target must be \(x, y\) within the arm's length of 0.63 m; got \(1.0, 0.0\)"),
+        (
+            "TwoLinkArm",
+            {"target": (1.0, 0.0)},
+            r"target must be \(x, y\) within the arm's length of 0.63 m; got \(1.0, 0.0\)",
+        ),
         ("TwoLinkArm", {"friction": math.inf}, "friction must be a number of at least 0; got inf"),
         ("PlanarQuadrotor", {"drag": -0.1}, "drag must be a number of at least 0; got -0.1"),
-        ("UnicycleNavigation", {"turn_scale": 0.0}, "turn_scale must be a positive number; got 0.0"),
-        ("UnicycleNavigation", {"obstacles": [(0, 0)]}, r"obstacles must be circles \(x, y, radius > 0\); got \[\(0, 0\)\]"),
-        ("DoubleIntegratorNavigation", {"cost_limit": 0}, "cost_limit must be a positive number or infinite; got 0"),
+        (
+            "UnicycleNavigation",
+            {"turn_scale": 0.0},
+            "turn_scale must be a positive number; got 0.0",
+        ),
+        (
+            "UnicycleNavigation",
+            {"obstacles": [(0, 0)]},
+            r"obstacles must be circles \(x, y, radius > 0\); got \[\(0, 0\)\]",
+        ),
+        (
+            "DoubleIntegratorNavigation",
+            {"cost_limit": 0},
+            "cost_limit must be a positive number or infinite; got 0",
+        ),
         ("Pendulum", {"refine": 0}, "refine must be an integer of at least 1; got 0"),
     ],
 )
-def test_wrong_arguments_of_tasks_are_named(name: str, change: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_of_tasks_are_named(
+    name: str, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         make_problem(f"girsanov/{name}-v0", **change)

@@ -18,12 +18,24 @@ from torch import Tensor
 
 from girsanov.envs import NEED_MUJOCO, make_problem
 from girsanov.envs.problem import rollout
-from girsanov.envs.robots.gymnasium_robots import HalfCheetah, InvertedDoublePendulum, Reacher, model_path
+from girsanov.envs.robots.gymnasium_robots import (
+    HalfCheetah,
+    InvertedDoublePendulum,
+    Reacher,
+    model_path,
+)
 from girsanov.envs.robots.mujoco import MujocoProblem, Physics, Robot
 
 mujoco = pytest.importorskip("mujoco")
-# A control small enough to keep the unstable robots standing for a while, and one that lets them fall.
-AMPLITUDES = {"InvertedPendulum": 0.02, "InvertedDoublePendulum": 0.02, "Reacher": 1.0, "HalfCheetah": 1.0, "Hopper": 0.3}
+# A control small enough to keep the unstable robots standing for a while, and one that lets them
+# fall.
+AMPLITUDES = {
+    "InvertedPendulum": 0.02,
+    "InvertedDoublePendulum": 0.02,
+    "Reacher": 1.0,
+    "HalfCheetah": 1.0,
+    "Hopper": 0.3,
+}
 ARM = """
 <mujoco>
   <option timestep="0.002" integrator="RK4"><flag contact="disable"/></option>
@@ -35,7 +47,8 @@ ARM = """
       </body>
     </body>
   </worldbody>
-  <actuator><motor joint="shoulder" ctrllimited="true" ctrlrange="-2 4"/><motor joint="elbow"/></actuator>
+  <actuator><motor joint="shoulder" ctrllimited="true" ctrlrange="-2 4"/>
+    <motor joint="elbow"/></actuator>
   <sensor><framepos objtype="site" objname="hand"/></sensor>
 </mujoco>"""
 
@@ -44,14 +57,22 @@ def arm(**kwargs: Any) -> MujocoProblem:
     def height(before: Physics, control: Tensor, after: Physics) -> Tensor:
         return after.sensors[:, 2] if after.sensors.shape[1] else after.qpos[:, 0]
 
-    settings = {"steps": 20, "temperature": 1.0, "scale": (0.5, 0.25), "frame_skip": 5, "dtype": torch.float64}
+    settings = {
+        "steps": 20,
+        "temperature": 1.0,
+        "scale": (0.5, 0.25),
+        "frame_skip": 5,
+        "dtype": torch.float64,
+    }
     return MujocoProblem(ARM, height, **{**settings, **kwargs})
 
 
 def gymnasiums(name: str, seed: int, cold: bool) -> Any:
-    """Gymnasium's environment; ``cold``: its solver forgets the last step's forces, and its rewards see the new state.
+    """Gymnasium's environment; ``cold``: its solver forgets the last step's forces, and its rewards
+    see the new state.
 
-    Both are differences of principle: our F is a function of the state alone, and our r of the state it leads to.
+    Both are differences of principle: our F is a function of the state alone, and our r of the
+    state it leads to.
     """
     env = gym.make(f"{name}-v5").unwrapped
     if cold:
@@ -78,13 +99,20 @@ def test_two_hundred_steps_equal_gymnasiums(name: str, seed: int) -> None:
     theirs = gymnasiums(name, seed, cold=True)
     ours = make_problem(f"girsanov/{name}-v0").to(dtype=torch.float64)
     assert isinstance(ours, Robot)
-    ours.engine.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_WARMSTART.value  # also from one substep to the next
+    ours.engine.model.opt.disableflags |= (
+        mujoco.mjtDisableBit.mjDSBL_WARMSTART.value
+    )  # also from one substep to the next
     x, rng, fallen, moved = placed(ours, theirs), np.random.default_rng(seed), False, 0.0
     for k in range(200):
         action = AMPLITUDES[name] * rng.uniform(-1, 1, ours.noise_shape)
         _, reward, terminated, *_ = theirs.step(action)
         x = ours.transition(k, x, (torch.from_numpy(action) / ours.scale)[None])
-        np.testing.assert_allclose(x[0, :-2].numpy(), np.concatenate([theirs.data.qpos, theirs.data.qvel]), atol=1e-6, rtol=0)
+        np.testing.assert_allclose(
+            x[0, :-2].numpy(),
+            np.concatenate([theirs.data.qpos, theirs.data.qvel]),
+            atol=1e-6,
+            rtol=0,
+        )
         assert float(ours.running_reward(k + 1, x)) == pytest.approx(reward, abs=1e-6)
         assert bool(ours.alive(x)) is not terminated
         moved = max(moved, float((x[0, : ours.engine.model.nq]).abs().max()))
@@ -100,7 +128,9 @@ def test_two_hundred_steps_equal_gymnasiums(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", sorted(AMPLITUDES))
 def test_gymnasium_as_it_comes_differs_by_its_memory_alone(name: str) -> None:
-    """Step by step from Gymnasium's own states: warm starts change less than 1e-6, stale positions some rewards."""
+    """Step by step from Gymnasium's own states: warm starts change less than 1e-6, stale positions
+    some rewards.
+    """
     theirs = gymnasiums(name, 0, cold=False)
     ours = make_problem(f"girsanov/{name}-v0").to(dtype=torch.float64)
     rng, rewards, states = np.random.default_rng(0), [], []
@@ -143,7 +173,9 @@ def test_a_batch_over_threads_equals_single_robots(env_id: str, generator: torch
         z = 2 * torch.randn(7, *problem.noise_shape, generator=generator)
         together = threaded.transition(k, x, z)
         alone = torch.cat([problem.transition(k, x[i : i + 1], z[i : i + 1]) for i in range(7)])
-        assert torch.equal(together, alone) and torch.equal(together, problem.transition(torch.full((7,), k), x, z))
+        assert torch.equal(together, alone) and torch.equal(
+            together, problem.transition(torch.full((7,), k), x, z)
+        )
         x = together
 
 
@@ -157,7 +189,9 @@ def test_the_reward_of_a_path_is_the_sum_of_its_steps(generator: torch.Generator
 
 
 def test_energy_is_conserved_by_a_frictionless_arm(generator: torch.Generator) -> None:
-    """No torque, no friction: the error of Runge-Kutta falls by 2^4 and more with half the substep."""
+    """No torque, no friction: the error of Runge-Kutta falls by 2^4 and more with half the
+    substep.
+    """
     errors = []
     for skip, step in ((10, 0.01), (20, 0.005), (40, 0.0025)):
         problem = arm(frame_skip=skip, steps=10)
@@ -174,7 +208,9 @@ def test_energy_is_conserved_by_a_frictionless_arm(generator: torch.Generator) -
             return np.array(found)
 
         x = problem.initial(20, torch.Generator().manual_seed(0))
-        x[:, :4] = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        x[:, :4] = torch.randn(
+            20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
         start = energy(x)
         for k in range(10):
             x = problem.transition(k, x, torch.zeros(20, 2))
@@ -194,22 +230,35 @@ def test_control_is_offset_scaled_and_clipped(generator: torch.Generator) -> Non
         data.ctrl[:] = [min(max(0.5 + 0.5 * z[0], -2), 4), -1.0 + 0.25 * z[1]]
         mujoco.mj_step(model, data, nstep=5)
         later = problem.transition(0, x, torch.tensor([z], dtype=torch.float64))
-        np.testing.assert_allclose(later[0, :4].numpy(), np.concatenate([data.qpos, data.qvel]), atol=1e-12)
+        np.testing.assert_allclose(
+            later[0, :4].numpy(), np.concatenate([data.qpos, data.qvel]), atol=1e-12
+        )
 
 
 def test_sensors_are_those_of_the_state_after_the_step(generator: torch.Generator) -> None:
     problem = arm(sensors=True)
-    x = problem.transition(0, problem.initial(3, generator), torch.randn(3, 2, generator=generator, dtype=torch.float64))
+    x = problem.transition(
+        0,
+        problem.initial(3, generator),
+        torch.randn(3, 2, generator=generator, dtype=torch.float64),
+    )
     shoulder, elbow = x[:, 0], x[:, 0] + x[:, 1]
-    torch.testing.assert_close(x[:, -2], 1 - 0.4 * shoulder.cos() - 0.3 * elbow.cos(), rtol=0, atol=1e-12)
-    assert torch.equal(arm().transition(0, x, torch.zeros(3, 2))[:, :4], problem.transition(0, x, torch.zeros(3, 2))[:, :4])
+    torch.testing.assert_close(
+        x[:, -2], 1 - 0.4 * shoulder.cos() - 0.3 * elbow.cos(), rtol=0, atol=1e-12
+    )
+    assert torch.equal(
+        arm().transition(0, x, torch.zeros(3, 2))[:, :4],
+        problem.transition(0, x, torch.zeros(3, 2))[:, :4],
+    )
 
 
 def test_functions_make_a_problem(generator: torch.Generator) -> None:
     problem = arm(
         healthy=lambda physics: physics.qpos[:, 0] < 0.5,
         success=lambda physics: physics.qpos[:, 1] > 0,
-        start=lambda n, g: torch.tensor([[0.4, 0.1, 0.0, 0.0], [0.7, -0.1, 0.0, 0.0], [0.4, -0.2, 0, 0]]),
+        start=lambda n, g: torch.tensor(
+            [[0.4, 0.1, 0.0, 0.0], [0.7, -0.1, 0.0, 0.0], [0.4, -0.2, 0, 0]]
+        ),
     )
     x = problem.transition(0, problem.initial(3, generator), torch.zeros(3, 2))
     assert problem.alive(x).tolist() == [True, False, True]
@@ -218,8 +267,12 @@ def test_functions_make_a_problem(generator: torch.Generator) -> None:
 
 
 def test_states_of_actuators_are_part_of_the_state(generator: torch.Generator) -> None:
-    lagged = ARM.replace('<motor joint="elbow"/>', '<general joint="elbow" dyntype="filter" dynprm="0.1"/>')
-    problem = MujocoProblem(lagged, lambda b, c, a: a.qpos[:, 0], steps=5, temperature=1.0, scale=1.0)
+    lagged = ARM.replace(
+        '<motor joint="elbow"/>', '<general joint="elbow" dyntype="filter" dynprm="0.1"/>'
+    )
+    problem = MujocoProblem(
+        lagged, lambda b, c, a: a.qpos[:, 0], steps=5, temperature=1.0, scale=1.0
+    )
     assert problem.state_shape == (2 + 2 + 1 + 2,)
     x = problem.transition(0, problem.initial(1, generator), torch.ones(1, 2))
     assert float(x[0, 4]) == pytest.approx(0.02, rel=1e-2)  # 2 ms of a filter of 0.1 s
@@ -267,7 +320,9 @@ def test_drawings_show_the_robot() -> None:
         bent = x.clone()
         bent[0, : problem.engine.model.nq] += 0.6
         first, second = problem.render(x), problem.render(bent)
-        assert first.shape == (300, first.shape[1], 3) and first.dtype == np.uint8 and first.std() > 5
+        assert (
+            first.shape == (300, first.shape[1], 3) and first.dtype == np.uint8 and first.std() > 5
+        )
         assert (first != second).any(2).mean() > 0.002
 
 
@@ -276,7 +331,9 @@ def test_a_gl_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MUJOCO_GL", "egl")
     broken = lambda *args: (_ for _ in ()).throw(RuntimeError("no display"))  # noqa: E731
     monkeypatch.setattr("girsanov.envs.robots.pictures._renderer", broken)
-    with pytest.raises(ValueError, match="MUJOCO_GL must name a GL that works here .*; got 'egl' .*no display"):
+    with pytest.raises(
+        ValueError, match="MUJOCO_GL must name a GL that works here .*; got 'egl' .*no display"
+    ):
         problem.render(problem.initial(1, torch.Generator().manual_seed(0)))
 
 
@@ -292,10 +349,17 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             arm(**bad)
     for model in (tmp_path / "nowhere.xml", "<mujoco><nonsense/></mujoco>", 7):
-        with pytest.raises(ValueError, match="model must be an MJCF file, its text, or a mujoco.MjModel; got"):
+        with pytest.raises(
+            ValueError, match="model must be an MJCF file, its text, or a mujoco.MjModel; got"
+        ):
             MujocoProblem(model, lambda b, c, a: a.qpos[:, 0], steps=5, temperature=1.0)
     with pytest.raises(ValueError, match="model must have an actuator"):
-        MujocoProblem(ARM[: ARM.index("<actuator>")] + "</mujoco>", lambda b, c, a: a.qpos[:, 0], steps=5, temperature=1.0)
+        MujocoProblem(
+            ARM[: ARM.index("<actuator>")] + "</mujoco>",
+            lambda b, c, a: a.qpos[:, 0],
+            steps=5,
+            temperature=1.0,
+        )
 
 
 def test_without_mujoco_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,10 +369,15 @@ def test_without_mujoco_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 
 def test_models_come_with_gymnasium() -> None:
-    assert all(model_path(name).is_file() for name in ("inverted_pendulum", "inverted_double_pendulum", "reacher", "hopper"))
+    assert all(
+        model_path(name).is_file()
+        for name in ("inverted_pendulum", "inverted_double_pendulum", "reacher", "hopper")
+    )
 
 
-def test_gymnasiums_files_are_read_without_a_word(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_gymnasiums_files_are_read_without_a_word(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     before = mujoco.get_mju_user_warning()
     for env_id in NEED_MUJOCO:
         make_problem(env_id)

@@ -1,4 +1,6 @@
-"""Navigation: the exact optimum without obstacles, the memory of collisions, and how each robot drives."""
+"""Navigation: the exact optimum without obstacles, the memory of collisions, and how each robot
+drives.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,32 @@ from torch import Tensor
 from girsanov.envs.certificates import certificate
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import objective, rollout
-from girsanov.envs.robots.navigation import DoubleIntegratorNavigation, Navigation, UnicycleNavigation
+from girsanov.envs.robots.navigation import (
+    DoubleIntegratorNavigation,
+    Navigation,
+    UnicycleNavigation,
+)
 
-OPEN: dict[str, Any] = {"obstacles": (), "cost_limit": math.inf, "distance_weight": 1.0, "running_weight": 0.5}
+OPEN: dict[str, Any] = {
+    "obstacles": (),
+    "cost_limit": math.inf,
+    "distance_weight": 1.0,
+    "running_weight": 0.5,
+}
 
 
 def linear_quadratic(problem: DoubleIntegratorNavigation) -> LinearQuadratic:
     """The point mass by its textbook solution: constant acceleration over each step."""
-    step, scale, eye = problem.step_size, float(problem.matrix[2, 0]), torch.eye(2, dtype=torch.float64)
+    step, scale, eye = (
+        problem.step_size,
+        float(problem.matrix[2, 0]),
+        torch.eye(2, dtype=torch.float64),
+    )
     zero = torch.zeros(2, 2, dtype=torch.float64)
     place = torch.block_diag(eye, zero)
     goal = torch.tensor([*problem.goal, 0.0, 0.0], dtype=torch.float64)
-    # -w |p - goal|^2 D = -x^T (2 w D place) x / 2 + (2 w D place goal)^T x - a constant that the caller adds
+    # -w |p - goal|^2 D = -x^T (2 w D place) x / 2 + (2 w D place goal)^T x - a constant that the
+    # caller adds
     weight = 2 * problem.running_weight * problem.distance_weight * step
     return LinearQuadratic(
         drift_matrix=torch.cat([torch.cat([eye, step * eye], 1), torch.cat([zero, eye], 1)]),
@@ -40,25 +56,44 @@ def linear_quadratic(problem: DoubleIntegratorNavigation) -> LinearQuadratic:
     )
 
 
-def test_without_obstacles_the_double_integrator_is_linear_quadratic(generator: torch.Generator) -> None:
+def test_without_obstacles_the_double_integrator_is_linear_quadratic(
+    generator: torch.Generator,
+) -> None:
     problem = DoubleIntegratorNavigation(**OPEN).to(dtype=torch.float64)
     solved = linear_quadratic(problem)
-    constant = -problem.horizon * problem.step_size * problem.running_weight * problem.distance_weight * problem.goal[0] ** 2
-    x, z = torch.randn(20, 4, generator=generator, dtype=torch.float64), torch.randn(20, 2, generator=generator).double()
+    constant = (
+        -problem.horizon
+        * problem.step_size
+        * problem.running_weight
+        * problem.distance_weight
+        * problem.goal[0] ** 2
+    )
+    x, z = (
+        torch.randn(20, 4, generator=generator, dtype=torch.float64),
+        torch.randn(20, 2, generator=generator).double(),
+    )
     ours = torch.cat([x, torch.zeros(20, 1, dtype=torch.float64)], 1)
     moved = problem.transition(3, ours, z)
     torch.testing.assert_close(moved[:, :4], solved.transition(3, x, z), rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(
-        problem.running_reward(3, ours), solved.running_reward(3, x) + constant / problem.horizon, rtol=1e-7, atol=1e-7
+        problem.running_reward(3, ours),
+        solved.running_reward(3, x) + constant / problem.horizon,
+        rtol=1e-7,
+        atol=1e-7,
     )
     torch.testing.assert_close(problem.terminal_reward(ours), solved.terminal_reward(x))
-    best = objective(problem, lambda k, x: solved.optimal_control(k, x[:, :4]), 20_000, generator).objective
+    best = objective(
+        problem, lambda k, x: solved.optimal_control(k, x[:, :4]), 20_000, generator
+    ).objective
     optimum = solved.optimal_objective() + constant
     assert abs(best.mean - optimum) < 3 * best.stderr < 0.05
     free = objective(problem, None, 20_000, generator).objective
     assert optimum - free.mean > 1  # worth the trouble
     bound = certificate(problem, 40_000, generator)
-    assert bound.certified and abs(bound.bound - solved.log_moment_objective() - constant) < 3 * bound.stderr
+    assert (
+        bound.certified
+        and abs(bound.bound - solved.log_moment_objective() - constant) < 3 * bound.stderr
+    )
 
 
 @pytest.mark.parametrize("kind", [DoubleIntegratorNavigation, UnicycleNavigation])
@@ -102,7 +137,9 @@ def test_a_unicycle_that_turns_at_a_constant_rate_drives_a_circle() -> None:
     angle = 0.4 + 1.5 * 2.0
     x = 0.3 + 0.8 * (math.sin(angle) - math.sin(0.4))
     y = -0.2 - 0.8 * (math.cos(angle) - math.cos(0.4))
-    expected = torch.tensor([x, y, math.remainder(angle, 2 * math.pi), 1.2, 1.5, 0.0], dtype=torch.float64)
+    expected = torch.tensor(
+        [x, y, math.remainder(angle, 2 * math.pi), 1.2, 1.5, 0.0], dtype=torch.float64
+    )
     torch.testing.assert_close(end, expected, rtol=0, atol=1e-6)
 
 

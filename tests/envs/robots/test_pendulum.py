@@ -27,7 +27,11 @@ def test_two_hundred_steps_equal_gymnasiums(seed: int) -> None:
     fastest = 0.0
     for k in range(200):
         # pump energy in, so that the speed limit and many turns are met
-        torque = float(np.clip(2 * np.sign(theirs.state[1]) + rng.normal(), -2, 2)) if seed else float(rng.uniform(-2, 2))
+        torque = (
+            float(np.clip(2 * np.sign(theirs.state[1]) + rng.normal(), -2, 2))
+            if seed
+            else float(rng.uniform(-2, 2))
+        )
         reward = float(ours.running_reward(k, x))
         _, gym_reward, *_ = theirs.step(np.array([torque]))
         x = ours.transition(k, x, torch.tensor([[torque / ours.torque_scale]], dtype=torch.float64))
@@ -41,7 +45,9 @@ def test_two_hundred_steps_equal_gymnasiums(seed: int) -> None:
 
 def test_the_state_stays_on_the_circle(generator: torch.Generator) -> None:
     states = rollout(Pendulum(steps=400), None, 200, generator).states
-    torch.testing.assert_close(states[-1, :, :2].square().sum(1), torch.ones(200), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        states[-1, :, :2].square().sum(1), torch.ones(200), rtol=0, atol=1e-4
+    )
     assert states[..., 2].abs().max() <= 8
 
 
@@ -49,9 +55,15 @@ def test_start_and_success(generator: torch.Generator) -> None:
     problem = Pendulum()
     x = problem.initial(10_000, generator)
     hanging = math.pi - problem.angle(x).abs()
-    assert hanging.max() <= 0.1 + 1e-4 and hanging.mean() == pytest.approx(0.05, abs=0.002) and x[:, 2].abs().max() <= 0.1
+    assert (
+        hanging.max() <= 0.1 + 1e-4
+        and hanging.mean() == pytest.approx(0.05, abs=0.002)
+        and x[:, 2].abs().max() <= 0.1
+    )
     assert not problem.success(x).any()
-    anywhere = Pendulum(angle_spread=math.pi, speed_spread=1.0).initial(10_000, generator)  # Gymnasium's own law
+    anywhere = Pendulum(angle_spread=math.pi, speed_spread=1.0).initial(
+        10_000, generator
+    )  # Gymnasium's own law
     assert problem.success(anywhere).float().mean() == pytest.approx(0.2 / math.pi, abs=0.01)
     assert anywhere[:, 2].std() == pytest.approx(1 / math.sqrt(3), abs=0.02)
     upright = torch.tensor([[math.cos(a), math.sin(a), 0.0] for a in (-0.19, 0.19, 0.21, -0.21)])
@@ -69,23 +81,32 @@ def test_rewards_are_bounded_and_best_at_the_top() -> None:
 class Grid:
     """The Cole-Hopf recursion on a grid of angles and speeds; nothing of it is in the package.
 
-    ``f_k = exp(r / beta) E_W f_{k+1}`` by Gauss-Hermite quadrature and linear interpolation, and the path-integral control
-    ``E[W f_{k+1}] / E[f_{k+1}]``: the mean of the noise under the optimally tilted law.
+    ``f_k = exp(r / beta) E_W f_{k+1}`` by Gauss-Hermite quadrature and linear interpolation, and
+    the path-integral control ``E[W f_{k+1}] / E[f_{k+1}]``: the mean of the noise under the
+    optimally tilted law.
     """
 
-    def __init__(self, problem: Pendulum, angles: int = 180, speeds: int = 161, nodes: int = 21) -> None:
+    def __init__(
+        self, problem: Pendulum, angles: int = 180, speeds: int = 161, nodes: int = 21
+    ) -> None:
         self.angles, self.speeds = angles, speeds
         z, weight = (torch.from_numpy(t) for t in np.polynomial.hermite_e.hermegauss(nodes))
         angle = torch.arange(angles, dtype=torch.float64) * 2 * math.pi / angles - math.pi
-        angle, speed = torch.cartesian_prod(angle, torch.linspace(-8, 8, speeds, dtype=torch.float64)).unbind(1)
+        angle, speed = torch.cartesian_prod(
+            angle, torch.linspace(-8, 8, speeds, dtype=torch.float64)
+        ).unbind(1)
         x = torch.stack([angle.cos(), angle.sin(), speed], 1)
         cells = [self._locate(problem.transition(0, x, node.expand(len(x), 1))) for node in z]
         value, controls = problem.terminal_reward(x), []
         for k in reversed(range(problem.horizon)):
-            exponent = torch.stack([self._read(value, cell) for cell in cells]) / problem.temperature
+            exponent = (
+                torch.stack([self._read(value, cell) for cell in cells]) / problem.temperature
+            )
             exponent += (weight / weight.sum()).log()[:, None]
             controls.append(torch.softmax(exponent, 0).T @ z)
-            value = problem.running_reward(k, x) + problem.temperature * torch.logsumexp(exponent, 0)
+            value = problem.running_reward(k, x) + problem.temperature * torch.logsumexp(
+                exponent, 0
+            )
         self._value, self._controls = value, controls[::-1]
 
     def control(self, k: int, x: Tensor) -> Tensor:
@@ -121,21 +142,26 @@ def test_the_certificate_is_nearly_attained_by_a_grid_solution(generator: torch.
     grid = Grid(problem)
     paths = rollout(problem, grid.control, 5_000, generator)
     # the mean of V_0 is below the certificate, which also tilts the (narrow) initial law
-    assert abs(float(grid.start_value(paths.states[0]).mean()) - bound.bound) < 3 * bound.stderr + 0.3
+    assert (
+        abs(float(grid.start_value(paths.states[0]).mean()) - bound.bound) < 3 * bound.stderr + 0.3
+    )
     best = Estimate.of(paths.reward - problem.temperature * paths.kl)
     score = (best.mean - free.mean) / (bound.bound - free.mean)
     upright = problem.success(paths.states[-1]).float().mean()
     near = (problem.angle(paths.states[-1]).abs() < 0.5).float().mean()
     inside = (paths.controls.abs() <= 1).float().mean()
     print(
-        f"J(0) {free}, {bound}, grid {best}, {score=:.3f}, {upright=:.3f}, {near=:.3f}, {inside=:.4f}, KL {paths.kl.mean():.2f}"
+        f"J(0) {free}, {bound}, grid {best}, {score=:.3f}, {upright=:.3f}, {near=:.3f},"
+        f" {inside=:.4f}, KL {paths.kl.mean():.2f}"
     )
     assert 0.9 < score < 1 and upright > 0.2
     assert inside > 0.98  # the default action bound takes little away
 
 
 def energy_shaping(problem: Pendulum) -> Any:
-    """By hand: push along the speed while the energy is short of the upright rest's, and hold near the top."""
+    """By hand: push along the speed while the energy is short of the upright rest's, and hold near
+    the top.
+    """
 
     def control(k: int, x: Tensor) -> Tensor:
         cosine, sine, speed = x.unbind(1)
@@ -149,12 +175,20 @@ def energy_shaping(problem: Pendulum) -> Any:
 
 def test_a_hand_written_controller_beats_none(generator: torch.Generator) -> None:
     problem = Pendulum()
-    free, by_hand = (objective(problem, policy, 4_000, generator).objective for policy in (None, energy_shaping(problem)))
+    free, by_hand = (
+        objective(problem, policy, 4_000, generator).objective
+        for policy in (None, energy_shaping(problem))
+    )
     assert by_hand.mean - free.mean > 10 * math.hypot(by_hand.stderr, free.stderr)
-    ends = [rollout(problem, policy, 4_000, generator).states[-1] for policy in (None, energy_shaping(problem))]
+    ends = [
+        rollout(problem, policy, 4_000, generator).states[-1]
+        for policy in (None, energy_shaping(problem))
+    ]
     shares = [float(problem.success(x).float().mean()) for x in ends]
     assert shares[0] < 0.04 and shares[1] > 3 * shares[0]
-    backwards = objective(problem, lambda k, x: -energy_shaping(problem)(k, x), 4_000, generator).objective
+    backwards = objective(
+        problem, lambda k, x: -energy_shaping(problem)(k, x), 4_000, generator
+    ).objective
     assert backwards.mean < free.mean
 
 

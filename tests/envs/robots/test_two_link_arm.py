@@ -13,17 +13,25 @@ from girsanov.envs.robots.two_link_arm import FRICTION, UPPER_ARM, TwoLinkArm
 
 
 def coordinates(n: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(n, 4, generator=generator, dtype=torch.float64) * torch.tensor([1.5, 1.5, 3.0, 3.0])
+    return torch.randn(n, 4, generator=generator, dtype=torch.float64) * torch.tensor(
+        [1.5, 1.5, 3.0, 3.0]
+    )
 
 
 def test_energy_is_that_of_two_rods(generator: torch.Generator) -> None:
-    """From the source's masses: I1 about the shoulder, m2 = 1 kg at s2 = 0.16 m from the elbow, I2 about the elbow."""
+    """From the source's masses: I1 about the shoulder, m2 = 1 kg at s2 = 0.16 m from the elbow, I2
+    about the elbow.
+    """
     arm, q = TwoLinkArm(), coordinates(50, generator)
     upper, fore = q[:, 0], q[:, 0] + q[:, 1]
     w1, w = q[:, 2], q[:, 2] + q[:, 3]
     vx = -UPPER_ARM * upper.sin() * w1 - 0.16 * fore.sin() * w
     vy = UPPER_ARM * upper.cos() * w1 + 0.16 * fore.cos() * w
-    expected = 0.5 * 0.025 * w1.square() + 0.5 * 1.0 * (vx.square() + vy.square()) + 0.5 * (0.045 - 0.16**2) * w.square()
+    expected = (
+        0.5 * 0.025 * w1.square()
+        + 0.5 * 1.0 * (vx.square() + vy.square())
+        + 0.5 * (0.045 - 0.16**2) * w.square()
+    )
     torch.testing.assert_close(arm.energy(q), expected)
 
 
@@ -35,7 +43,10 @@ def test_the_equations_are_lagranges(generator: torch.Generator) -> None:
     def one(q: Tensor) -> Tensor:
         return arm.energy(q[None])[0]
 
-    slope, curvature = torch.func.vmap(torch.func.grad(one))(q), torch.func.vmap(torch.func.hessian(one))(q)
+    slope, curvature = (
+        torch.func.vmap(torch.func.grad(one))(q),
+        torch.func.vmap(torch.func.hessian(one))(q),
+    )
     velocity = q[:, 2:]
     b11, b12, b22 = FRICTION
     force = torque - velocity @ torch.tensor([[b11, b12], [b12, b22]], dtype=torch.float64)
@@ -46,11 +57,15 @@ def test_the_equations_are_lagranges(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize(("integrator", "order"), [("euler", 1), ("rk4", 4)])
-def test_energy_is_conserved_to_the_integrators_order(integrator: str, order: int, generator: torch.Generator) -> None:
+def test_energy_is_conserved_to_the_integrators_order(
+    integrator: str, order: int, generator: torch.Generator
+) -> None:
     start = coordinates(50, generator)
     steps, errors = [50, 100, 200, 400], []
     for n in steps:
-        arm = TwoLinkArm(n, friction=0.0, step_size=1 / n, integrator=integrator).to(dtype=torch.float64)
+        arm = TwoLinkArm(n, friction=0.0, step_size=1 / n, integrator=integrator).to(
+            dtype=torch.float64
+        )
         x = arm.state(start)
         for k in range(n):
             x = arm.transition(k, x, torch.zeros(50, 2, dtype=torch.float64))

@@ -17,8 +17,16 @@ from girsanov.envs.robots.mujoco import MujocoProblem
 from girsanov.scoreboard.evaluation import evaluate
 
 pytest.importorskip("mujoco")
-WORDS = {"InvertedPendulum": 0.05, "InvertedDoublePendulum": 0.05}  # controls that keep the unstable ones up for a while
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+WORDS = {
+    "InvertedPendulum": 0.05,
+    "InvertedDoublePendulum": 0.05,
+}  # controls that keep the unstable ones up for a while
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +51,11 @@ def same_steps(env_id: str, device: str, steps: int, n: int = 8) -> tuple[float,
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "env_id", [name if "Hopper" in name else pytest.param(name, marks=pytest.mark.slow) for name in sorted(NEED_MUJOCO)]
+    "env_id",
+    [
+        name if "Hopper" in name else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(NEED_MUJOCO)
+    ],
 )
 def test_the_robots_go_where_mujoco_takes_them(env_id: str, device: str) -> None:
     one, path = same_steps(env_id, device, 30)
@@ -57,9 +69,13 @@ def test_sensors_and_limits_are_mujocos(device: str) -> None:
     ours, theirs = arm(sensors=True), arm(sensors=True, engine="warp").to(device)
     x = ours.initial(5, generator)
     for _ in range(10):
-        z = 10 * torch.randn(5, 2, generator=generator, dtype=torch.float64)  # beyond the first actuator's limits
+        z = 10 * torch.randn(
+            5, 2, generator=generator, dtype=torch.float64
+        )  # beyond the first actuator's limits
         found, x = theirs.transition(0, x.to(device), z.to(device)).cpu(), ours.transition(0, x, z)
-        torch.testing.assert_close(found, x, rtol=0, atol=2e-5)  # the last but one is the reward: the hand's height
+        torch.testing.assert_close(
+            found, x, rtol=0, atol=2e-5
+        )  # the last but one is the reward: the hand's height
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -102,14 +118,20 @@ def test_pde_learns_on_it_as_on_mujoco(device: str) -> None:
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(ValueError, match="engine must be 'mujoco' or 'warp'; got 'brax'"):
         arm(engine="brax")
-    with pytest.raises(ValueError, match="threads is of engine='mujoco'; engine='warp' takes none, got 2"):
+    with pytest.raises(
+        ValueError, match="threads is of engine='mujoco'; engine='warp' takes none, got 2"
+    ):
         arm(engine="warp", threads=2)
     projected = ARM.replace('integrator="RK4"', 'solver="PGS"')
     with pytest.raises(ValueError, match="engine='warp' can't simulate this model: .*PGS"):
-        MujocoProblem(projected, lambda b, c, a: a.qpos[:, 0], steps=5, temperature=1.0, engine="warp")
+        MujocoProblem(
+            projected, lambda b, c, a: a.qpos[:, 0], steps=5, temperature=1.0, engine="warp"
+        )
 
 
 def test_without_warp_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
-    with pytest.raises(ValueError, match=r"engine='warp' must be installed: pip install girsanov\[warp\]"):
+    with pytest.raises(
+        ValueError, match=r"engine='warp' must be installed: pip install girsanov\[warp\]"
+    ):
         make_problem("girsanov/Reacher-v0", engine="warp")
