@@ -1,11 +1,6 @@
-"""Function classes for the Cole-Hopf transform ``f_k(x) = exp(V_k(x) / temperature)`` and for
-controls.
-
-Every value class is positive by construction and gives ``log f``; linear ones are in
-``linear_classes``. Where a problem offers ``terminal_estimate`` (a denoiser's prediction of the
-clean sample), functions take that estimate in place of the state: the map is one-to-one, and the
-chain rule then passes every gradient through the denoiser's Jacobian, which keeps it along the data
-(Tweedie's formula).
+"""Networks that both families of agents use, and values: positive by construction, they give
+``log f`` of the Cole-Hopf transform ``f_k(x) = exp(V_k(x) / temperature)``. Linear classes are
+PDE's.
 """
 
 from __future__ import annotations
@@ -17,65 +12,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..envs.problem import Problem
+from ..envs.features import FREQUENCIES, Standardise, encode, time_features
 
-_FREQUENCIES = 4
-
-
-def encode(problem: Problem, k: int | Tensor, x: Tensor) -> Tensor:
-    """What functions of the state take as input, ``(n, p)``: the flattened terminal estimate if
-    offered, else the state.
-    """
-    estimate = getattr(problem, "terminal_estimate", None)
-    return (x if estimate is None else estimate(k, x)).flatten(1)
-
-
-def time_features(t: Tensor, n: int) -> Tensor:
-    """Smooth features of times in [0, 1], ``(n, 1 + 2 * 4)``: t and the first sines and cosines of
-    ``pi t``.
-    """
-    angle = (
-        math.pi
-        * t.reshape(-1, 1)
-        * torch.arange(1, _FREQUENCIES + 1, device=t.device, dtype=t.dtype)
-    )
-    return torch.cat([t.reshape(-1, 1), angle.sin(), angle.cos()], 1).expand(n, -1)
-
-
-class Standardise(nn.Module):
-    """Shift and scale inputs by what was seen in the first data; constant inputs are not blown up.
-
-    The scale is one number for inputs that share a unit (pixels), or one an input (a pendulum's
-    angle and speed).
-    """
-
-    def __init__(self, n_inputs: int) -> None:
-        super().__init__()
-        self.register_buffer("centre", torch.zeros(n_inputs))
-        self.register_buffer("scale", torch.ones(n_inputs))
-        self.centre: Tensor
-        self.scale: Tensor
-
-    def fit(self, inputs: Tensor, apart: bool = False) -> None:
-        """Take centre and scale from ``inputs`` ``(n, p)``; scales below a third of the root mean
-        square are raised to it.
-
-        With ``apart`` only those below a thousandth are: a robot's angles are small beside its
-        speeds, and count as much.
-        """
-        deviation = inputs.std(0)
-        third = float(deviation.square().mean().sqrt()) / 3 + 1e-6
-        self.centre.copy_(inputs.mean(0))
-        raised = (
-            torch.where(deviation > 3e-3 * third, deviation, third)
-            if apart
-            else deviation.clamp(min=third)
-        )
-        self.scale.copy_(raised)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """``(n, p) -> (n, p)``."""
-        return (inputs - self.centre) / self.scale
+__all__ = [
+    "EnsembleMLP",
+    "NetworkValue",
+    "NeuralValue",
+    "Standardise",
+    "Value",
+    "encode",
+    "time_features",
+]
 
 
 class EnsembleMLP(nn.Module):
@@ -177,7 +124,7 @@ class NeuralValue(NetworkValue):
         self, n_inputs: int, horizon: int, hidden: Sequence[int] = (128, 128), members: int = 2
     ) -> None:
         super().__init__(n_inputs, horizon)
-        self.network = EnsembleMLP(n_inputs + 1 + 2 * _FREQUENCIES, 1, hidden, members)
+        self.network = EnsembleMLP(n_inputs + 1 + 2 * FREQUENCIES, 1, hidden, members)
         self.register_buffer("unit", torch.ones(()))  # nats
         self.unit: Tensor
 

@@ -1,9 +1,11 @@
 """Stable-baselines3's own PPO and SAC, set up for finite-horizon problems whose price is KL.
 
-Three things differ from SB3's defaults everywhere: ``gamma`` is 1 (the objective is undiscounted
-and time is part of the observation), both start at the pre-trained model (a control near zero), and
-the exploration noise starts small, since each coordinate of each step pays ``temperature * std^2 /
-2`` for it. All other settings are in ``hyperparameters.py``.
+Everywhere ``gamma`` is 1: the objective is undiscounted and time is part of the observation.
+``make_ppo`` and ``make_sac`` are the strong form: the action is the chain's noise, the observation
+holds what regression is given, and the policy knows its KL (``kl_policies``). ``make_ppo_control``
+and ``make_sac_control`` take the control as action. There exploration is noise on top of the
+chain's, and each coordinate of each step pays ``temperature * std^2 / 2`` for it. All settings are
+in ``hyperparameters`` and ``hyperparameters_control``.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
-from ..envs.env import as_env, observe, problem_of
+from ..agents.checks import warn_of_wrappers
+from ..envs.env import as_env, problem_of
+from ..envs.observations import Observation, StateObservation
 from ..envs.problem import Policy, Problem
-from . import hyperparameters
+from . import hyperparameters, hyperparameters_control
+from .hyperparameters import settings_for
+from .kl_policies import KLActorCriticPolicy, KLSACPolicy, MeanPriced, Unpriced
 from .vec_env import ProblemVecEnv
 
 
@@ -57,37 +64,96 @@ class GentleSACPolicy(SACPolicy):
 def make_ppo(
     env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
 ) -> PPO:
-    """SB3's PPO on a Problem, an id, an environment, or a VecEnv as it is.
+    """SB3's PPO whose action is the chain's noise and whose policy knows its KL.
 
     Args:
-        env: what to learn on.
+        env: a Problem, an id, or an environment, whose problem is taken; of a VecEnv its number of
+            lanes, too.
         seed: fixes networks, exploration and environment.
         device: of the networks. ``"auto"`` is the CPU: these are small MLPs fed from numpy, which a
             GPU slows down.
         overrides: any entry of ``hyperparameters.PPO`` or argument of ``stable_baselines3.PPO``.
     """
-    venv, settings = _prepare(env, hyperparameters.PPO, overrides)
-    settings.setdefault("n_steps", problem_of(venv).horizon)
-    if "batch_size" not in overrides:
-        settings["batch_size"] = _fitting(
-            settings["batch_size"], settings["n_steps"] * venv.num_envs
-        )
-    policy = settings.pop("policy", "MlpPolicy")
-    device = "cpu" if device == "auto" else device
-    return PPO(policy, venv, seed=seed, device=device, **settings)
+    venv, settings = _prepare(env, hyperparameters.PPO, "noise", overrides)
+    settings["policy_kwargs"].setdefault("control_bound", settings.pop("control_bound"))
+    _fit_rollouts(settings, venv)
+    priced = MeanPriced(venv, venv.problem.temperature)  # rewards in units of it
+    knows = {"policy": KLActorCriticPolicy, "normalize_advantage": False, "ent_coef": 1.0}
+    settings = {**knows, **settings}
+    model = PPO(env=priced, seed=seed, device="cpu" if device == "auto" else device, **settings)
+    return link(model)
 
 
 def make_sac(
     env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
 ) -> SAC:
-    """SB3's SAC on a Problem, an id, an environment, or a VecEnv as it is; arguments as in
-    ``make_ppo``.
+    """SB3's SAC whose action is the chain's noise and whose entropy coefficient is the temperature;
+    arguments as in ``make_ppo``.
 
     ``device="auto"`` is the GPU if there is one (SB3's own rule).
     """
-    venv, settings = _prepare(env, hyperparameters.SAC, overrides)
-    policy = settings.pop("policy", GentleSACPolicy)
-    return SAC(policy, venv, seed=seed, device=device, **settings)
+    venv, settings = _prepare(env, hyperparameters.SAC, "noise", overrides)
+    settings = {"policy": KLSACPolicy, "ent_coef": venv.problem.temperature, **settings}
+    return SAC(env=Unpriced(venv), seed=seed, device=device, **settings)
+
+
+def make_ppo_control(
+    env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
+) -> PPO:
+    """SB3's PPO whose action is the control; arguments as in ``make_ppo``."""
+    venv, settings = _prepare(env, hyperparameters_control.PPO, "control", overrides)
+    _fit_rollouts(settings, venv)
+    settings = {"policy": "MlpPolicy", **settings}
+    return PPO(env=venv, seed=seed, device="cpu" if device == "auto" else device, **settings)
+
+
+def make_sac_control(
+    env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
+) -> SAC:
+    """SB3's SAC whose action is the control; arguments as in ``make_ppo``."""
+    venv, settings = _prepare(env, hyperparameters_control.SAC, "control", overrides)
+    settings = {"policy": GentleSACPolicy, **settings}
+    return SAC(env=venv, seed=seed, device=device, **settings)
+
+
+def lanes_like(saved: dict[str, Any], env: Any) -> VecEnv:
+    """The environment that a saved model was trained on, on the problem of ``env``.
+
+    Args:
+        saved: the attributes of the model.
+        env: as in ``make_ppo``.
+    """
+    seen = StateObservation(problem_of(env)).space.shape
+    venv = ProblemVecEnv(
+        env,
+        saved["n_envs"],
+        # the model's own box of actions, which may be tighter than the environment's
+        float(saved["action_space"].high.max()),
+        actions="noise" if issubclass(saved["policy_class"], _KNOW_KL) else "control",
+        observation="state" if saved["observation_space"].shape == seen else "features",
+    )
+    if issubclass(saved["policy_class"], KLActorCriticPolicy):
+        return MeanPriced(venv, venv.problem.temperature)
+    return Unpriced(venv) if issubclass(saved["policy_class"], KLSACPolicy) else venv
+
+
+_KNOW_KL = (KLActorCriticPolicy, KLSACPolicy)
+
+
+def link(model: BaseAlgorithm) -> Any:
+    """Tell the environment of a model whose policy it is charged by, where it asks; the model."""
+    venv = model.get_env()
+    if isinstance(venv, MeanPriced):
+        assert isinstance(model.policy, KLActorCriticPolicy)
+        venv.policy = model.policy
+    return model
+
+
+def _fit_rollouts(settings: dict[str, Any], venv: ProblemVecEnv) -> None:
+    """Whole episodes, and minibatches of one size."""
+    settings.setdefault("n_steps", venv.episode_length)
+    size = settings["n_steps"] * venv.num_envs
+    settings["batch_size"] = _fitting(settings["batch_size"], size)
 
 
 def _fitting(batch_size: int, rollout: int) -> int:
@@ -99,28 +165,35 @@ def _fitting(batch_size: int, rollout: int) -> int:
 
 
 def _prepare(
-    env: Any, table: dict[str, dict[str, Any]], overrides: dict[str, Any]
-) -> tuple[VecEnv, dict[str, Any]]:
-    """The VecEnv, and the arguments of SB3's constructor: the table's entry with the overrides on
+    env: Any, table: dict[str, dict[str, Any]], actions: str, overrides: dict[str, Any]
+) -> tuple[ProblemVecEnv, dict[str, Any]]:
+    """The lanes, and the arguments of SB3's constructor: the table's entry with the overrides on
     top.
     """
     env = as_env(env)
-    settings = {**hyperparameters.settings_for(table, problem_of(env)), **overrides}
+    settings = {**settings_for(table, problem_of(env)), **overrides}
     lanes, bound = settings.pop("n_envs"), settings.pop("action_bound", None)
-    venv = env if isinstance(env, VecEnv) else ProblemVecEnv(env, lanes, bound)
+    observation = settings.pop("observation", None)
+    if isinstance(env, VecEnv):
+        warn_of_wrappers(env)
+        lanes = env.num_envs
+    venv = ProblemVecEnv(env, lanes, bound, actions=actions, observation=observation)
     activation = settings.pop("activation")
     network = {
         "net_arch": settings.pop("net_arch"),
-        "log_std_init": settings.pop("log_std_init"),
         "activation_fn": getattr(nn, activation) if isinstance(activation, str) else activation,
     }
+    if "log_std_init" in settings:
+        network["log_std_init"] = settings.pop("log_std_init")
     settings["policy_kwargs"] = {**network, **settings.get("policy_kwargs", {})}
+    if settings.pop("anneal", False) and not callable(settings["learning_rate"]):
+        settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
     return venv, settings
 
 
 def deterministic_policy(model: BaseAlgorithm, problem: Problem) -> Policy:
     """What the model would do without exploration, as a batched torch policy for ``rollout`` and
-    ``objective``.
+    ``objective``: the mean of its noise, or the control itself.
     """
     if model.get_vec_normalize_env() is not None:
         raise ValueError("model must see observations as they are; got one behind VecNormalize")
@@ -131,10 +204,14 @@ def deterministic_policy(model: BaseAlgorithm, problem: Problem) -> Policy:
     if not torch.equal(-bound, torch.as_tensor(space.low, device=model.device)):
         raise ValueError(f"model must have a symmetric action space; got {model.action_space}")
     policy.set_training_mode(False)
+    venv = model.get_env()
+    seen: Observation = StateObservation(problem)
+    if venv is not None:
+        seen = venv.get_attr("observation")[0].of(problem)
 
     def act(k: int, x: Tensor) -> Tensor:
         with torch.no_grad():
-            action = policy._predict(observe(problem, k, x).to(model.device), deterministic=True)
+            action = policy._predict(seen(k, x).to(model.device), deterministic=True)
         if policy.squash_output:
             action = action * bound  # SB3 squashes to [-1, 1]
         action = action.clamp(-bound, bound)

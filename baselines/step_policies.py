@@ -15,22 +15,10 @@ from ..agents.base import ControlPolicy
 from ..agents.checks import check_whole
 from ..agents.lora_control import TARGETS, AdapterControl
 from ..agents.networks import EnsembleMLP, Standardise, encode, time_features
+from ..envs.actions import steered_steps
 from ..envs.problem import Problem, device_of
 
 _POOLED = 8  # pixels a side of the latents that a critic sees
-
-
-def steered_steps(problem: Problem) -> Tensor:
-    """Which steps carry noise, ``(T,)`` bool: a denoiser's last may have none, and then neither
-    control, KL nor likelihood.
-    """
-    kernel = getattr(problem, "gaussian_kernel", None)
-    if kernel is None:
-        return torch.ones(problem.horizon, dtype=torch.bool, device=device_of(problem))
-    with torch.no_grad():
-        x = problem.initial(problem.horizon, torch.Generator(device_of(problem)).manual_seed(0))
-        mean, scale = kernel(torch.arange(problem.horizon, device=x.device), x)
-        return (torch.zeros_like(mean) + scale).flatten(1).ne(0).any(1)
 
 
 class StepPolicy(ControlPolicy):

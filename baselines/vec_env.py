@@ -16,7 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ..envs.env import ProblemVectorEnv, as_env, problem_of
+from ..envs.env import ProblemVectorEnv, as_env, problem_of, shell_of
 
 
 class ProblemVecEnv(VecEnv):
@@ -31,9 +31,12 @@ class ProblemVecEnv(VecEnv):
         env: a Problem, a registered id, or an environment, whose problem and action bound are taken
             (wrappers around it are not).
         num_envs: number of lanes.
-        action_bound: largest control in any coordinate; the environment's own if absent.
+        action_bound: largest action in any coordinate; the environment's own if absent (the form's,
+            if another form of actions is asked for).
         render_mode: ``None`` or ``"rgb_array"`` (all lanes tiled into one picture); the
             environment's own if absent.
+        actions: ``"control"`` or ``"noise"``; the environment's own if absent.
+        observation: ``"state"`` or ``"features"``; the environment's own if absent.
     """
 
     def __init__(
@@ -42,20 +45,28 @@ class ProblemVecEnv(VecEnv):
         num_envs: int = 16,
         action_bound: float | None = None,
         render_mode: str | None = None,
+        actions: str | None = None,
+        observation: str | None = None,
     ) -> None:
         env = as_env(env)
         self.problem = problem_of(env)
         shell = env.get_attr("unwrapped")[0] if isinstance(env, VecEnv) else env.unwrapped
-        bound = shell.action_bound if action_bound is None else action_bound
-        mode = shell.render_mode if render_mode is None else render_mode
+        own = shell_of(env)
+        if action_bound is None and actions in (None, own["actions"]):
+            action_bound = own["action_bound"]
         self._lanes = ProblemVectorEnv(
             self.problem,
             num_envs,
-            bound,
+            action_bound,
             autoreset_mode="same_step",
             tensors=True,
-            render_mode=mode,
+            render_mode=shell.render_mode if render_mode is None else render_mode,
+            actions=own["actions"] if actions is None else actions,
+            observation=own["observation"] if observation is None else observation,
         )
+        self.episode_length = self._lanes.episode_length  #: actions until the horizon
+        self.reward_queries = 0  #: terminal rewards asked for so far
+        self.last_kl: Tensor  #: (num_envs,) what was charged for the last actions, in nats
         self._actions: np.ndarray | None = None
         self._start = time.perf_counter()
         self._clear()
@@ -88,9 +99,11 @@ class ProblemVecEnv(VecEnv):
         observation, reward, terminated, _, info = self._lanes.step(self._actions)
         # not in place: SB3 and the infos may hold the tensors that these sums began with
         self._return = self._return + reward
-        self._reward = self._reward + info["reward"]
+        self._reward = self._reward + info["task_reward"]
         self._kl = self._kl + info["kl"]
+        self.last_kl = info["kl"]
         if "final_obs" in info:  # all lanes end together
+            self.reward_queries += self.num_envs
             infos = self._final_infos(info["final_obs"])
             self._clear()
         else:
@@ -101,7 +114,7 @@ class ProblemVecEnv(VecEnv):
     def _final_infos(self, last: Tensor) -> list[dict[str, Any]]:
         """One info dict a lane at the end of the episode, whose last observations are ``last``."""
         seconds = round(time.perf_counter() - self._start, 6)
-        length = self.problem.horizon
+        length = self.episode_length
         sums = (torch.stack([self._return, self._reward, self._kl]).double().cpu().T).tolist()  # type: ignore[list-item]
         return [
             {

@@ -155,9 +155,9 @@ def check_the_numpy_version(problem: GaussianMixture) -> None:
         ours = problem.transition(k, ours, torch.tensor([[0.3, -1.0]]))
         np.testing.assert_allclose(observation[:2], ours[0].numpy(), rtol=1e-4, atol=1e-5)
     assert done
-    np.testing.assert_allclose(info["reward"], float(problem.terminal_reward(ours)), rtol=1e-4)
+    np.testing.assert_allclose(info["task_reward"], float(problem.terminal_reward(ours)), rtol=1e-4)
     np.testing.assert_allclose(
-        reward, info["reward"] - problem.temperature * 0.5 * (0.3**2 + 1.0), rtol=1e-4
+        reward, info["task_reward"] - problem.temperature * 0.5 * (0.3**2 + 1.0), rtol=1e-4
     )
 
 

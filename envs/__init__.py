@@ -4,6 +4,7 @@ when it is made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,11 @@ NEED_WEIGHTS = frozenset({"girsanov/StableDiffusion-v0"})
 NEED_MUJOCO = frozenset(
     name for name, make in PROBLEMS.items() if isinstance(make, Factory) and make.module == _ROBOTS
 )
-_SHELL_ARGUMENTS = ("action_bound", "render_mode", "num_envs", "autoreset_mode", "tensors")
+_SHELL_ARGUMENTS = (
+    *("action_bound", "actions", "observation"),
+    *("render_mode", "num_envs", "autoreset_mode", "tensors"),
+)
+_PROCESS = os.getpid()
 
 
 def make_problem(env_id: str, device: str | torch.device = "cpu", **kwargs: Any) -> Problem:
@@ -90,7 +95,15 @@ def make_problem(env_id: str, device: str | torch.device = "cpu", **kwargs: Any)
 
 def _make(shell: type, env_id: str, device: str = "cpu", **kwargs: Any) -> Any:
     shell_kwargs = {name: kwargs.pop(name) for name in _SHELL_ARGUMENTS if name in kwargs}
-    kwargs.pop("max_episode_steps", None)
+    if kwargs.pop("max_episode_steps", None) is not None:
+        raise ValueError(
+            "max_episode_steps must be absent: an episode is one path of the chain, and ends at its"
+            " horizon; shorten the problem itself"
+        )
+    if os.getpid() != _PROCESS:  # forked, as by AsyncVectorEnv: torch's threads did not come along
+        import torch
+
+        torch.set_num_threads(1)
     return shell(make_problem(env_id, device, **kwargs), **shell_kwargs)
 
 
@@ -99,6 +112,10 @@ def make_env(env_id: str, **kwargs: Any) -> ProblemEnv:
     from .env import ProblemEnv
 
     return _make(ProblemEnv, env_id, **kwargs)
+
+
+#: ``gym.make`` looks here for what ``render_mode`` may be, wrapped modes included.
+make_env.metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[attr-defined]
 
 
 def make_vector_env(env_id: str, **kwargs: Any) -> ProblemVectorEnv:

@@ -1,11 +1,11 @@
 """The two Gymnasium shells around a Problem. They hold the only state: the present step, states and
 random stream.
 
-Observation: the state, flattened, followed by the time ``k / T`` in [0, 1]; float32. Action: the
-control in standard deviations of the noise, in ``[-action_bound, action_bound]``. Reward: ``r_k -
-temperature * |a|^2 / 2``, plus the terminal reward at the last step, so that an episode's
-undiscounted return is one sample of the objective. Reaching the horizon is ``terminated``, never
-``truncated``.
+Observation: the state and the time, or the features that regression is given (``observations``).
+Action: the control, or the noise itself (``actions``). Reward: ``r_k`` less the price of the
+action, plus the terminal reward at the last step, so that an episode's undiscounted return is one
+sample of the objective (for actions that are noise: of the objective without the policy's entropy).
+Reaching the horizon is ``terminated``, never ``truncated``.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .problem import Policy, Problem, check_integer, check_positive, device_of
+from .actions import Steered, Steering, action_form
+from .observations import StateObservation, observation_of
+from .problem import Policy, Problem, check_integer, device_of
 
-#: Observations are unbounded in effect; a finite number keeps every environment checker content.
-_LARGE = float(np.finfo(np.float32).max)
 _CPU = torch.device("cpu")
 
 
 def observe(problem: Problem, k: int, x: Tensor) -> Tensor:
     """Observations ``(n, state size + 1)`` in float32 of states ``x`` at step ``k``."""
-    flat = x.reshape(x.shape[0], -1).float()
-    return torch.cat([flat, flat.new_full((x.shape[0], 1), k / problem.horizon)], 1)
+    return StateObservation(problem)(k, x)
 
 
 def unobserve(problem: Problem, observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,21 +38,6 @@ def unobserve(problem: Problem, observation: Tensor) -> tuple[Tensor, Tensor]:
     """
     k = (observation[:, -1] * problem.horizon).round().long()
     return k, observation[:, :-1].reshape(-1, *problem.state_shape)
-
-
-def spaces_of(problem: Problem, action_bound: float) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-    """The observation and action space of one environment."""
-    check_positive("action_bound", action_bound)
-    size = int(np.prod(problem.state_shape))
-    low = np.full(size + 1, -_LARGE, np.float32)
-    low[-1] = 0.0
-    high = -low
-    high[-1] = 1.0
-    actions = int(np.prod(problem.noise_shape))
-    return (
-        gym.spaces.Box(low, high, dtype=np.float32),
-        gym.spaces.Box(-action_bound, action_bound, (actions,), dtype=np.float32),
-    )
 
 
 def problem_of(env: Any) -> Problem:
@@ -77,6 +61,18 @@ def problem_of(env: Any) -> Problem:
     return found
 
 
+def shell_of(env: Any) -> dict[str, Any]:
+    """The arguments by which another shell shows a problem as ``env`` does, wrappers apart:
+    ``actions``, ``action_bound`` and ``observation``.
+    """
+    shell = env.get_attr("unwrapped")[0] if hasattr(env, "env_method") else env.unwrapped
+    return {
+        "actions": shell.actions.name,
+        "action_bound": shell.actions.bound,
+        "observation": shell.observation.name,
+    }
+
+
 def _torch_seed(np_random: np.random.Generator) -> int:
     return int(np_random.integers(2**63 - 1))
 
@@ -93,31 +89,41 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
 
     Args:
         problem: what to wrap; its tensors decide the device.
-        action_bound: largest control in any coordinate, in standard deviations of the noise; larger
-            actions are clipped.
+        action_bound: largest action in any coordinate, in standard deviations of the noise; larger
+            actions are clipped. Absent: 1 for controls, 5 for noise.
         render_mode: ``None`` or ``"rgb_array"``.
+        actions: ``"control"`` (the environment adds its noise to the action) or ``"noise"`` (the
+            action is the noise); see ``actions``.
+        observation: ``"state"`` (and the time) or ``"features"`` (what PDE and PI-FT make of them);
+            see ``observations``.
 
-    ``info`` holds ``reward`` (without the KL price), ``kl`` and ``state`` (float32,
-    ``state_shape``) of the step.
+    ``info`` holds ``task_reward`` (without the KL price), ``kl`` (what is charged, in nats),
+    ``noise`` (z, float32, ``noise_shape``), ``log_ratio`` (log dP^0/dP^pi of the step; 0 where the
+    policy alone knows it) and ``state`` (float32, ``state_shape``) of the step.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(
-        self, problem: Problem, action_bound: float = 1.0, render_mode: str | None = None
+        self,
+        problem: Problem,
+        action_bound: float | None = None,
+        render_mode: str | None = None,
+        actions: str = "control",
+        observation: str = "state",
     ) -> None:
         _check_render_mode(render_mode)
         problem.validate()
         self.problem = problem
-        self.action_bound = action_bound
         self.render_mode = render_mode
-        self.observation_space, self.action_space = spaces_of(problem, action_bound)
+        self.actions = action_form(actions, problem, action_bound)
+        self.observation = observation_of(observation, problem)
+        self.action_bound = self.actions.bound
+        self.observation_space, self.action_space = self.observation.space, self.actions.space
+        self._steering = Steering(problem, self.actions)
+        self.episode_length = self._steering.episode_length  #: actions until the horizon
         self._generator = torch.Generator(device_of(problem))
         self._shape = tuple(self.action_space.shape or ())
-        self._noise_shape = (1, *problem.noise_shape)
-        self._has_running_reward = (
-            getattr(problem.running_reward, "__func__", None) is not Problem.running_reward
-        )
         self._k = problem.horizon  # nothing to step before the first reset
         self._x: Tensor | None = None
         self._path: list[Tensor] = []
@@ -132,8 +138,9 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         self._k = 0
         self._x = self.problem.initial(1, self._generator)
         self._path = [self._x]
-        observation, state = self._seen()
-        return observation, {"reward": 0.0, "kl": 0.0, "state": state}
+        noise = np.zeros(self.problem.noise_shape, np.float32)
+        info = {"task_reward": 0.0, "kl": 0.0, "noise": noise, "log_ratio": 0.0}
+        return self._seen(), {**info, "state": _float32(self._x)[0]}
 
     @torch.no_grad()
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -143,30 +150,30 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
             raise gym.error.ResetNeeded(
                 "call reset() before step(): the episode has not begun or is over"
             )
-        problem, k, x = self.problem, self._k, self._x
-        action = action.clip(-self.action_bound, self.action_bound)
-        kl = 0.5 * float(action.dot(action))
-        if math.isnan(kl):
+        problem, k = self.problem, self._k
+        if np.isnan(action).any():
             raise ValueError(f"action must hold no NaN; got {action.tolist()} at step {k}")
-        z = torch.randn(
-            self._noise_shape, generator=self._generator, device=x.device, dtype=x.dtype
+        given = torch.from_numpy(action.reshape(1, *problem.noise_shape))
+        self._k, states, reward, steered = self._steering.advance(
+            k, self._x, given, self._generator
         )
-        z += torch.from_numpy(action.reshape(self._noise_shape)).to(x)
-        reward = problem.running_reward(k, x).item() if self._has_running_reward else 0.0
-        self._x = problem.transition(k, x, z)
-        self._k = k + 1
-        terminated = self._k == problem.horizon
-        if terminated:
-            reward += problem.terminal_reward(self._x).item()
-        if not math.isfinite(reward):
+        self._x = states[-1]
+        earned, kl = reward.item(), steered.kl.item()
+        if not math.isfinite(earned):
             raise ValueError(
-                f"the reward of {type(problem).__name__} must be finite; got {reward} at step {k}"
+                f"the reward of {type(problem).__name__} must be finite; got {earned} at step {k}"
             )
         if self.render_mode is not None:
-            self._path.append(self._x)
-        observation, state = self._seen()
-        info = {"reward": reward, "kl": kl, "state": state}
-        return observation, reward - problem.temperature * kl, terminated, False, info
+            self._path.extend(states)
+        info = {
+            "task_reward": earned,
+            "kl": kl,
+            "noise": _float32(steered.noise)[0],
+            "log_ratio": steered.log_ratio.item(),
+            "state": _float32(self._x)[0],
+        }
+        over = self._k == problem.horizon
+        return self._seen(), earned - problem.temperature * kl, over, False, info
 
     def render(self) -> Any:
         """The path so far as an ``(H, W, 3)`` uint8 picture; None unless
@@ -178,14 +185,14 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
             raise gym.error.ResetNeeded("call reset() before render()")
         return self.problem.render(torch.stack([x[0] for x in self._path]).cpu())
 
-    def _seen(self) -> tuple[np.ndarray, np.ndarray]:
-        """The observation and the state, in memory of their own."""
+    def _seen(self) -> np.ndarray:
         assert self._x is not None
-        state = self._x.to(_CPU, torch.float32).numpy()
-        observation = np.empty(state.size + 1, np.float32)
-        observation[:-1] = state.reshape(-1)
-        observation[-1] = self._k / self.problem.horizon
-        return observation, state[0].copy()
+        return self.observation(self._k, self._x).to(_CPU).numpy()[0]
+
+
+def _float32(x: Tensor) -> np.ndarray:
+    """A copy on the CPU."""
+    return x.detach().to(_CPU, torch.float32, copy=True).numpy()
 
 
 class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
@@ -203,16 +210,20 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         tensors: return torch tensors on the problem's device instead of numpy arrays, and take them
             as actions.
         render_mode: ``None`` or ``"rgb_array"`` (one picture a lane).
+        actions: as in ``ProblemEnv``.
+        observation: as in ``ProblemEnv``.
     """
 
     def __init__(
         self,
         problem: Problem,
         num_envs: int = 1,
-        action_bound: float = 1.0,
+        action_bound: float | None = None,
         autoreset_mode: str | AutoresetMode = "next_step",
         tensors: bool = False,
         render_mode: str | None = None,
+        actions: str = "control",
+        observation: str = "state",
     ) -> None:
         _check_render_mode(render_mode)
         modes = {
@@ -230,13 +241,18 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         problem.validate()
         self.problem = problem
         self.num_envs = num_envs
-        self.action_bound = action_bound
         self.tensors = tensors
         self.render_mode = render_mode
         self.metadata = {**ProblemEnv.metadata, "autoreset_mode": modes[autoreset_mode]}
-        self.single_observation_space, self.single_action_space = spaces_of(problem, action_bound)
+        self.actions = action_form(actions, problem, action_bound)
+        self.observation = observation_of(observation, problem)
+        self.action_bound = self.actions.bound
+        self.single_observation_space = self.observation.space
+        self.single_action_space = self.actions.space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._steering = Steering(problem, self.actions)
+        self.episode_length = self._steering.episode_length  #: actions until the horizon
         self._mode = modes[autoreset_mode]
         self._generator = torch.Generator(device_of(problem))
         self._k = problem.horizon
@@ -265,7 +281,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     @torch.no_grad()
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steer one transition of every lane; ``actions`` has shape ``(num_envs, noise size)``."""
-        a = self._controls(actions)
+        a = self._given(actions)
         if self._x is None or (
             self._k >= self.problem.horizon and self._mode is not AutoresetMode.NEXT_STEP
         ):
@@ -274,35 +290,31 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             )
         if self._k >= self.problem.horizon:  # next-step autoreset: the action is ignored
             zero = self._x.new_zeros(self.num_envs)
-            return self._restart(), *self._out(zero, zero > 0, zero > 0), self._infos(zero, zero)
-        problem, k, x = self.problem, self._k, self._x
-        reward = problem.running_reward(k, x)
-        z = torch.randn(a.shape, generator=self._generator, device=x.device, dtype=x.dtype).add_(a)
-        self._x = problem.transition(k, x, z)
-        self._k = k + 1
+            infos = self._infos(zero, Steered(a, zero, zero))
+            return self._restart(), *self._out(zero, zero > 0, zero > 0), infos
+        problem, k = self.problem, self._k
+        self._k, states, reward, steered = self._steering.advance(k, self._x, a, self._generator)
+        self._x = states[-1]
         if self.render_mode is not None:
-            self._path.append(self._x)
+            self._path.extend(states)
         ended = self._k == problem.horizon
-        if ended:
-            reward = reward + problem.terminal_reward(self._x)
         self._return = self._return + reward  # NaN and infinity stay in a sum
-        if (ended or not self.tensors) and not torch.isfinite(
-            self._return
-        ).all():  # looking would make a GPU wait
+        if (ended or not self.tensors) and not torch.isfinite(self._return).all():
+            # looking would make a GPU wait
             raise ValueError(
                 f"the reward of {type(problem).__name__} must be finite; got NaN or infinity at"
                 f" step {k}"
             )
-        kl = 0.5 * a.flatten(1).square().sum(1)
-        infos = self._infos(reward, kl)
-        truncated = torch.zeros(self.num_envs, dtype=torch.bool, device=x.device)
-        out = self._out(reward - problem.temperature * kl, truncated | ended, truncated)
+        infos = self._infos(reward, steered)
+        truncated = torch.zeros(self.num_envs, dtype=torch.bool, device=reward.device)
+        paid = reward - problem.temperature * steered.kl
+        out = self._out(paid, truncated | ended, truncated)
         if ended and self._mode is AutoresetMode.SAME_STEP:
-            infos["final_obs"] = self._observation()
-            infos["final_info"] = {key: infos[key] for key in ("reward", "kl", "state")}
+            infos["final_obs"] = self._seen()
+            infos["final_info"] = {key: infos[key] for key in INFOS}
             infos["_final_obs"] = infos["_final_info"] = np.ones(self.num_envs, bool)
             return self._restart(), *out, infos
-        return self._observation(), *out, infos
+        return self._seen(), *out, infos
 
     def render(self) -> tuple[Any, ...] | None:
         """One ``(H, W, 3)`` uint8 picture a lane; None unless ``render_mode="rgb_array"``."""
@@ -312,32 +324,26 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             raise gym.error.ResetNeeded("call reset() before render()")
         return tuple(self.problem.render(path) for path in torch.stack(self._path, 1).cpu())
 
-    def _controls(self, actions: Any) -> Tensor:
+    def _given(self, actions: Any) -> Tensor:
         shape = (self.num_envs, *(self.single_action_space.shape or ()))
         if not isinstance(actions, Tensor):
             actions = torch.from_numpy(_check_action(actions, shape))
             if actions.isnan().any():
-                raise ValueError(
-                    f"action must hold no NaN; got {int(actions.isnan().any(1).sum())} lanes with"
-                    " some"
-                )
+                lanes = int(actions.isnan().any(1).sum())
+                raise ValueError(f"action must hold no NaN; got {lanes} lanes with some")
         elif tuple(actions.shape) != shape:
             raise ValueError(f"action must have shape {shape}; got {tuple(actions.shape)}")
-        if self._x is not None:
-            actions = actions.to(self._x)
-        return actions.clamp(-self.action_bound, self.action_bound).view(
-            self.num_envs, *self.problem.noise_shape
-        )
+        return actions.view(self.num_envs, *self.problem.noise_shape)
 
     def _restart(self) -> Any:
         self._k, self._return = 0, 0.0
         self._x = self.problem.initial(self.num_envs, self._generator)
         self._path = [self._x]
-        return self._observation()
+        return self._seen()
 
-    def _observation(self) -> Any:
+    def _seen(self) -> Any:
         assert self._x is not None
-        observation = observe(self.problem, self._k, self._x)
+        observation = self.observation(self._k, self._x)
         return observation if self.tensors else observation.cpu().numpy()
 
     def _out(self, *values: Tensor) -> list[Any]:
@@ -347,19 +353,18 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             v.cpu().numpy() if v.dtype == torch.bool else v.double().cpu().numpy() for v in values
         ]
 
-    def _infos(self, reward: Tensor, kl: Tensor) -> dict[str, Any]:
+    def _infos(self, reward: Tensor, steered: Steered) -> dict[str, Any]:
         assert self._x is not None
-        reward, kl = self._out(reward, kl)
-        state = self._x if self.tensors else self._x.float().cpu().numpy().copy()
-        every = np.ones(self.num_envs, bool)
-        return {
-            "reward": reward,
-            "_reward": every,
-            "kl": kl,
-            "_kl": every.copy(),
-            "state": state,
-            "_state": every.copy(),
-        }
+        numbers = self._out(reward, steered.kl, steered.log_ratio)
+        arrays: list[Any] = [steered.noise, self._x]
+        if not self.tensors:
+            arrays = [_float32(x) for x in arrays]
+        infos = dict(zip(INFOS, (*numbers, *arrays), strict=True))
+        return infos | {f"_{key}": np.ones(self.num_envs, bool) for key in INFOS}
+
+
+#: What ``infos`` hold of every step, as ``ProblemEnv`` says.
+INFOS = ("task_reward", "kl", "log_ratio", "noise", "state")
 
 
 def _check_render_mode(render_mode: str | None) -> None:
@@ -371,14 +376,10 @@ def as_env(env: Any, **kwargs: Any) -> Any:
     """What agents accept as ``env``, made an environment: an id, a bare Problem, or an environment
     as it is.
 
-    Of Gymnasium's vector environments, which stable-baselines3 does not take, one copy is made:
-    problem and action bound.
+    Of Gymnasium's vector environments, which stable-baselines3 does not take, one copy is made.
     """
     if isinstance(env, gym.vector.VectorEnv):
-        return ProblemEnv(
-            problem_of(env),
-            **{"action_bound": float(np.max(env.single_action_space.high)), **kwargs},
-        )  # type: ignore[attr-defined]
+        return ProblemEnv(problem_of(env), **{**shell_of(env), **kwargs})
     if isinstance(env, Problem):
         return ProblemEnv(env, **kwargs)
     if isinstance(env, str):
@@ -398,6 +399,6 @@ __all__ = [
     "device_of",
     "observe",
     "problem_of",
-    "spaces_of",
+    "shell_of",
     "unobserve",
 ]

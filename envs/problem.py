@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class Problem(ABC):
     noise_shape: tuple[int, ...]  #: shape of one noise draw, hence of one control
     horizon: int  #: number of steps T
     temperature: float  #: beta > 0, the price of one nat of KL
+    #: Methods ``(k, x, ...)`` each row of which is one evaluation of the model (see ``counting``).
+    model_methods: ClassVar[tuple[str, ...]] = ("transition",)
 
     @abstractmethod
     def initial(self, n: int, generator: torch.Generator) -> Tensor:

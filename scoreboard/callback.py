@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch.utils.tensorboard import SummaryWriter
 
+from ..envs.counting import Evaluations
 from ..envs.problem import Estimate, Problem
 from .evaluation import (
     CURVE_SEED,
@@ -37,16 +39,28 @@ PICTURES = 16
 
 
 class Stopwatch:
-    """Seconds of training: runs from ``start``, stands still between ``pause`` and ``resume``."""
+    """Seconds of training: stands still between ``pause`` and ``resume``.
 
-    def __init__(self, device: torch.device, before: float = 0.0) -> None:
+    Args:
+        device: whose work counts.
+        before: what it shows at first.
+        clock: seconds since some time.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        before: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._device = device
         self._before = before
+        self._clock = clock
         self._since: float | None = None
 
     def resume(self) -> None:
         """Run (again)."""
-        self._since = time.perf_counter()
+        self._since = self._clock()
 
     def pause(self) -> None:
         """Stand still, once the GPU has done what training asked of it."""
@@ -57,7 +71,7 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         """Seconds so far."""
-        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+        return self._before + (0.0 if self._since is None else self._clock() - self._since)
 
 
 class BudgetCallback(BaseCallback):
@@ -87,11 +101,8 @@ class BudgetCallback(BaseCallback):
 
     def spent(self) -> Spent:
         """What training has used since it began; no seconds are counted here."""
-        model: Any = self.model
-        steps, lanes = model.num_timesteps, model.n_envs
-        # All lanes of a batched environment end together, so an SB3 agent has seen whole rounds of
-        # them only.
-        queries = getattr(model, "reward_queries", lanes * (steps // lanes // self.problem.horizon))
+        steps = self.model.num_timesteps
+        queries = reward_queries(self.model, self.problem)
         return Spent(steps - self._base.env_steps, queries - self._base.reward_queries, 0.0)
 
     def _on_step(self) -> bool:
@@ -102,6 +113,16 @@ class BudgetCallback(BaseCallback):
         # learn from it.
         self._over = fraction >= 1
         return True
+
+
+def reward_queries(model: Any, problem: Problem) -> int:
+    """Terminal rewards that a model has seen: as itself or its environment counts them, else whole
+    rounds of its lanes, which all end together.
+    """
+    for counter in (model, model.get_env()):
+        if hasattr(counter, "reward_queries"):
+            return counter.reward_queries
+    return model.n_envs * (model.num_timesteps // model.n_envs // problem.horizon)
 
 
 class ScoreCallback(BudgetCallback):
@@ -129,6 +150,7 @@ class ScoreCallback(BudgetCallback):
         checkpoints: where to save, at the end of a round, a model whose policy says that it
             ``resumes``; nowhere if absent.
         resumed: what an earlier process saved there, for a run that goes on.
+        evaluations: of the model that the agent learns with; not counted if absent.
     """
 
     def __init__(
@@ -143,8 +165,10 @@ class ScoreCallback(BudgetCallback):
         on_row: Any = None,
         checkpoints: Checkpoints | None = None,
         resumed: dict[str, Any] | None = None,
+        evaluations: Evaluations | None = None,
     ) -> None:
         super().__init__(problem, budget, resumed)
+        self._evaluations = Evaluations() if evaluations is None else evaluations
         self._checkpoints, self._saved_at = checkpoints, 0.0
         self._rows = 0 if resumed is None else resumed["rows"]
         self.reference, self.plan, self.seed = reference, plan, seed
@@ -156,42 +180,54 @@ class ScoreCallback(BudgetCallback):
         self._writer = SummaryWriter(str(self._tensorboard))
         self._start = time.time()
         super()._on_training_start()
-        self._clock = Stopwatch(torch.device(self.model.device))
+        device, before = torch.device(self.model.device), self._resumed or {}
+        self._clock = Stopwatch(device, before.get("seconds", 0.0))
+        self._cpu = Stopwatch(device, before.get("cpu_seconds", 0.0), time.process_time)
+        self._evaluations.count += before.get("model_evaluations", 0)
         if self._resumed is None:
             self._look()
         else:
             self._due, self._start = self._resumed["due"], self._resumed["start"]
-            self._clock = Stopwatch(torch.device(self.model.device), self._resumed["seconds"])
             self._saved_at = self._resumed["seconds"]
+        self._go_on()
+
+    def _go_on(self) -> None:
         self._clock.resume()
+        self._cpu.resume()
+
+    def _stand_still(self) -> None:
+        self._clock.pause()
+        self._cpu.pause()
 
     def _on_rollout_end(self) -> None:
         resumes = self._checkpoints is not None and getattr(self.model.policy, "resumes", False)
         if not resumes or self._clock.seconds - self._saved_at < self._checkpoints.every:  # type: ignore[union-attr]
             return
-        self._clock.pause()
+        self._stand_still()
         self._saved_at = self._clock.seconds
         state = {
             "base": list(self._base),
             "due": self._due,
             "start": self._start,
             "seconds": self._saved_at,
+            "cpu_seconds": self._cpu.seconds,
+            "model_evaluations": self._evaluations.count,
         }
         progress = {"env_steps": self.spent().env_steps, "rows": self._rows}
         self._checkpoints.save(self.model, {**state, **progress})  # type: ignore[union-attr]
-        self._clock.resume()
+        self._go_on()
 
     def _on_step(self) -> bool:
         goes_on = super()._on_step()
         fraction = self.budget.fraction(self.spent())
         if goes_on and self._due and fraction >= self._due[0] and not self._over:
-            self._clock.pause()
+            self._stand_still()
             self._look()
-            self._clock.resume()
+            self._go_on()
         return goes_on
 
     def _on_training_end(self) -> None:
-        self._clock.pause()
+        self._stand_still()
         self.final = self._row(self.plan.final_paths, FINAL_SEED)
         self.final_states = self._states
         self._show()
@@ -203,10 +239,13 @@ class ScoreCallback(BudgetCallback):
 
     def spent(self) -> Spent:
         """What training has used since it began."""
-        return (
-            super()
-            .spent()
-            ._replace(seconds=self._clock.seconds if hasattr(self, "_clock") else 0.0)
+        counts = super().spent()
+        if not hasattr(self, "_clock"):
+            return counts
+        return counts._replace(
+            seconds=self._clock.seconds,
+            model_evaluations=self._evaluations.count,
+            cpu_seconds=self._cpu.seconds,
         )
 
     def _look(self) -> None:
@@ -235,8 +274,9 @@ class ScoreCallback(BudgetCallback):
         policy, seed = self.model.policy, stream + self.seed
         training, device = policy.training, torch.device(self.model.device)
         policy.set_training_mode(False)
+        cuda = [device] if device.type == "cuda" else []
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with torch.random.fork_rng(cuda), self._evaluations.paused():
                 torch.manual_seed(seed)  # for policies that average over noise of their own
                 acting = policy_of(self.model, self.problem)
                 return evaluate(self.problem, acting, paths, generator_on(self.problem, seed))

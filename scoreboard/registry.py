@@ -33,11 +33,13 @@ class Agent:
             ``ProblemEnv``.
         load: ``load(path, env, device)`` reads one that ``save`` wrote; absent: it can't be loaded.
         access: what the method has to know of the problem, for the table.
+        access_class: one of ``ACCESS_CLASSES``; methods are compared within a class.
     """
 
     make: Callable[..., BaseAlgorithm]
     load: Callable[[str, ProblemEnv, str], BaseAlgorithm] | None = None
     access: str = "not stated"
+    access_class: str = "not stated"
 
 
 def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
@@ -77,6 +79,24 @@ def _sac(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
     from ..baselines.sb3 import make_sac
 
     return make_sac(env, **kwargs)
+
+
+def _ppo_control(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.sb3 import make_ppo_control
+
+    return make_ppo_control(env, **kwargs)
+
+
+def _sac_control(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.sb3 import make_sac_control
+
+    return make_sac_control(env, **kwargs)
+
+
+def _dyna(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
+    from ..baselines.dyna import Dyna
+
+    return Dyna.tuned(env, **kwargs)
 
 
 def _dpok(env: ProblemEnv, **kwargs: Any) -> BaseAlgorithm:
@@ -121,6 +141,12 @@ def _load_sac(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     return _load_sb3(SAC, path, env, device)
 
 
+def _load_dyna(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from ..baselines.dyna import Dyna
+
+    return Dyna.load(path, env=env, device=device)
+
+
 def _load_dpok(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     from ..baselines.dpok import DPOK
 
@@ -148,14 +174,12 @@ def _load_sb3(
     """SB3's own ``load``, whose many ways to fail on a bad file become one ValueError."""
     from stable_baselines3.common.save_util import load_from_zip_file
 
-    from ..baselines.vec_env import ProblemVecEnv
+    from ..baselines.sb3 import lanes_like, link
 
     try:
         data, _, _ = load_from_zip_file(path, device="cpu")
-        lanes, bound = data["n_envs"], float(data["action_space"].high.max())  # type: ignore[index]
-        # the model's own box of actions, which may be tighter than the environment's (see
-        # baselines/hyperparameters.py)
-        return algorithm.load(path, env=ProblemVecEnv(env, lanes, bound), device=device)
+        assert data is not None
+        return link(algorithm.load(path, env=lanes_like(data, env), device=device))
     except OSError:
         raise
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_SAID_OF_BAD_FILES) as error:
@@ -170,20 +194,34 @@ def _load_sb3(
 _PDE_ACCESS = "black-box reward; pre-trained transition, differentiable in its noise"
 _PI_FT_ACCESS = "reward's gradient; pre-trained transition, differentiable"
 _RL_ACCESS = "black-box reward; interaction"
+_DYNA_ACCESS = "black-box reward; pre-trained transition, simulated"
 # The likelihood of a step is that of its noise, which is therefore seen; where there is a denoiser,
 # its estimate is the input.
 _SCORE_ACCESS = "black-box reward; interaction with the noise seen; pre-trained estimate as input"
 
+#: From the least that a method may use to the most; each holds what those before it hold.
+ACCESS_CLASSES = (
+    "interaction",
+    "noise seen",
+    "transition known",
+    "transition differentiable",
+    "reward gradient",
+)
+_INTERACTION, _NOISE, _TRANSITION, _DIFFERENTIABLE, _GRADIENT = ACCESS_CLASSES
+
 #: The agents by name; yours may join: ``AGENTS["mine"] = Agent(make)``, or name it
 #: ``module:attribute`` on the command line.
 AGENTS: dict[str, Agent] = {
-    "pde": Agent(_pde, _load_pde, _PDE_ACCESS),
-    "pi-ft": Agent(_pi_ft, _load_pi_ft, _PI_FT_ACCESS),
-    "ppo": Agent(_ppo, _load_ppo, _RL_ACCESS),
-    "sac": Agent(_sac, _load_sac, _RL_ACCESS),
-    "dpok": Agent(_dpok, _load_dpok, _SCORE_ACCESS),
-    "ddpo": Agent(_ddpo, _load_ddpo, _SCORE_ACCESS),
-    "adjoint-matching": Agent(_adjoint_matching, _load_adjoint_matching, _PI_FT_ACCESS),
+    "pde": Agent(_pde, _load_pde, _PDE_ACCESS, _DIFFERENTIABLE),
+    "pi-ft": Agent(_pi_ft, _load_pi_ft, _PI_FT_ACCESS, _GRADIENT),
+    "ppo": Agent(_ppo, _load_ppo, _SCORE_ACCESS, _NOISE),
+    "sac": Agent(_sac, _load_sac, _SCORE_ACCESS, _NOISE),
+    "dyna": Agent(_dyna, _load_dyna, _DYNA_ACCESS, _TRANSITION),
+    "dpok": Agent(_dpok, _load_dpok, _SCORE_ACCESS, _NOISE),
+    "ddpo": Agent(_ddpo, _load_ddpo, _SCORE_ACCESS, _NOISE),
+    "adjoint-matching": Agent(_adjoint_matching, _load_adjoint_matching, _PI_FT_ACCESS, _GRADIENT),
+    "ppo-control": Agent(_ppo_control, _load_ppo, _RL_ACCESS, _INTERACTION),
+    "sac-control": Agent(_sac_control, _load_sac, _RL_ACCESS, _INTERACTION),
 }
 
 
@@ -203,10 +241,12 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
     """The environment of an id or of ``module:attribute`` (a Problem, or a callable that returns
     one), checked.
 
-    ``kwargs`` go to the problem, ``action_bound`` among them to its environment.
+    ``kwargs`` go to the problem; ``action_bound``, ``actions`` and ``observation`` among them to
+    its environment.
     """
     kwargs = dict(kwargs)
-    shell = {key: kwargs.pop(key) for key in ("action_bound",) if key in kwargs}
+    names = ("action_bound", "actions", "observation")
+    shell = {key: kwargs.pop(key) for key in names if key in kwargs}
     place = resolve_device(device)
     if name in PROBLEMS:
         factory: Any = lambda **kw: make_problem(name, place, **kw)  # noqa: E731

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..envs.env import ProblemEnv
+from ..envs.counting import Evaluations, counted
+from ..envs.env import ProblemEnv, shell_of
 from ..envs.problem import Policy, Problem
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
 from .records import RunFolder, check_writable, provenance, read_record, write_json, write_whole
@@ -72,9 +73,8 @@ def execute(
         return read_record(folder.record)
     from .callback import ScoreCallback  # imports SB3 and TensorBoard
 
-    env, model, resumed = _prepare(
-        spec, folder
-    )  # what can go wrong at once does so before anything is written
+    # what can go wrong at once does so before anything is written
+    env, evaluations, model, resumed = _prepare(spec, folder)
     check_writable(out)
     reference = prepare_env(spec, env, out)
     with folder.begin():
@@ -89,7 +89,7 @@ def execute(
                 folder.tensorboard,
                 on_row,
             ),
-            *(folder.checkpoints, resumed),
+            *(folder.checkpoints, resumed, evaluations),
         )
         try:
             _learn(model, spec, env, callback, resumed)
@@ -107,6 +107,7 @@ def execute(
             "final": callback.final,
             "reference": reference.to_json(),
             "access": getattr(model.policy, "access", agent.access),
+            "access_class": getattr(model.policy, "access_class", agent.access_class),
             "temperature": env.problem.temperature,
             "horizon": env.problem.horizon,
             "state_shape": list(env.problem.state_shape),
@@ -135,22 +136,23 @@ def assist(spec: RunSpec, out: Path) -> None:
         return
     from .callback import BudgetCallback
 
-    env, model, resumed = _prepare(spec, folder)
+    env, _, model, resumed = _prepare(spec, folder)
     _learn(model, spec, env, BudgetCallback(env.problem, spec.budget, resumed), resumed)
 
 
 def _prepare(
     spec: RunSpec, folder: RunFolder
-) -> tuple[ProblemEnv, BaseAlgorithm, dict[str, Any] | None]:
-    """The environment, the agent, and what an earlier process left; of several processes each on a
-    GPU of its own.
+) -> tuple[ProblemEnv, Evaluations, BaseAlgorithm, dict[str, Any] | None]:
+    """The environment, the count of what the agent asks of its model, the agent, and what an
+    earlier process left; of several processes each on a GPU of its own.
     """
     from ..agents.pi_ft.lora import processes
 
     team = processes(torch.device(resolve_device(spec.device)))
     env = make_env(spec.env, spec.env_kwargs, spec.device)
     resumed = folder.checkpoints.state()
-    model = _model(spec, env, resumed)
+    problem, evaluations = counted(env.problem)
+    model = _model(spec, ProblemEnv(problem, **shell_of(env)), resumed)
     if team is not None:
         if not getattr(model.policy, "shares_paths", False):
             name = type(model.policy).__name__
@@ -164,7 +166,7 @@ def _prepare(
                 " seconds"
             )
         team.wait_for_everyone()  # all have read the checkpoint before the first may replace it
-    return env, model, resumed
+    return env, evaluations, model, resumed
 
 
 def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None) -> BaseAlgorithm:
@@ -199,7 +201,8 @@ def _learn(
     callback: Any,
     resumed: dict[str, Any] | None = None,
 ) -> None:
-    total = spec.budget.timesteps(env.problem.horizon, model.n_envs)
+    length = getattr(model.get_env(), "episode_length", env.problem.horizon)
+    total = spec.budget.timesteps(length, model.n_envs)
     if resumed is None:
         model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
     elif total > resumed["env_steps"]:

@@ -18,13 +18,13 @@ _ENDLESS = 10**12
 
 
 class Spent(NamedTuple):
-    """What a run has used so far, in all three units; ``seconds`` is training time, without
-    evaluation.
-    """
+    """What a run has used so far, in every unit; evaluation is in none of them."""
 
     env_steps: int
     reward_queries: int  # terminal rewards seen
     seconds: float
+    model_evaluations: int = 0  # rows of states whose transition or denoiser was computed
+    cpu_seconds: float = 0.0  # of this process, all threads: what a busy machine does not change
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class LearnedRewards(nn.Module):
         return self._terminal(inputs).mean(0).clamp(*self.bounds[1])
 
 
-class _Imagined(Problem):
+class ImaginedProblem(Problem):
     """A problem with learned rewards in place of its own, which are not asked."""
 
     def __init__(self, problem: Problem, rewards: LearnedRewards) -> None:
@@ -157,5 +157,5 @@ def imagine(
 ) -> Replay:
     """``n`` paths of the problem under ``control`` with learned rewards, as regression data."""
     return Replay.of(
-        problem, Recording.of(rollout(_Imagined(problem, rewards), control, n, generator))
+        problem, Recording.of(rollout(ImaginedProblem(problem, rewards), control, n, generator))
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -221,6 +221,8 @@ class DenoisingProblem(Problem):
         temperature: price of one nat of KL.
         dtype: of the states and tables.
     """
+
+    model_methods: ClassVar[tuple[str, ...]] = ("predict_noise",)
 
     def __init__(
         self,

@@ -44,6 +44,8 @@ class DiffusersChain(DenoisingProblem):
             of keeping them.
     """
 
+    model_methods = ("_noise",)  # what memory does not answer
+
     def __init__(
         self,
         unet: Any,

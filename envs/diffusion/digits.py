@@ -64,6 +64,8 @@ class Digits(DenoisingProblem):
         checkpoint: a file written by ``train.py pretrain``; the shipped one if absent.
     """
 
+    model_methods = ("_predict_noise",)  # what memory does not answer
+
     def __init__(
         self,
         reward: Callable[[Tensor], Tensor] | None = None,

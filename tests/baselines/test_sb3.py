@@ -1,3 +1,5 @@
+"""SB3's PPO and SAC whose action is the control; those that see the noise: test_kl_policies."""
+
 import warnings
 
 import gymnasium as gym
@@ -9,9 +11,11 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from girsanov.baselines import hyperparameters
+from girsanov.baselines import hyperparameters_control as hyperparameters
 from girsanov.baselines.hyperparameters import settings_for
-from girsanov.baselines.sb3 import GentleSACPolicy, deterministic_policy, make_ppo, make_sac
+from girsanov.baselines.sb3 import GentleSACPolicy, deterministic_policy
+from girsanov.baselines.sb3 import make_ppo_control as make_ppo
+from girsanov.baselines.sb3 import make_sac_control as make_sac
 from girsanov.baselines.vec_env import ProblemVecEnv
 from girsanov.envs import PROBLEMS, make_problem
 from girsanov.envs.certificates import certificate
@@ -150,13 +154,14 @@ def test_overrides_and_given_vec_envs(make):
         activation="ELU",
         verbose=0,
     )
-    assert model.get_env() is venv and model.learning_rate == 0.5 and model.policy.net_arch == [7]
+    assert model.get_env().problem is problem and model.n_envs == 3  # its lanes
+    assert model.learning_rate == 0.5 and model.policy.net_arch == [7]
     assert any(isinstance(module, torch.nn.ELU) for module in model.policy.modules())
     with pytest.raises(TypeError, match="nonsense"):
         make(problem, nonsense=1)
     normalised = VecNormalize(DummyVecEnv([lambda: gym.make(MIXTURE)]))
-    with pytest.raises(ValueError, match="VecNormalize"):
-        deterministic_policy(make(normalised), problem)
+    with pytest.warns(UserWarning, match="VecNormalize"):
+        assert make(normalised).get_vec_normalize_env() is None
 
 
 @pytest.mark.parametrize("lanes, horizon", [(20, 50), (3, 8), (1, 509), (32, 509)])

@@ -86,12 +86,16 @@ def test_an_episode_accounts_for_its_reward(env_id: str) -> None:
         state = info["state"]
         if terminated:
             expected += float(problem.terminal_reward(torch.from_numpy(state)[None]))
-        assert info["reward"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert info["task_reward"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
         assert state.shape == problem.state_shape
         np.testing.assert_array_equal(
             observation, np.append(state.reshape(-1), np.float32((k + 1) / problem.horizon))
         )
-        total, reward_sum, kl_sum = total + reward, reward_sum + info["reward"], kl_sum + info["kl"]
+        total, reward_sum, kl_sum = (
+            total + reward,
+            reward_sum + info["task_reward"],
+            kl_sum + info["kl"],
+        )
     assert kl_sum > 0.1
     assert total == pytest.approx(reward_sum - problem.temperature * kl_sum, rel=1e-9)
     with pytest.raises(gym.error.ResetNeeded):
@@ -281,9 +285,12 @@ def test_the_vector_environment_samples_the_objective(
     for _ in range(env.problem.horizon):
         _, reward, _, _, infos = env.step(actions)
         np.testing.assert_allclose(
-            reward, infos["reward"] - env.problem.temperature * infos["kl"], rtol=1e-4, atol=1e-6
+            reward,
+            infos["task_reward"] - env.problem.temperature * infos["kl"],
+            rtol=1e-4,
+            atol=1e-6,
         )
-        returns, rewards, kl = returns + reward, rewards + infos["reward"], kl + infos["kl"]
+        returns, rewards, kl = returns + reward, rewards + infos["task_reward"], kl + infos["kl"]
     shape = env.problem.noise_shape
     expected = objective(env.problem, lambda k, x: torch.full((len(x), *shape), push), n, generator)
     for seen, estimate in ((returns, expected.objective), (rewards, expected.reward)):

@@ -1,0 +1,143 @@
+"""Policies of stable-baselines3 that know what their actions cost, for actions that are noise.
+
+The policy's own Gaussian is the chain's noise, so exploring costs nothing beyond the control:
+KL(N(a, I) || N(0, I)) = |a|^2 / 2 per step, in closed form. SB3's training loops are not touched.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.sac.policies import Actor, SACPolicy
+from torch import Tensor, nn
+
+#: The first weights of an actor's last layer are this much smaller than SB3's, as PPO's own are.
+_GAIN = 0.01
+
+
+class KLActorCriticPolicy(ActorCriticPolicy):
+    """PPO's policy N(a_k(x), I): unit variance, the mean bounded and zero at first.
+
+    In the place of the entropy it gives ``-|a|^2 / 2``, the derivative of the present step's price
+    that the sampled returns do not hold; with ``ent_coef=1`` and rewards in units of the
+    temperature PPO then ascends J itself. ``MeanPriced`` charges the same at every step taken.
+
+    Args:
+        args: of ActorCriticPolicy.
+        control_bound: largest control in any coordinate, approached smoothly.
+        kwargs: of ActorCriticPolicy.
+    """
+
+    def __init__(self, *args: Any, control_bound: float = 1.0, **kwargs: Any) -> None:
+        self.control_bound = control_bound
+        self.last_mean: Tensor | None = None  #: of the last actions drawn, (n, noise size)
+        super().__init__(*args, **kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "control_bound": self.control_bound}
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        assert isinstance(self.action_net, nn.Linear)
+        nn.init.zeros_(self.action_net.weight)
+        nn.init.zeros_(self.action_net.bias)
+        self.log_std.data.zero_()
+        self.log_std.requires_grad_(False)
+        optimizer: Any = self.optimizer_class
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        self.optimizer = optimizer(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        bound = self.control_bound
+        mean = bound * torch.tanh(self.action_net(latent_pi) / bound)
+        self.last_mean = mean
+        return self.action_dist.proba_distribution(mean, self.log_std)
+
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, log likelihoods and minus the KL of the present step, each ``(n,)``."""
+        values, log_prob, _ = super().evaluate_actions(obs, actions)
+        assert self.last_mean is not None
+        return values, log_prob, -0.5 * self.last_mean.square().sum(1)
+
+
+class KLActor(Actor):
+    """SAC's actor with log likelihoods relative to N(0, I); it begins near N(0, I) itself.
+
+    With these, a fixed entropy coefficient is the temperature: SAC's soft value is the value
+    function of the problem.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bound = float(np.max(self.action_space.high))
+        with torch.no_grad():
+            # squashing by tanh narrows a little: the start is wider by as much
+            for head, start in ((self.mu, 0.0), (self.log_std, math.log(1.05 / self.bound))):
+                assert isinstance(head, nn.Linear)
+                head.weight.mul_(_GAIN)
+                head.bias.fill_(start)
+
+    def action_log_prob(self, obs: Any) -> tuple[Tensor, Tensor]:
+        """Actions in [-1, 1] and ``log pi(z) - log N(z; 0, I)`` of ``z = bound * action``."""
+        action, log_prob = super().action_log_prob(obs)
+        z = action * self.bound
+        normal = -0.5 * (z.square() + math.log(2 * math.pi)) + math.log(self.bound)
+        return action, log_prob - normal.sum(1)
+
+
+class KLSACPolicy(SACPolicy):
+    """SAC's MLP policy with a ``KLActor``."""
+
+    def make_actor(self, features_extractor: Any = None) -> Actor:
+        """As in SACPolicy."""
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return KLActor(**kwargs).to(self.device)
+
+
+class Unpriced(VecEnvWrapper):
+    """Rewards without the price of the noise, in units of ``scale``: the policy pays it itself.
+
+    Args:
+        venv: a ``ProblemVecEnv`` whose actions are noise.
+        scale: what a reward of 1 becomes 1 / scale of.
+    """
+
+    def __init__(self, venv: Any, scale: float = 1.0) -> None:
+        super().__init__(venv)
+        self.scale = scale
+
+    def reset(self) -> Any:
+        """As without the wrapper."""
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        """As without the wrapper, but for the rewards."""
+        observation, reward, done, info = self.venv.step_wait()
+        return observation, (reward + self.refund()) / self.scale, done, info
+
+    def refund(self) -> np.ndarray:
+        """What is given back for the last actions, ``(num_envs,)``."""
+        venv: Any = self.venv
+        return venv.problem.temperature * venv.last_kl.float().cpu().numpy()
+
+
+class MeanPriced(Unpriced):
+    """Rewards less ``temperature * |a|^2 / 2`` of the policy's mean, in place of the sampled price.
+
+    The sampled one has a variance of ``temperature^2 m / 2`` a step on top. ``policy`` must be set
+    to the ``KLActorCriticPolicy`` that acts.
+    """
+
+    policy: KLActorCriticPolicy
+
+    def refund(self) -> np.ndarray:
+        """See Unpriced."""
+        assert self.policy.last_mean is not None
+        kl = 0.5 * self.policy.last_mean.detach().square().sum(1)
+        return super().refund() - self.venv.problem.temperature * kl.cpu().numpy()  # type: ignore[attr-defined]

@@ -1,0 +1,108 @@
+"""What tuning may choose for each agent: declared here, for rivals and for our own alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class Space(ABC):
+    """The values that one setting may take."""
+
+    @abstractmethod
+    def suggest(self, trial: Any, name: str) -> Any:
+        """A value for an Optuna trial."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Choice(Space):
+    """One of a few values."""
+
+    options: tuple[Any, ...]
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        """See Space."""
+        return self.options[trial.suggest_categorical(name, list(range(len(self.options))))]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.options))
+
+
+@dataclass(frozen=True)
+class Log(Space):
+    """A positive number, uniform in its logarithm."""
+
+    low: float
+    high: float
+
+    def suggest(self, trial: Any, name: str) -> float:
+        """See Space; rounded to three digits, which a table can hold."""
+        return float(f"{trial.suggest_float(name, self.low, self.high, log=True):.3g}")
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g} (logarithmic)"
+
+
+_NETWORKS = Choice(([64, 64], [128, 128], [256, 256]))
+_HIDDEN = Choice(({"hidden": [64, 64]}, {"hidden": [128, 128]}, {"hidden": [256, 256]}))
+
+_PPO: dict[str, Space] = {
+    "learning_rate": Log(3e-4, 1e-2),
+    "n_envs": Choice((10, 20, 40)),
+    "batch_size": Choice((250, 500, 1000)),
+    "n_epochs": Choice((3, 5, 10, 20)),
+    "gae_lambda": Choice((0.8, 0.9, 0.95, 0.98)),
+    "clip_range": Choice((0.1, 0.2, 0.3)),
+    "max_grad_norm": Choice((0.5, 2.0)),
+    "net_arch": _NETWORKS,
+    "control_bound": Choice((0.5, 1.0, 2.0)),
+}
+_SAC: dict[str, Space] = {
+    "learning_rate": Log(3e-4, 1e-2),
+    "n_envs": Choice((5, 10, 20)),
+    "batch_size": Choice((128, 256, 512)),
+    "gradient_steps": Choice((1, 2, 4)),
+    "tau": Choice((0.005, 0.01, 0.02, 0.05)),
+    "n_steps": Choice((1, 3, 5, 10)),
+    "net_arch": _NETWORKS,
+}
+_STEPS: dict[str, Space] = {  # of DPOK, DDPO and adjoint matching
+    "learning_rate": Log(1e-4, 1e-2),
+    "n_trajectories": Choice((10, 20, 40)),
+    "gradient_steps": Choice((5, 10, 20, 40)),
+    "batch_size": Choice((512, 1024)),
+    "max_grad_norm": Choice((0.1, 1.0)),
+    "policy_kwargs": _HIDDEN,
+}
+
+#: By the name of the agent.
+SPACES: dict[str, Mapping[str, Space]] = {
+    "pde": {
+        "learning_rate": Log(5e-4, 1e-2),
+        "n_uncontrolled": Choice((50, 100, 200)),
+        "n_trajectories": Choice((25, 50, 100)),
+        "gradient_steps": Choice((50, 100, 200)),
+        "batch_size": Choice((256, 512, 1024)),
+        "averaging": Choice((0.8, 0.9, 0.97)),
+        "policy_kwargs": _HIDDEN,
+    },
+    "pi-ft": {
+        "learning_rate": Log(5e-4, 1e-2),
+        "n_trajectories": Choice((25, 50, 100)),
+        "memory": Choice((1, 2, 4)),
+        "damping": Choice((0.1, 0.2, 0.4)),
+        "gradient_steps": Choice((10, 20, 40)),
+        "policy_kwargs": _HIDDEN,
+    },
+    "ppo": _PPO,
+    "sac": _SAC,
+    "dyna": {"imagined": Choice((1000, 2000, 4000)), **_PPO},
+    "dpok": {"clip_range": Choice((0.1, 0.2, 0.4)), **_STEPS},
+    "ddpo": {"clip_range": Choice((0.1, 0.2, 0.4)), **_STEPS},
+    "adjoint-matching": _STEPS,
+}

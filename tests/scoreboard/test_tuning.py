@@ -1,0 +1,67 @@
+"""The tuner: the default first, the same for all, kept as it goes, and never on reported seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from girsanov.scoreboard.registry import AGENTS
+from girsanov.scoreboard.search_spaces import SPACES, Choice, Log
+from girsanov.scoreboard.spec import Budget
+from girsanov.scoreboard.tuning import FLOOR, Tuning, open_study, tune
+
+pytest.importorskip("optuna")
+
+
+def small(agent: str, trials: int) -> Tuning:
+    return Tuning(
+        agent,
+        "girsanov/GaussianMixture-v0",
+        ({"steps": 4, "temperature": 1.0},),
+        budget=Budget(40),
+        trials=trials,
+        paths=64,
+        reference_paths=2000,
+    )
+
+
+def test_a_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    said: list[str] = []
+    first = tune(small("ppo", 2), tmp_path, said.append)
+    values = [trial.value for trial in first.trials]
+    assert len(said) == 2 and first.trials[0].user_attrs["settings"] == {}  # the default
+    second = tune(small("ppo", 4), tmp_path, said.append)
+    assert len(said) == 4 and [trial.value for trial in second.trials][:2] == values
+    tune(small("ppo", 4), tmp_path, said.append)
+    assert len(said) == 4  # nothing is missing
+    reopened = open_study(small("ppo", 4).name, tmp_path)
+    chosen = reopened.trials[3].user_attrs["settings"]
+    assert chosen.keys() == SPACES["ppo"].keys()
+    assert reopened.best_value == max(trial.value for trial in reopened.trials)
+
+
+def test_minutes_end_a_study_too(tmp_path: Path) -> None:
+    tuning = Tuning(**{**vars(small("ppo", 50)), "minutes": 1e-3})
+    assert len(tune(tuning, tmp_path, lambda _: None).trials) == 1
+
+
+def test_a_wreck_counts_as_the_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wreck = {"learning_rate": Choice((1e30,))}
+    monkeypatch.setitem(SPACES, "pde", wreck)
+    study = tune(small("pde", 2), tmp_path, lambda _: None)
+    assert study.trials[1].value == FLOOR < study.trials[0].value
+
+
+def test_every_agent_of_the_comparison_has_a_space_and_the_default_is_inside() -> None:
+    assert {"pde", "pi-ft", "ppo", "sac", "dyna", "dpok", "ddpo"} <= SPACES.keys() <= AGENTS.keys()
+    for space in SPACES.values():
+        for setting in space.values():
+            assert str(setting) and isinstance(setting, (Choice, Log))
+
+
+def test_bad_studies_are_named() -> None:
+    with pytest.raises(ValueError, match="agent must be one of .*'ppo'.*; got 'nobody'"):
+        Tuning("nobody", "girsanov/GaussianMixture-v0")
+    with pytest.raises(ValueError, match="trials at least 1"):
+        Tuning("ppo", "girsanov/GaussianMixture-v0", trials=0)
