@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from inspect import signature as signature_of
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ..envs.env import as_env, problem_of, unobserve
 from ..envs.problem import Policy, Problem, Trajectories, check_positive, rollout
 from .checkpoint import SavedAgent, signature
-from .checks import check_whole, warn_of_wrappers
+from .checks import check_names, check_whole, warn_of_wrappers
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
 
@@ -144,7 +145,9 @@ class ProblemAgent(SavedAgent):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        check_names(type(self).__name__, unknown, self.arguments())
         check_whole("n_trajectories", n_trajectories, 2)
         if seed is not None:
             check_whole("seed", seed, 0)
@@ -179,6 +182,14 @@ class ProblemAgent(SavedAgent):
         self.reward_queries = 0  # terminal rewards seen so far
         if _init_setup_model:
             self._setup_model()
+
+    @classmethod
+    def arguments(cls) -> list[str]:
+        """Names of the constructor's arguments."""
+        inits = (vars(c).get("__init__") for c in cls.__mro__ if issubclass(c, ProblemAgent))
+        every = [p for init in inits if init for p in signature_of(init).parameters.values()]
+        named = {p.name for p in every if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        return sorted(name for name in named - {"self"} if not name.startswith("_"))
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ..networks import Value
 from .classes.linear import ExponentialValue
+from .classes.system import System
 from .lookahead import Lookahead
 from .replay import Replay, spans
 from .selection import MOST_HELD, Fit, Judge, Split
-from .variational import System, capped_exp, divergence, log_targets
+from .variational import capped_exp, divergence, log_targets
 
 #: Ridges to choose from, at every step.
 STEPWISE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)

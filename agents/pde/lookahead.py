@@ -245,3 +245,11 @@ class Generator(Lookahead):
             log_f = log_f + 0.5 * weight * (curvature[0] + slope[0].square())
             space = space + 0.5 * weight * (curvature[1] + 2 * slope[0][:, None] * slope[1])
         return Tangent(log_f, space)
+
+
+#: By name, from a problem, a number of draws (0: the usual one) and the generator of the noise.
+LOOKAHEADS: dict[str, Callable[[Problem, int, torch.Generator], Lookahead]] = {
+    "observed": lambda problem, draws, generator: Observed(),
+    "fresh": lambda problem, draws, generator: FreshNoise(problem, draws or 4, generator),
+    "generator": Generator,
+}

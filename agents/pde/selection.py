@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..networks import Value
 from .classes.linear import LinearValue
+from .classes.system import System, assemble
 from .lookahead import Lookahead
 from .replay import Replay, common, spans
-from .variational import System, assemble, densities, divergence
+from .variational import densities, divergence
 
 #: Every fifth path is held out, up to this many.
 MOST_HELD = 1000

@@ -56,6 +56,7 @@ class FittedPolicy(IterationPolicy):
 
     def improve(self, agent: Iteration) -> None:
         """Sample, evaluate, and regress on the paths of the last ``agent.memory`` iterations."""
+        # states of the present policy, and (36) along them: sampled V and grad V
         paths = agent.collect(self.control)
         gradients = value_gradients(self, paths)
         data = self.evaluate(agent, paths, gradients)
@@ -66,6 +67,7 @@ class FittedPolicy(IterationPolicy):
         price = self.prices(paths)
         step = gradients.by_noise - price * paths.controls
         agent.logger.record("train/gradient_norm", float(step.mean(1).square().sum().sqrt()))
+        # (35): its expectation is what regression finds, of the update itself or of V and grad V
         every = Evaluation(*(torch.cat(parts) for parts in zip(*self.recent, strict=True)))
         for _ in range(agent.gradient_steps):
             row = torch.randint(

@@ -249,11 +249,10 @@ class FunctionalPolicy(IterationPolicy):
         return Backup(value.detach() - 0.5 * self.betas[k] * squared_norm(a), gradient, contraction)
 
     def improve(self, agent: Iteration) -> None:
-        """One sweep backwards through time."""
+        """Algorithm 1: one sweep backwards through time, each V_k fitted to (35) and (36)."""
         states = torch.cat([agent.collect(None).states, agent.collect(self.control).states], 1)
-        n = (
-            states.shape[1] // 2 if self.fitted else states.shape[1]
-        )  # how many of them are uncontrolled
+        # how many of them are uncontrolled
+        n = states.shape[1] // 2 if self.fitted else states.shape[1]
         rate = agent.lr_schedule(agent._current_progress_remaining)
         losses, contractions = [], []
         for k in reversed(range(1, self.problem.horizon)):

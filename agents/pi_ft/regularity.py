@@ -51,8 +51,8 @@ from torch import Tensor
 from ...envs.diffusion.denoising import Schedule
 from ...envs.known_optimum.linear_quadratic import LinearQuadratic
 from ...envs.problem import Problem
-from .exact import per_step
 from .lipschitz import Chain, Smoothness, chain_of, product
+from .quadratics import per_step
 
 
 class RegularityWarning(UserWarning):
