@@ -41,8 +41,9 @@ def check_names(owner: str, given: Iterable[str], allowed: Collection[str]) -> N
 
 
 def warn_of_wrappers(env: Any) -> None:
-    """Say which wrappers change what ``predict`` is given or what it gives, while the agent learns
-    the bare problem.
+    """Name the wrappers that change what ``predict`` is given or gives.
+
+    The agent learns the bare problem and does not see them.
     """
     found = []
     while isinstance(env, VecEnvWrapper):

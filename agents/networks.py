@@ -1,5 +1,4 @@
-"""Function classes for the Cole-Hopf transform ``f_k(x) = exp(V_k(x) / temperature)`` and for
-controls.
+"""Function classes for controls and for ``f_k(x) = exp(V_k(x) / temperature)`` (Cole-Hopf).
 
 Every value class is positive by construction and gives ``log f``; linear ones are in
 ``linear_classes``. Where a problem offers ``terminal_estimate`` (a denoiser's prediction of the
@@ -23,16 +22,18 @@ _FREQUENCIES = 4
 
 
 def encode(problem: Problem, k: int | Tensor, x: Tensor) -> Tensor:
-    """What functions of the state take as input, ``(n, p)``: the flattened terminal estimate if
-    offered, else the state.
+    """What functions of the state take as input, ``(n, p)``.
+
+    The flattened terminal estimate if offered, else the state.
     """
     estimate = getattr(problem, "terminal_estimate", None)
     return (x if estimate is None else estimate(k, x)).flatten(1)
 
 
 def time_features(t: Tensor, n: int) -> Tensor:
-    """Smooth features of times in [0, 1], ``(n, 1 + 2 * 4)``: t and the first sines and cosines of
-    ``pi t``.
+    """Smooth features of times in [0, 1], ``(n, 1 + 2 * 4)``.
+
+    They are t and the first sines and cosines of ``pi t``.
     """
     angle = (
         math.pi
@@ -57,11 +58,10 @@ class Standardise(nn.Module):
         self.scale: Tensor
 
     def fit(self, inputs: Tensor, apart: bool = False) -> None:
-        """Take centre and scale from ``inputs`` ``(n, p)``; scales below a third of the root mean
-        square are raised to it.
+        """Take centre and scale from ``inputs`` ``(n, p)``.
 
-        With ``apart`` only those below a thousandth are: a robot's angles are small beside its
-        speeds, and count as much.
+        Scales below a third of the root mean square are raised to it. With ``apart`` only those
+        below a thousandth are: a robot's angles are small beside its speeds, and count as much.
         """
         deviation = inputs.std(0)
         third = float(deviation.square().mean().sqrt()) / 3 + 1e-6
@@ -79,8 +79,9 @@ class Standardise(nn.Module):
 
 
 class EnsembleMLP(nn.Module):
-    """``members`` independent multilayer perceptrons evaluated as one batched product; the last
-    layer starts at zero.
+    """``members`` independent multilayer perceptrons evaluated as one batched product.
+
+    The last layer starts at zero.
     """
 
     def __init__(self, n_inputs: int, n_outputs: int, hidden: Sequence[int], members: int) -> None:
@@ -113,9 +114,8 @@ class Value(nn.Module, ABC):
         super().__init__()
         self.horizon = horizon
         self.standardise = Standardise(n_inputs)
-        self.register_buffer(
-            "offset", torch.zeros(())
-        )  # log of the mean of f_T: the function starts as this constant
+        # log of the mean of f_T: the function starts as this constant
+        self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("bounds", torch.tensor([-math.inf, math.inf]))
         self.register_buffer("clock", torch.linspace(0, 1, horizon + 1))
         self.offset: Tensor
@@ -123,11 +123,10 @@ class Value(nn.Module, ABC):
         self.clock: Tensor
 
     def wind(self, steps: Tensor, inputs: Tensor) -> None:
-        """Set the clock by paths seen at every step: half plain time, half the distance that
-        encoded states travel.
+        """Set the clock by paths seen at every step.
 
-        log f changes fast where states do (the last third of a denoising chain); on this clock it
-        changes evenly.
+        It is half plain time, half the distance that encoded states travel. log f changes fast
+        where states do (the last third of a denoising chain); on this clock it changes evenly.
 
         Args:
             steps: ``(n, S)``.

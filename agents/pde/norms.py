@@ -12,9 +12,7 @@ from .replay import Replay
 
 
 class SobolevErrors(NamedTuple):
-    """Relative errors of an estimate of f under the uncontrolled process, and of the control under
-    the optimal one.
-    """
+    """Relative errors of an estimate of f in the two norms."""
 
     energy: float  #: ``|fhat - f|_E / |f|_E``
     integral: float  #: ``|fhat - f|_V / |f|_V``
@@ -26,11 +24,12 @@ def sobolev_errors(
     log_f: Policy,
     log_truth: Policy,
 ) -> SobolevErrors:
-    """Distance to a known f in the two norms of MATH section 3 (our reading of the two that Mou's
-    abstract names).
+    """Distance to a known f in Mou's two Sobolev norms.
 
-        |f|_E^2 = E f_0^2 / 2 + E f_T^2 / 2 + sum_k E |D f_k|^2 / 2,      |f|_V^2 = sum_k E[ f_k^2 /
-            T + |D f_k|^2 ]
+    What they are exactly is our reading of his abstract.
+
+        |f|_E^2 = E f_0^2 / 2 + E f_T^2 / 2 + sum_k E |D f_k|^2 / 2,
+        |f|_V^2 = sum_k E[ f_k^2 / T + |D f_k|^2 ],
 
     with ``D f = J_z^T grad f``, the gradient in standard deviations of one step's noise: its
     squares sum to the integral of ``|Lambda^{1/2} grad f|^2`` over time.
@@ -79,8 +78,7 @@ def sobolev_errors(
 def energy_error(
     data: Replay, horizon: int, policy: Policy, optimum: Policy, most: int = 64
 ) -> float:
-    """Relative error of ``log f`` in the energy seminorm of MATH section 3, under the law of the
-    data.
+    """Relative error of ``log f`` in the energy seminorm, under the law of the data.
 
     ``(sum_k E |D(log fhat - log f)|^2 / sum_k E |D log f|^2)^(1/2)``. ``D log f = J_z^T grad log
     f`` is the control that f makes, so it is taken between controls, as they act (clipped, say). 0
@@ -107,8 +105,9 @@ def energy_error(
 
 @torch.no_grad()
 def control_error(problem: Problem, paths: Trajectories, policy: Policy, optimum: Policy) -> float:
-    """``sum_k E |a_k - a*_k|^2 / sum_k E |a*_k|^2`` along ``paths``, which are best those of the
-    optimum.
+    """``sum_k E |a_k - a*_k|^2 / sum_k E |a*_k|^2`` along ``paths``.
+
+    The paths are best those of the optimum.
     """
     off = size = 0.0
     for k in range(problem.horizon):

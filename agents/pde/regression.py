@@ -1,5 +1,4 @@
-"""How log f is learnt from regression data: networks by gradient steps, linear classes by solving
-their equation.
+"""How log f is learnt: networks by gradient steps, linear classes by solving.
 
 ``PDE`` gathers the data; everything here sees them as ``Replay``.
 """
@@ -53,8 +52,9 @@ class Regression(ProblemAgent):
         return {**super().networks(), "learner": self.learner, **optimizer}
 
     def _begin(self, data: Replay, anew: bool) -> None:
-        """Units from the first data (inputs standardised, f in units of its mean), and the bounds
-        of f.
+        """Units and bounds from the first data.
+
+        Inputs are standardised, and f is in units of its mean.
         """
         log_returns = data.log_returns.double()
         ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
@@ -78,8 +78,9 @@ class Regression(ProblemAgent):
         return LOOKAHEADS[name](self.policy.problem, self.targets.draws, self.generator)
 
     def _branched(self, data: Replay) -> Replay:
-        """With the fresh noise that networks use, drawn once: a denoiser costs more than they
-        do.
+        """With the fresh noise that networks use, drawn once.
+
+        A denoiser costs more than they do.
         """
         lookahead = self._lookahead([data])
         if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
@@ -172,8 +173,9 @@ class Regression(ProblemAgent):
     def _energy(
         self, learner: NetworkValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64
     ) -> Tensor:
-        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch: each costs two
-        derivatives of a transition.
+        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch.
+
+        Each costs two derivatives of a transition.
         """
         rows = (batch.later_k == batch.k + 1).nonzero()[:most, 0]
         k, x = batch.k[rows], data.states[batch.row[rows], batch.visit[rows]]
@@ -195,8 +197,9 @@ class Regression(ProblemAgent):
         self._solve(rounds, cold)
 
     def _weigh_rounds(self) -> None:
-        """Weigh each round by one over the noise of its targets: small where its control was near
-        the optimum.
+        """Weigh each round by one over the noise of its targets.
+
+        It is small where its control was near the optimum.
         """
         value = self.policy.value
         noise = []

@@ -39,8 +39,9 @@ def capped_exp(gap: Tensor) -> Tensor:
 
 
 def divergence(gap: Tensor) -> Tensor:
-    """``exp(gap) - gap - 1`` (Poisson, or Kullback-Leibler, relative to f), continued by its
-    tangent beyond the cap.
+    """``exp(gap) - gap - 1``, continued by its tangent beyond the cap.
+
+    The Poisson (Kullback-Leibler) divergence relative to f.
     """
     capped = gap.clamp(max=_CAP)
     return capped.exp() * (1 + gap - capped) - gap - 1
@@ -48,11 +49,10 @@ def divergence(gap: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) -> Tensor:
-    """``log`` of the right-hand side of each observation, ``(B,)``, with ``value`` in place of the
-    later f.
+    """``log`` of the right-hand side of each observation, ``(B,)``.
 
-    Fresh noise is drawn anew, or is one antithetic pair of the branches that the data carry: f, not
-    log f, is averaged over the rest by the loss.
+    With ``value`` in place of the later f. Fresh noise is drawn anew, or is one antithetic pair of
+    the branches that the data carry: f, not log f, is averaged over the rest by the loss.
     """
     if not lookahead.fresh:
         later = lookahead.log_value(value, batch.k, batch.x, batch.later_k, batch.later_x)
@@ -86,8 +86,9 @@ def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) 
 
 @torch.no_grad()
 def densities(value: Value, batch: Spans, max_weight: float) -> Tensor:
-    """Estimated ``dP*/dP`` of each path up to the observation, from its first visit on, times its
-    precision, ``(B,)``.
+    """Estimated ``dP*/dP`` of each path up to the observation, ``(B,)``.
+
+    From its first visit on, times its precision.
     """
     here, start = value.bounded(batch.k, batch.x), value.bounded(batch.first_k, batch.first_x)
     return torch.exp(batch.log_weight + here - start).clamp(max=max_weight) * batch.precision
@@ -105,8 +106,9 @@ def every_density(value: Value, data: Replay, max_weight: float, rows: int = 819
 
 
 def tempered(density: Tensor, least: float) -> Tensor:
-    """``density`` to the largest power up to 1 whose effective sample size is ``least`` of all;
-    chances to be drawn.
+    """``density`` to the largest power up to 1 whose effective sample size is ``least`` of all.
+
+    Chances to be drawn.
     """
     log_density = density.double().log()
     low, high = 0.0, 1.0

@@ -153,11 +153,11 @@ def grid_of(problem: Problem, iterations: int | Sequence[int], **settings: Any) 
 
 
 class ExactPolicy(IterationPolicy):
-    """Exact PI-FT: after n policy iterations, Algorithm 1 with ``m_k = n``; starts at the
-    uncontrolled process.
+    """Exact PI-FT: after n policy iterations, Algorithm 1 with ``m_k = n``.
 
-    Linear-quadratic chains are solved with matrices, problems with one state and one noise on a
-    grid. A checkpoint holds the number of iterations, from which everything follows.
+    Starts at the uncontrolled process. Linear-quadratic chains are solved with matrices, problems
+    with one state and one noise on a grid. A checkpoint holds the number of iterations, from which
+    everything follows.
 
     Args:
         temperatures: see IterationPolicy.

@@ -1,7 +1,7 @@
-"""Forms of PI-FT that follow the gradient of the objective in their parameters (Han, Razaviyayn and
-Xu 2025, section 4.1).
+"""Forms of PI-FT that follow the gradient of the objective in their parameters.
 
-Whatever the parameters theta of a control are (their eq. 77 is the case ``u = K_k phi_k(x)``),
+Han, Razaviyayn and Xu 2025, section 4.1. Whatever the parameters theta of a control are (their eq.
+77 is the case ``u = K_k phi_k(x)``),
 
     dJ / dtheta = E sum_k (da_k / dtheta)^T ( J_z^T grad V_{k+1}(X_{k+1}) - beta_k a_k ),
 
@@ -30,11 +30,10 @@ from .value_gradients import adjoint_sweep, gains
 
 
 class GradientPolicy(IterationPolicy):
-    """A control that takes AdamW steps up the gradient of J, whatever the network that makes it;
-    one an iteration, mostly.
+    """A control that takes AdamW steps up the gradient of J, whatever the network that makes it.
 
-    A form is one of the gradients below and a control, with the parameters that are learnt in
-    ``network``.
+    One an iteration, mostly. A form is one of the gradients below and a control, with the
+    parameters that are learnt in ``network``.
     """
 
     n_trajectories = 10  # as in the paper's experiments
@@ -46,8 +45,9 @@ class GradientPolicy(IterationPolicy):
 
     @abstractmethod
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
-        """What each step adds to the gradient of ``n`` times the objective by the network's
-        parameters.
+        """What each step adds to ``n`` times the objective's gradient.
+
+        By the network's parameters.
         """
 
     def start(self, paths: Trajectories) -> None:
@@ -59,8 +59,9 @@ class GradientPolicy(IterationPolicy):
             agent.ascend(gradient)
 
     def ascent(self, agent: Iteration, n: int) -> Iterator[list[Tensor]]:
-        """The gradients of one iteration, from ``n`` fresh paths; each is followed before the next
-        is taken.
+        """The gradients of one iteration, from ``n`` fresh paths.
+
+        Each is followed before the next is taken.
         """
         yield self.sampled_gradient(agent, n)
 
@@ -72,14 +73,14 @@ class GradientPolicy(IterationPolicy):
             if agent.n_updates == 0 and not total:
                 self.start(paths)
             share = [part * (size / n) for part in self.gradient(paths)]
-            total = (
-                [sum_ + part for sum_, part in zip(total, share, strict=True)] if total else share
-            )
+            more = zip(total, share, strict=True)
+            total = [sum_ + part for sum_, part in more] if total else share
         return total
 
     def of_all_processes(self, rows: Tensor) -> Tensor:
-        """``rows`` of every process that shares the paths, one after the other; here there is
-        one.
+        """``rows`` of every process that shares the paths, one after the other.
+
+        Here there is one.
         """
         return rows
 
@@ -99,8 +100,9 @@ class GradientPolicy(IterationPolicy):
         return sizes
 
     def gradient(self, paths: Trajectories) -> list[Tensor]:
-        """Estimate of the objective's gradient by the network's parameters, from paths of this
-        control.
+        """Estimate of the objective's gradient by the network's parameters.
+
+        From paths of this control.
         """
         total = [torch.zeros_like(p) for p in self.network.parameters()]
         for share in self.gradients(paths):
@@ -154,15 +156,15 @@ class ScoreGradient(GradientPolicy):
 
 
 class FittedGradient(GradientPolicy):
-    """The gradient of fitted values, for black-box rewards where the transition's noise can be
-    differentiated: Algorithm 1.
+    """The gradient of fitted values, for black-box rewards: Algorithm 1.
 
-    Evaluation: the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by
-        kernel regression on the states.
-    Improvement: one pass over the transitions of the newest paths, in ``gradient_steps`` batches,
-        each with fresh antithetic
-    noise around the control as it is by then. No noise of a return reaches the gradient, as it does
-    with the score function; the price is the regression's bias.
+    The transition's noise must be one that can be differentiated.
+
+    Evaluation (36): the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by
+    kernel regression on the states. Improvement (35): one pass over the transitions of the newest
+    paths, in ``gradient_steps`` batches, each with fresh antithetic noise around the control as it
+    is by then. No noise of a return reaches the gradient, as it does with the score function; the
+    price is the regression's bias.
 
     Args:
         observation_space: of the environment.
@@ -260,8 +262,9 @@ class FittedGradient(GradientPolicy):
     def _slopes(
         self, k: Tensor, x: Tensor, noise: Tensor, values: KernelValues
     ) -> tuple[Tensor, ...]:
-        """``(da / dtheta)^T (J_z^T grad V - beta a)`` at one step and state a row, summed; over
-        both signs of the noise.
+        """``(da / dtheta)^T (J_z^T grad V - beta a)`` at one step and state a row, summed.
+
+        Over both signs of the noise.
         """
         contexts = self._contexts(x)
         with torch.enable_grad():
@@ -302,8 +305,9 @@ class ScorePolicy(_NetworkGradient, ScoreGradient):
 
 
 class FittedPolicy(_NetworkGradient, FittedGradient):
-    """A network that follows the gradient of fitted values; arguments: ``NetworkControl``'s and
-    ``FittedGradient``'s.
+    """A network that follows the gradient of fitted values.
+
+    Arguments: ``NetworkControl``'s and ``FittedGradient``'s.
     """
 
     access = "black-box reward; reference dynamics"

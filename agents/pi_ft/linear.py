@@ -14,15 +14,15 @@ from .value_gradients import value_gradients
 
 
 class LinearPolicy(IterationPolicy):
-    """``a_k = K_k phi_k(x)`` with the exact gradient (77); a subclass may bring other ``features``
-    than ``[1, x]``.
+    """``a_k = K_k phi_k(x)`` with the exact gradient (77).
 
-    One iteration moves K_k by ``damping`` times the gradient, estimated along the paths, in the
-    metric of ``beta_k E[phi phi^T]``: the least-squares fit to the fixed-point update, whatever the
-    units of the features. Its only stationary points are those of the objective. The fit has the
-    step's noise W_k as further regressors: they are independent of the features, so they bias
-    nothing, and on linear-quadratic chains with affine features they leave no noise in the update
-    at the optimum: K then converges to it linearly, without a floor.
+    A subclass may bring other ``features`` than ``[1, x]``. One iteration moves K_k by ``damping``
+    times the gradient, estimated along the paths, in the metric of ``beta_k E[phi phi^T]``: the
+    least-squares fit to the fixed-point update, whatever the units of the features. Its only
+    stationary points are those of the objective. The fit has the step's noise W_k as further
+    regressors: they are independent of the features, so they bias nothing, and on linear-quadratic
+    chains with affine features they leave no noise in the update at the optimum: K then converges
+    to it linearly, without a floor.
 
     Args:
         observation_space: of the environment.
@@ -82,15 +82,17 @@ class LinearPolicy(IterationPolicy):
         self.gain.add_(agent.damping * slopes.mT)
 
     def gradient(self, paths: Trajectories) -> Tensor:
-        """Estimate of the objective's gradient by K, eq. (77), from paths of this control, ``(T,
-        noise size, p)``.
+        """Estimate of the objective's gradient by K, eq. (77), ``(T, noise size, p)``.
+
+        From paths of this control.
         """
         rise, phi = self._regression(paths)
         return rise.mT @ phi / phi.shape[1]
 
     def _regression(self, paths: Trajectories) -> tuple[Tensor, Tensor]:
-        """``J_z^T grad V_{k+1} - beta_k a_k`` ``(T, n, noise size)``, and features ``(T, n,
-        p)``.
+        """``J_z^T grad V_{k+1} - beta_k a_k``, and the features.
+
+        ``(T, n, noise size)`` and ``(T, n, p)``.
         """
         phi = torch.stack([self.features(k, x) for k, x in enumerate(paths.states[:-1])])
         return (

@@ -46,8 +46,9 @@ def counts(value: int | Sequence[int], horizon: int) -> list[int]:
 
 
 class Affine(NamedTuple):
-    """The inner iterates of one step's control, ``a^(m)(x) = gain[m] x + shift[m]`` for ``m =
-    0..m_k``.
+    """The inner iterates of one step's control, for ``m = 0..m_k``.
+
+    ``a^(m)(x) = gain[m] x + shift[m]``.
     """
 
     gain: Tensor  # (m_k + 1, m, d)
@@ -55,8 +56,9 @@ class Affine(NamedTuple):
 
 
 class QuadraticIterates(NamedTuple):
-    """What Algorithm 1 computes on a linear-quadratic chain; ``V_k(x) = -x^T matrix x / 2 + slope^T
-    x + constant``.
+    """What Algorithm 1 computes on a linear-quadratic chain.
+
+    ``V_k(x) = -x^T matrix x / 2 + slope^T x + constant``.
     """
 
     matrix: Tensor  # (T + 1, d, d)
@@ -153,8 +155,9 @@ def iterate_quadratics(
 
 
 class RiccatiLimit(NamedTuple):
-    """``V(0, x) = -x^T matrix x / 2 + slope^T x + constant`` and ``u*(0, x) = gain x + shift`` in
-    continuous time.
+    """The optimum at time 0 in continuous time.
+
+    ``V(0, x) = -x^T matrix x / 2 + slope^T x + constant`` and ``u*(0, x) = gain x + shift``.
     """
 
     matrix: Tensor  # (d, d)
@@ -176,12 +179,11 @@ def riccati_limit(
     running_slope: Tensor,
     terminal_slope: Tensor,
 ) -> RiccatiLimit:
-    """The optimum at time 0 of ``dX = (A X + c) dt + G (u dt + dB)``, in float64; arguments as
-    ``ornstein_uhlenbeck``'s.
+    """The optimum at time 0 of ``dX = (A X + c) dt + G (u dt + dB)``, in float64.
 
-    Han et al., eq. (78)-(79), in the notation of a control-affine diffusion: ``u* = G^T grad V /
-    beta`` and ``d_t V + (A x + c) . grad V + Tr(G G^T D^2 V) / 2 + |G^T grad V|^2 / (2 beta) + r =
-    0``. For quadratics,
+    Arguments as ``ornstein_uhlenbeck``'s. Han et al., eq. (78)-(79), in the notation of a
+    control-affine diffusion: ``u* = G^T grad V / beta`` and ``d_t V + (A x + c) . grad V + Tr(G G^T
+    D^2 V) / 2 + |G^T grad V|^2 / (2 beta) + r = 0``. For quadratics,
 
         -dP/dt = A^T P + P A + R - P G G^T P / beta,    -dp/dt = (A - G G^T P / beta)^T p - P c + q,
         -dc/dt = c . p + |G^T p|^2 / (2 beta) - Tr(G G^T P) / 2.

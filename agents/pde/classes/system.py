@@ -75,9 +75,7 @@ class _Group(NamedTuple):
 
 
 class _Sums:
-    """Accumulates blocks of raw features of space; those of time multiply many at once, in one
-    product.
-    """
+    """Accumulates blocks of raw features of space; those of time multiply many at once."""
 
     def __init__(self, times: int, features: int, device: torch.device) -> None:
         self.times, self.features = times, features
@@ -185,8 +183,9 @@ class _Sums:
 
 
 def _blocks(data: Replay, horizon: int, span: int, fresh: bool) -> Iterator[list[_Group]]:
-    """All observations in groups, as many at once as are cheap to evaluate together; terminal ones
-    apart from the others.
+    """All observations in groups, as many at once as are cheap to evaluate together.
+
+    Terminal ones apart from the others.
     """
     visits, numbers = data.steps.shape[1], data.states[0, 0].numel()
     most = max(64, min(_AT_MOST, 2**18 // numbers))  # images are evaluated few at a time
