@@ -1,5 +1,4 @@
-"""What our agents share: a stable-baselines3 algorithm whose policy is a control ``a(k, x)`` of a
-Problem.
+"""What our agents share: an SB3 algorithm whose policy is a control ``a(k, x)`` of a Problem.
 
 The agents do not step ``env`` themselves: they find the Problem behind it and roll out batches of
 it on their own device. ``env`` serves SB3's own machinery (spaces, ``evaluate_policy``, callbacks).
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from inspect import signature as signature_of
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..envs.env import as_env, problem_of, unobserve
 from ..envs.problem import Policy, Problem, Trajectories, check_positive, rollout
 from .checkpoint import SavedAgent, signature
-from .checks import check_whole, warn_of_wrappers
+from .checks import check_names, check_whole, warn_of_wrappers
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
 
@@ -34,8 +34,9 @@ def descend(
     average: nn.Module,
     decay: float,
 ) -> None:
-    """One clipped gradient step of ``learner``, which ``average`` then follows as ``decay average +
-    (1 - decay) learner``.
+    """One clipped gradient step of ``learner``; ``average`` follows it.
+
+    It becomes ``decay average + (1 - decay) learner``.
     """
     optimizer.zero_grad()
     loss.backward()
@@ -47,8 +48,9 @@ def descend(
 
 
 class ControlPolicy(BasePolicy):
-    """An SB3 policy around a control; a subclass writes ``control`` and keeps its parameters as
-    modules.
+    """An SB3 policy around a control.
+
+    A subclass writes ``control`` and keeps its parameters as modules.
     """
 
     def __init__(
@@ -80,14 +82,14 @@ class ControlPolicy(BasePolicy):
 
     @abstractmethod
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """Controls ``(n, *noise_shape)`` in noise units, within the action bound; ``k`` an int or
-        one step per row.
+        """Controls ``(n, *noise_shape)`` in noise units, within the action bound.
+
+        ``k`` an int or one step per row.
         """
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        k, x = unobserve(
-            self.problem, observation.float()
-        )  # float64 is taken too, as SB3's own policies take it
+        # float64 is taken too, as SB3's own policies take it
+        k, x = unobserve(self.problem, observation.float())
         # At the horizon there is nothing left to steer; the last step's control is as good as any.
         return self.control(k.clamp(max=self.problem.horizon - 1), x).flatten(1).float()
 
@@ -97,8 +99,9 @@ class ControlPolicy(BasePolicy):
 
 
 class _StepProgressBar(ProgressBarCallback):
-    """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were really
-    taken.
+    """SB3's bar counts ``env.num_envs`` steps a call.
+
+    Ours counts the steps that were really taken.
     """
 
     _seen = 0
@@ -144,7 +147,9 @@ class ProblemAgent(SavedAgent):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        check_names(type(self).__name__, unknown, self.arguments())
         check_whole("n_trajectories", n_trajectories, 2)
         if seed is not None:
             check_whole("seed", seed, 0)
@@ -180,6 +185,14 @@ class ProblemAgent(SavedAgent):
         if _init_setup_model:
             self._setup_model()
 
+    @classmethod
+    def arguments(cls) -> list[str]:
+        """Names of the constructor's arguments."""
+        inits = (vars(c).get("__init__") for c in cls.__mro__ if issubclass(c, ProblemAgent))
+        every = [p for init in inits if init for p in signature_of(init).parameters.values()]
+        named = {p.name for p in every if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        return sorted(name for name in named - {"self"} if not name.startswith("_"))
+
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
@@ -197,13 +210,10 @@ class ProblemAgent(SavedAgent):
 
     @abstractmethod
     def iterate(self) -> None:
-        """One round: collect with ``self.collect``, improve ``self.policy``, record diagnostics
-        with ``self.logger``.
-        """
+        """One round: ``self.collect`` paths, improve ``self.policy``, tell ``self.logger``."""
 
     def collect(self, policy: Policy | None, n: int | None = None) -> Trajectories:
-        """Roll out fresh paths, counting env steps and reward queries and calling the callbacks
-        after every step.
+        """Roll out fresh paths; steps and reward queries are counted and the callbacks called.
 
         Raises ``InterruptedError`` when a callback asks to stop.
         """
@@ -214,9 +224,8 @@ class ProblemAgent(SavedAgent):
             self.reward_queries += n * self.processes * (k == self.problem.horizon - 1)
             if self._callback is None:
                 return True
-            self._callback.update_locals(
-                {"dones": np.full(n, k == self.problem.horizon - 1)}
-            )  # SB3's callbacks count episodes
+            # SB3's callbacks count episodes
+            self._callback.update_locals({"dones": np.full(n, k == self.problem.horizon - 1)})
             return self._callback.on_step()
 
         with torch.no_grad():
@@ -237,8 +246,9 @@ class ProblemAgent(SavedAgent):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfAgent:
-        """Iterate until ``total_timesteps`` env steps have been taken (the last round is always
-        finished).
+        """Iterate until ``total_timesteps`` env steps have been taken.
+
+        The last round is always finished.
 
         Args:
             total_timesteps: env steps; a path costs ``problem.horizon`` of them.
@@ -300,8 +310,9 @@ class ProblemAgent(SavedAgent):
         self.logger.dump(self.num_timesteps)
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the present learning rate: the schedule's, falling linearly towards zero if
-        ``anneal`` is on.
+        """Set the present learning rate.
+
+        The schedule's, falling linearly towards zero if ``anneal`` is on.
         """
         remaining = self._current_progress_remaining
         rate = self.lr_schedule(remaining) * (max(remaining, 0.02) if self.anneal else 1.0)
@@ -313,8 +324,9 @@ class ProblemAgent(SavedAgent):
         """Drop past paths: they belong to another problem."""
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Point the agent at another environment with the same spaces, shapes and horizon (say,
-        another temperature).
+        """Point the agent at another environment, at another temperature, say.
+
+        Spaces, shapes and horizon must be the same.
         """
         env = self._wrap_env(as_env(env), self.verbose)
         check_for_correct_spaces(env, self.observation_space, self.action_space)

@@ -131,18 +131,18 @@ class SavedAgent(BaseAlgorithm):
     reward_queries: int
 
     def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """What a checkpoint restores, by name; a subclass adds its optimizers and target
-        networks.
+        """What a checkpoint restores, by name.
+
+        A subclass adds its optimizers and target networks.
         """
         return {"policy": self.policy}
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write parameters, optimizers, counters, random stream and settings as safetensors and
-        JSON in one zip.
+        """Write parameters, optimizers, counters, random stream and settings in one zip.
 
-        Past paths are not saved: a loaded agent goes on from its networks with fresh ones.
-        ``exclude`` and ``include`` are accepted for SB3's sake and ignored. A failed write leaves
-        no file behind.
+        The file holds safetensors and JSON. Past paths are not saved: a loaded agent goes on from
+        its networks with fresh ones. ``exclude`` and ``include`` are accepted for SB3's sake and
+        ignored. A failed write leaves no file behind.
         """
         tensors = {"generator": self.generator.get_state()}
         for name, part in self.networks().items():
@@ -258,9 +258,7 @@ _READ = (
 
 
 def signature(problem: Problem, action_space: spaces.Space) -> dict[str, Any]:
-    """What must agree between the environment of a checkpoint and the one that it is loaded
-    into.
-    """
+    """What must agree between a checkpoint's environment and the one it is loaded into."""
     return {
         "problem": type(problem).__name__,
         "state_shape": list(problem.state_shape),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,9 +29,21 @@ def _check(name: str, value: Any, low: float, high: float, kind: Any, noun: str)
         raise ValueError(f"{name} must be {noun}{allowed}; got {value!r}")
 
 
+def check_names(owner: str, given: Iterable[str], allowed: Collection[str]) -> None:
+    """Raise a ValueError unless all names ``given`` are arguments that ``owner`` takes."""
+    for name in given:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"arguments of {owner} must be among {', '.join(allowed)}; got {name!r}{hint}"
+            )
+
+
 def warn_of_wrappers(env: Any) -> None:
-    """Say which wrappers change what ``predict`` is given or what it gives, while the agent learns
-    the bare problem.
+    """Name the wrappers that change what ``predict`` is given or gives.
+
+    The agent learns the bare problem and does not see them.
     """
     found = []
     while isinstance(env, VecEnvWrapper):

@@ -1,10 +1,10 @@
-"""A control made by low-rank adapters (LoRA, Hu et al. 2021) of a diffusers pipeline's own network;
-whoever trains it.
+"""A control made by low-rank adapters (LoRA, Hu et al. 2021) of a diffusers pipeline's own network.
 
-The adapted network's noise prediction takes the place of the pre-trained one, so the control is
-their difference in noise units, ``a_k(x) = control_of(k, x, adapted - pre-trained)``, and ``|a|^2 /
-2`` the KL between their steps (Han et al., Lemma 2.5). At the start the adapter adds exactly zero.
-Only the adapter is learnt and saved; the network belongs to the problem and stays frozen.
+Whoever trains it, the adapted network's noise prediction takes the place of the pre-trained one, so
+the control is their difference in noise units, ``a_k(x) = control_of(k, x, adapted -
+pre-trained)``, and ``|a|^2 / 2`` the KL between their steps (Han et al., Lemma 2.5). At the start
+the adapter adds exactly zero. Only the adapter is learnt and saved; the network belongs to the
+problem and stays frozen.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ class AdapterControl(ControlPolicy):
         from peft import LoraConfig
 
         self.adapter = f"girsanov{next(_numbers)}"  # several policies may share one network
-        scale: Any = (
-            rank if lora_alpha is None else lora_alpha
-        )  # peft says int, and takes any number
+        # peft says int, and takes any number
+        scale: Any = rank if lora_alpha is None else lora_alpha
         self._config = LoraConfig(
             r=rank,
             lora_alpha=scale,
@@ -98,8 +97,9 @@ class AdapterControl(ControlPolicy):
 
     @property
     def problem(self) -> Problem:
-        """The problem that the control steers; the adapter moves along when another one brings
-        another network.
+        """The problem that the control steers.
+
+        The adapter moves along when another one brings another network.
         """
         return self._problem[0]
 
@@ -119,11 +119,11 @@ class AdapterControl(ControlPolicy):
         return problem.control_of(k, x, difference).clamp(-self.action_bound, self.action_bound)
 
     def save_lora(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter in diffusers' format: ``pipeline.load_lora_weights(folder)`` then draws
-        with the fine-tuned model.
+        """Write the adapter in diffusers' format.
 
-        The file is ``pytorch_lora_weights.safetensors``; its metadata keep ``lora_alpha``. Controls
-        beyond the action bound are not cut off there.
+        ``pipeline.load_lora_weights(folder)`` then draws with the fine-tuned model. The file is
+        ``pytorch_lora_weights.safetensors``; its metadata keep ``lora_alpha``. Controls beyond the
+        action bound are not cut off there.
         """
         from diffusers import StableDiffusionPipeline
         from peft.utils import get_peft_model_state_dict

@@ -26,8 +26,9 @@ __all__ = [
 
 
 class EnsembleMLP(nn.Module):
-    """``members`` independent multilayer perceptrons evaluated as one batched product; the last
-    layer starts at zero.
+    """``members`` independent multilayer perceptrons evaluated as one batched product.
+
+    The last layer starts at zero.
     """
 
     def __init__(self, n_inputs: int, n_outputs: int, hidden: Sequence[int], members: int) -> None:
@@ -60,9 +61,8 @@ class Value(nn.Module, ABC):
         super().__init__()
         self.horizon = horizon
         self.standardise = Standardise(n_inputs)
-        self.register_buffer(
-            "offset", torch.zeros(())
-        )  # log of the mean of f_T: the function starts as this constant
+        # log of the mean of f_T: the function starts as this constant
+        self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("bounds", torch.tensor([-math.inf, math.inf]))
         self.register_buffer("clock", torch.linspace(0, 1, horizon + 1))
         self.offset: Tensor
@@ -70,11 +70,10 @@ class Value(nn.Module, ABC):
         self.clock: Tensor
 
     def wind(self, steps: Tensor, inputs: Tensor) -> None:
-        """Set the clock by paths seen at every step: half plain time, half the distance that
-        encoded states travel.
+        """Set the clock by paths seen at every step.
 
-        log f changes fast where states do (the last third of a denoising chain); on this clock it
-        changes evenly.
+        It is half plain time, half the distance that encoded states travel. log f changes fast
+        where states do (the last third of a denoising chain); on this clock it changes evenly.
 
         Args:
             steps: ``(n, S)``.

@@ -35,7 +35,7 @@ from rates_report import ROWS
 from resumable import append, command_line, read_lines
 
 from girsanov.agents import PDE
-from girsanov.agents.pde.variational import control_error
+from girsanov.agents.pde.norms import control_error
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic

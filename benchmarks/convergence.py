@@ -32,8 +32,9 @@ import torch
 from resumable import append, command_line, read_lines
 from torch import Tensor
 
-from girsanov.agents.pi_ft.exact import grid_of, iterate_quadratics, riccati_limit
+from girsanov.agents.pi_ft.exact import grid_of
 from girsanov.agents.pi_ft.lipschitz import mixture_chain
+from girsanov.agents.pi_ft.quadratics import iterate_quadratics, riccati_limit
 from girsanov.agents.pi_ft.regularity import (
     iterate_regularity,
     quadratic_contraction,

@@ -58,7 +58,7 @@ from torch import Tensor
 
 from girsanov.agents import PDE
 from girsanov.agents.networks import encode
-from girsanov.agents.pde.variational import control_error, sobolev_errors
+from girsanov.agents.pde.norms import control_error, sobolev_errors
 from girsanov.baselines.sb3 import deterministic_policy, make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic

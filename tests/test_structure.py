@@ -17,14 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("scoreboard", "baselines", "agents", "envs")
 #: One concept fills them.
 LONG = {
-    "agents/pde/variational.py": (
-        "the relative residual of the variational inequality, its weights and its gradients"
-    ),
-    "agents/pi_ft/exact.py": (
-        "policy iteration without a fit: one table for each problem that has a closed form"
-    ),
-    "agents/pde/agent.py": "PDE's arguments and what each means",
-    "agents/pi_ft/gradient.py": "gradient steps of the objective, in four forms",
     "baselines/hyperparameters.py": "one table",
     "envs/env.py": "the two Gymnasium shells, which must agree",
     "envs/known_optimum/linear_quadratic.py": "the Riccati recursion and its instances",

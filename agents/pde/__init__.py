@@ -1,3 +1,1 @@
-"""PDE (Mou 2025): the Hamilton-Jacobi-Bellman equation as a linear one, solved by regression on
-paths.
-"""
+"""PDE (Mou 2025): the Hamilton-Jacobi-Bellman equation made linear, solved by regression."""

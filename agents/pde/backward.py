@@ -1,5 +1,4 @@
-"""Linear classes with weights of their own at every step, fitted from the last step back to the
-first.
+"""Linear classes with weights of their own at every step, fitted backwards in time.
 
 Where one set of features of time serves all steps, Newton's step solves for all of them at once,
 and it needs a form that is coercive: that of a process near the optimal one. From data far from it
@@ -23,10 +22,11 @@ from torch import Tensor
 
 from ..networks import Value
 from .classes.linear import ExponentialValue
+from .classes.system import System
 from .lookahead import Lookahead
 from .replay import Replay, spans
 from .selection import MOST_HELD, Fit, Judge, Split
-from .variational import System, capped_exp, divergence, log_targets
+from .variational import capped_exp, divergence, log_targets
 
 #: Ridges to choose from, at every step.
 STEPWISE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -52,10 +52,10 @@ def fit_backward(
     max_weight: float,
     indistinct: float = 1.01,
 ) -> Fit:
-    """Fit ``value``, in place: once without the paths held out, which choose the ridge of each
-    step, and once with them.
+    """Fit ``value``, in place, from the last step back to the first.
 
-    Holds all data at once, unlike ``fit_linear``.
+    Once without the paths held out, which choose the ridge of each step, and once with them. Holds
+    all data at once, unlike ``fit_linear``.
 
     Args:
         value: stepwise, placed and standardised.
@@ -99,13 +99,13 @@ def fit_backward(
 
 
 def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weight: float) -> bool:
-    """Replace weights that serve all steps where a fit step by step, smoothed over time, does far
-    better.
+    """Replace weights that serve all steps where a fit step by step does far better.
 
-    Where f varies by many orders of magnitude Newton's step for all times at once has no good
-    start, and the path weights of uncontrolled data leave next to nothing to learn from, or to
-    judge by. The fit step by step needs no path weights; but it extrapolates worse, so it must be
-    better by far. Both are judged by ``one_step_residuals`` of paths that the latter did not see.
+    That fit is smoothed over time. Where f varies by many orders of magnitude Newton's step for all
+    times at once has no good start, and the path weights of uncontrolled data leave next to nothing
+    to learn from, or to judge by. The fit step by step needs no path weights; but it extrapolates
+    worse, so it must be better by far. Both are judged by ``one_step_residuals`` of paths that the
+    latter did not see.
 
     Args:
         value: fitted, standardised.
@@ -147,10 +147,9 @@ def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weig
 def one_step_residuals(
     value: Value, data: Replay, lookahead: Lookahead, rows: int = 1024
 ) -> Tensor:
-    """Mean divergence of f from its own one-step targets over the visits of each path, ``(paths,)``
-    in float64.
+    """Mean divergence of f from its one-step targets over a path's visits, ``(paths,)``.
 
-    Every visit counts alike. ``rows`` are evaluated at once.
+    In float64. Every visit counts alike. ``rows`` are evaluated at once.
     """
     visits = data.steps.shape[1]
     row, visit = torch.cartesian_prod(
@@ -223,17 +222,16 @@ class _Step:
         return (weight * divergence(self.target - self.space @ w)).sum()
 
     def choose(self, lent: Tensor, ridges: Sequence[float], indistinct: float) -> float:
-        """The ridge that does best on the paths ``lent``; the weights fitted to the others with it
-        are left in the value.
+        """The ridge that does best on the paths ``lent``.
+
+        The weights fitted to the others with it are left in the value.
         """
         rest = self.precision * ~lent
         found = self.least_squares(rest, ridges)
-        losses = [
-            float(self.loss(w, self.precision * lent).nan_to_num(nan=torch.inf)) for w in found
-        ]
-        enough = indistinct * max(
-            min(losses), 0.0
-        )  # rounding takes the least of a perfect fit below 0
+        judged = [self.loss(w, self.precision * lent) for w in found]
+        losses = [float(loss.nan_to_num(nan=torch.inf)) for loss in judged]
+        # rounding takes the least of a perfect fit below 0
+        enough = indistinct * max(min(losses), 0.0)
         best = next(r for r, loss in zip(ridges, losses, strict=True) if loss <= enough)
         self.value.weights[self.k] = self.solve(rest, best)
         return best

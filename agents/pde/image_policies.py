@@ -1,5 +1,4 @@
-"""Function classes for states that are images or latents, ``(C, H, W)``: log f as a small
-convolutional network.
+"""Function classes for images or latents ``(C, H, W)``: small convolutional networks.
 
 With ``PDE("CnnPolicy", problem, adaptive=False)`` this is value-guided sampling: a value network on
 latents and time, trained on uncontrolled samples only, guides the frozen pipeline.
@@ -71,8 +70,9 @@ class _Pixels(Standardise):
 
 
 class CnnValue(NetworkValue):
-    """``log f`` as an ensemble of convolutional networks of the encoded state, the time and, of
-    several, the prompt.
+    """``log f`` as an ensemble of convolutional networks.
+
+    They take the encoded state, the time and, where there are several, the prompt.
 
     Args:
         n_inputs: size of the encoded state.
@@ -114,11 +114,10 @@ class CnnValue(NetworkValue):
 
 
 class CnnPolicy(ValueGradientPolicy):
-    """``log f`` is an ensemble of convolutional networks of the terminal estimate where one is
-    offered, else of the state.
+    """``log f`` is an ensemble of convolutional networks of the terminal estimate.
 
-    Its gradient then goes through the problem's denoiser, which keeps it along the data; see
-    ``StateCnnPolicy`` for one that spares this.
+    Of the state, where no such estimate is offered. Its gradient then goes through the problem's
+    denoiser, which keeps it along the data; see ``StateCnnPolicy`` for one that spares this.
 
     Args:
         draws: antithetic pairs of noise that smooth the gradient; 0 takes none.
@@ -170,8 +169,9 @@ class CnnPolicy(ValueGradientPolicy):
 
 
 class StateCnnPolicy(CnnPolicy):
-    """The same of the states themselves: no derivative of the denoiser is taken, and none of its
-    memory is needed.
+    """The same of the states themselves.
+
+    No derivative of the denoiser is taken, and none of its memory is needed.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""Rewards learnt from those that were seen, so that a known transition can be simulated without
-asking for more.
+"""Rewards learnt from those seen, to simulate a known transition without asking for more.
 
 A reward is a plain function of the state, seen without noise: supervised regression learns it from
 far fewer paths than log f, which has to be carried from the horizon to the start.
@@ -24,8 +23,9 @@ _BATCH = 256
 
 
 class LearnedRewards(nn.Module):
-    """Running reward ``r_k(x)`` and terminal reward ``y(x)`` of encoded states as networks, in
-    units of the temperature.
+    """Running reward ``r_k(x)`` and terminal reward ``y(x)`` as networks.
+
+    They take encoded states and are in units of the temperature.
 
     Args:
         n_inputs: size of the encoded state.
@@ -44,9 +44,8 @@ class LearnedRewards(nn.Module):
         self.terminal = EnsembleMLP(n_inputs, 1, hidden, members)
         self.register_buffer("centre", torch.zeros(n_inputs))
         self.register_buffer("scale", torch.ones(n_inputs))
-        self.register_buffer(
-            "units", torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-        )  # mean and deviation: running, terminal
+        # mean and deviation: running, terminal
+        self.register_buffer("units", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
         self.register_buffer("bounds", torch.tensor([[-math.inf, math.inf], [-math.inf, math.inf]]))
         self.centre: Tensor
         self.scale: Tensor
@@ -55,8 +54,9 @@ class LearnedRewards(nn.Module):
         self._optimizer: torch.optim.Optimizer | None = None  # a loaded one starts afresh
 
     def regress(self, data: Replay, steps: int, generator: torch.Generator) -> tuple[float, float]:
-        """Fit all paths seen at every step; returns the last losses, shares of the variance of
-        running and terminal reward.
+        """Fit all paths seen at every step.
+
+        Returns the last losses, shares of the variance of running and terminal reward.
         """
         inputs, visits = data.inputs, data.steps.shape[1] - 1
         running, terminal = data.log_reward.diff(dim=1), data.log_terminal

@@ -27,8 +27,9 @@ _SPREAD = 0.2
 
 
 class LearnedTransition(nn.Module):
-    """``F_k(x, z)`` of encoded states: ``x`` plus a network of ``(x, z)``, and of the time if the
-    transition depends on it.
+    """``F_k(x, z)`` of encoded states: ``x`` plus a network of ``(x, z)``.
+
+    The time is an input too if the transition depends on it.
 
     Args:
         n_inputs: size of the encoded state.
@@ -52,17 +53,17 @@ class LearnedTransition(nn.Module):
         self.network = EnsembleMLP(n_inputs + n_noises + n_time, n_inputs, hidden, members=1)
         self.register_buffer("centre", torch.zeros(n_inputs))
         self.register_buffer("scale", torch.ones(n_inputs))
-        self.register_buffer(
-            "change", torch.ones(n_inputs)
-        )  # standard deviation of what a step changes
+        # standard deviation of what a step changes
+        self.register_buffer("change", torch.ones(n_inputs))
         self.centre: Tensor
         self.scale: Tensor
         self.change: Tensor
         self._optimizer: torch.optim.Optimizer | None = None  # a loaded one starts afresh
 
     def forward(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """Encoded next states ``(n, p)`` of ``x`` ``(n, p)`` and ``z`` ``(n, noises)``; ``k`` an
-        int or one step per row.
+        """Encoded next states ``(n, p)`` of ``x`` ``(n, p)`` and ``z`` ``(n, noises)``.
+
+        ``k`` an int or one step per row.
         """
         return x + self.change * self._changed(k, x, z)
 
@@ -91,8 +92,9 @@ class LearnedTransition(nn.Module):
         batch_size: int,
         generator: torch.Generator,
     ) -> float:
-        """Fit ``data`` whose visits are drawn in proportion to ``chances`` ``(N, S)``; returns the
-        last loss.
+        """Fit ``data`` whose visits are drawn in proportion to ``chances`` ``(N, S)``.
+
+        Returns the last loss.
         """
         assert data.noises is not None and data.controls is not None
         pushed = (data.noises + data.controls).flatten(2).float()
@@ -171,8 +173,9 @@ class ModelPolicy(MlpPolicy):
     def prepare(
         self, data: Replay, density: Tensor, anew: bool, generator: torch.Generator
     ) -> dict[str, float]:
-        """Fit the learned transition to all paths so far, more closely where the optimal process is
-        believed to go.
+        """Fit the learned transition to all paths so far.
+
+        More closely where the optimal process is believed to go.
         """
         if anew:
             self.model.place(data.inputs[:, :-1].flatten(0, 1), data.inputs[:, 1:].flatten(0, 1))

@@ -1,5 +1,6 @@
-"""What stands for ``-(d_t + L) f`` in the empirical form: three estimates of ``log E[f_{k'}(X_{k'})
-| X_k = x]``.
+"""Three estimates of ``log E[f_{k'}(X_{k'}) | X_k = x]``.
+
+They stand for ``-(d_t + L) f`` in the empirical form:
 
 * ``Observed``: the later visit that was recorded. Needs no model (the trajectory form of Mou 2025).
 * ``FreshNoise``: the mean over fresh draws of the known transition; no further reward is asked for.
@@ -26,8 +27,9 @@ _REACH = 3.0
 
 
 class Lookahead(ABC):
-    """Estimates of the expected later value; ``fresh`` ones replace the recorded next state and its
-    weight.
+    """Estimates of the expected later value.
+
+    ``fresh`` ones replace the recorded next state and its weight.
     """
 
     fresh: bool
@@ -41,8 +43,9 @@ class Lookahead(ABC):
     def log_value(
         self, value: Value, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
     ) -> Tensor:
-        """``log E f_{k'}``, ``(n,)``, from states ``x`` at ``k``; ``later`` are encoded states
-        ``(n, p)`` at ``later_k``.
+        """``log E f_{k'}``, ``(n,)``, from states ``x`` at ``k``.
+
+        ``later`` are encoded states ``(n, p)`` at ``later_k``.
         """
 
     @abstractmethod
@@ -73,10 +76,10 @@ class Observed(Lookahead):
 class FreshNoise(Lookahead):
     """Log-mean-exponential over fresh antithetic draws of one transition.
 
-    They are drawn around the gradient g of the present ``log f``, each with its weight ``exp(-g.W -
-    |g|^2 / 2)`` (Girsanov; importance sampling, unbiased whatever g): where f is the solution and
-        the step small, all draws agree, however much f
-    varies within one standard deviation of the noise.
+    They are drawn around the gradient g of the present ``log f``, each with its weight
+    ``exp(-g.W - |g|^2 / 2)`` (Girsanov; importance sampling, unbiased whatever g). Where f is the
+    solution and the step small, all draws agree, however much f varies within one standard
+    deviation of the noise.
 
     Args:
         problem: whose transition is drawn.
@@ -100,8 +103,9 @@ class FreshNoise(Lookahead):
         return later.view(2 * self.pairs, len(x), -1)
 
     def _draw(self, k: int | Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoded next states ``(2 pairs * n, p)`` of noise around ``centre``, and their log
-        weights ``(2 pairs, n)``.
+        """Encoded next states of noise around ``centre``, and their log weights.
+
+        ``(2 pairs * n, p)`` and ``(2 pairs, n)``.
         """
         shape = (self.pairs, len(x), *self.problem.noise_shape)
         half = torch.randn(shape, generator=self.generator, device=x.device, dtype=x.dtype)
@@ -109,9 +113,8 @@ class FreshNoise(Lookahead):
         copies = 2 * self.pairs
         steps = k if isinstance(k, int) else k.repeat(copies)
         kernel = getattr(self.problem, "gaussian_kernel", None)
-        carry = getattr(
-            self.problem, "with_latents", None
-        )  # what a state holds besides, such as its prompt
+        # puts back what a state holds besides, such as its prompt
+        carry = getattr(self.problem, "with_latents", None)
         with torch.no_grad():
             states = x.repeat(copies, *[1] * (x.dim() - 1))
             if kernel is None:
@@ -124,8 +127,9 @@ class FreshNoise(Lookahead):
             return encode(self.problem, steps + 1, later).float(), log_weight
 
     def _centre(self, value: Value, k: int | Tensor, x: Tensor) -> Tensor:
-        """The gradient of ``log f`` by the noise ``(n, *noise_shape)``; zero where the transition
-        can't be differentiated.
+        """The gradient of ``log f`` by the noise ``(n, *noise_shape)``.
+
+        Zero where the transition can't be differentiated.
         """
         with torch.enable_grad():
             z = x.new_zeros(len(x), *self.problem.noise_shape).requires_grad_()
@@ -165,8 +169,9 @@ class FreshNoise(Lookahead):
 
 
 class Generator(Lookahead):
-    """``v + (tr D^2 v + |D v|^2) / 2`` of ``v(z) = log f_{k+1}(F_k(x, z))`` at ``z = 0``, D the
-    derivative by the noise.
+    """``v + (tr D^2 v + |D v|^2) / 2`` of ``v(z) = log f_{k+1}(F_k(x, z))`` at ``z = 0``.
+
+    D is the derivative by the noise.
 
     Args:
         problem: whose transition and encoding autograd can follow, twice.
@@ -195,8 +200,9 @@ class Generator(Lookahead):
     def _expanded(
         self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
     ) -> list[tuple[Any, Any, Any]]:
-        """Value, first and second derivative of each output of ``function(z)`` along each
-        direction, at ``z = 0``.
+        """Value, first and second derivative of ``function(z)`` along each direction.
+
+        Of each of its outputs, at ``z = 0``.
         """
         z = x.new_zeros(len(x), *self.problem.noise_shape)
         rows = []
@@ -245,3 +251,11 @@ class Generator(Lookahead):
             log_f = log_f + 0.5 * weight * (curvature[0] + slope[0].square())
             space = space + 0.5 * weight * (curvature[1] + 2 * slope[0][:, None] * slope[1])
         return Tangent(log_f, space)
+
+
+#: By name, from a problem, a number of draws (0: the usual one) and the generator of the noise.
+LOOKAHEADS: dict[str, Callable[[Problem, int, torch.Generator], Lookahead]] = {
+    "observed": lambda problem, draws, generator: Observed(),
+    "fresh": lambda problem, draws, generator: FreshNoise(problem, draws or 4, generator),
+    "generator": Generator,
+}

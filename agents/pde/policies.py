@@ -1,5 +1,6 @@
-"""Policies that come from a fitted value function: its gradient through the transition, or a
-regression of the noise.
+"""Policies that come from a fitted value function.
+
+Its gradient through the transition, or a regression of the noise.
 """
 
 from __future__ import annotations
@@ -132,12 +133,11 @@ class ValueGradientPolicy(ValuePolicy):
         return a
 
     def _by_newton(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
-        """Newton's steps on ``a = E_W grad_z log f(F(x, a + W))``, with one curvature for all
-        directions.
+        """Newton's steps on ``a = E_W grad_z log f(F(x, a + W))``.
 
-        Minus that is the mean of ``(g(a + W) - g(a - W)).W / 2|W|^2`` over the draws, g the
-        gradient: one step is exact for a parabola in one dimension. Where log f is convex the plain
-        iteration is kept, which goes uphill.
+        All directions have one curvature. Minus that curvature is the mean over the draws of
+        ``(g(a + W) - g(a - W)).W / 2|W|^2``, g the gradient: one step is exact for a parabola in
+        one dimension. Where log f is convex the plain iteration is kept, which goes uphill.
         """
         half = self.noise[: self.draws].to(x)[:, None]
         dimensions = tuple(range(2, half.dim()))
@@ -150,8 +150,9 @@ class ValueGradientPolicy(ValuePolicy):
         return a
 
     def _slopes(self, k: int | Tensor, x: Tensor, a: Tensor) -> Tensor:
-        """The gradient of log f by the noise at ``a`` plus every draw, ``(2 draws, n,
-        *noise_shape)``.
+        """The gradient of log f by the noise at ``a`` plus every draw.
+
+        ``(2 draws, n, *noise_shape)``.
         """
         copies = 2 * self.draws
         with torch.enable_grad():
@@ -197,11 +198,11 @@ class MlpPolicy(ValueGradientPolicy):
 
     Where log f curves within one step's noise, its gradient at the uncontrolled mean is far from
     the best control: it overshoots where log f is concave. So the gradient is averaged over noise
-        around the control; denoisers, whose steps are
-    dear, do without. They learn at a smaller rate and with one layer less, too: a function of the
-    clean estimate changes little along a path, while one of the state must follow it from step to
-    step, which takes more fitting. That one is fitted to observations drawn by their weight: few of
-    a robot's paths end well, and equal draws spend most of a batch on the others.
+    around the control; denoisers, whose steps are dear, do without. They learn at a smaller rate
+    and with one layer less, too: a function of the clean estimate changes little along a path,
+    while one of the state must follow it from step to step, which takes more fitting. That one is
+    fitted to observations drawn by their weight: few of a robot's paths end well, and equal draws
+    spend most of a batch on the others.
 
     Args:
         draws: see ValueGradientPolicy; absent: 2, or 0 where the problem offers
@@ -300,11 +301,10 @@ class RadialPolicy(LinearPolicy):
 
 
 class NoisePolicy(ValuePolicy):
-    """The control as a network, fitted by regression of the noise: for transitions that can't be
-    differentiated.
+    """The control as a network, fitted by regression of the noise.
 
-    With ``gap = log_gain + log f_{k+1}(X_{k+1}) - log f_k(X_k)`` the optimal tilt of the noise is,
-    under any control a,
+    For transitions that can't be differentiated. With ``gap = log_gain + log f_{k+1}(X_{k+1}) - log
+    f_k(X_k)`` the optimal tilt of the noise is, under any control a,
 
         a*_k(x) = E[ exp(gap) (a + W) | X_k = x ] = a + E[ (exp(gap) - 1) W | X_k = x ]
 

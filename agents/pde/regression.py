@@ -1,5 +1,4 @@
-"""How log f is learnt from regression data: networks by gradient steps, linear classes by solving
-their equation.
+"""How log f is learnt: networks by gradient steps, linear classes by solving.
 
 ``PDE`` gathers the data; everything here sees them as ``Replay``.
 """
@@ -8,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,54 +17,34 @@ from ..base import ProblemAgent, descend
 from ..networks import NetworkValue, NeuralValue, Value, encode
 from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .classes.linear import ExponentialValue, LinearValue
-from .lookahead import FreshNoise, Generator, Lookahead, Observed
+from .lookahead import LOOKAHEADS, FreshNoise, Lookahead, Observed
 from .policies import NoisePolicy, ValuePolicy
 from .replay import Replay, Spans, sample_spans, spans
 from .selection import Fit, Split, clearly_less, fit_linear
+from .settings import Collection, Fitting, Selection, Targets
 from .variational import capped_exp, densities, every_density, log_targets, relative_residual_loss
-
-#: What stands for the later value (see ``PDE``).
-LOOKAHEADS: dict[str, Callable[[Regression], Lookahead]] = {
-    "observed": lambda agent: Observed(),
-    "fresh": lambda agent: FreshNoise(agent.policy.problem, agent.draws or 4, agent.generator),
-    "generator": lambda agent: Generator(agent.policy.problem, agent.draws, agent.generator),
-}
 
 
 class Regression(ProblemAgent):
     """An agent that learns log f; ``PDE`` says what its settings mean."""
 
     policy: ValuePolicy
-    lookahead: str | None
-    draws: int
-    imagined: int
-    batch_size: int
-    mean_span: float | None
-    max_weight: float
-    averaging: float
-    weight_decay: float
-    gradient_penalty: float
-    ridge: float | None
-    select: bool
+    collection: Collection
+    targets: Targets
+    fitting: Fitting
+    selection: Selection
     rounds: list[Replay]
     _given: dict[str, Any]  # what model selection must not change
 
     def _start_learner(self) -> None:
-        self.learner = copy.deepcopy(
-            self._trained()
-        )  # what gradients move; the policy holds its average
-        parameters = list(self.learner.parameters())
-        self.optimizer = (
-            torch.optim.AdamW(parameters, weight_decay=self.weight_decay) if parameters else None
-        )
+        # what gradients move; the policy holds its average
+        self.learner = copy.deepcopy(self._trained())
+        parameters, decay = list(self.learner.parameters()), self.fitting.weight_decay
+        self.optimizer = torch.optim.AdamW(parameters, weight_decay=decay) if parameters else None
 
     def _trained(self) -> nn.ModuleDict:
-        parts = {"value": self.policy.value}
-        return nn.ModuleDict(
-            {**parts, "noise": self.policy.network}
-            if isinstance(self.policy, NoisePolicy)
-            else parts
-        )
+        noise = {"noise": self.policy.network} if isinstance(self.policy, NoisePolicy) else {}
+        return nn.ModuleDict({"value": self.policy.value, **noise})
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
@@ -73,8 +52,9 @@ class Regression(ProblemAgent):
         return {**super().networks(), "learner": self.learner, **optimizer}
 
     def _begin(self, data: Replay, anew: bool) -> None:
-        """Units from the first data (inputs standardised, f in units of its mean), and the bounds
-        of f.
+        """Units and bounds from the first data.
+
+        Inputs are standardised, and f is in units of its mean.
         """
         log_returns = data.log_returns.double()
         ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
@@ -90,15 +70,17 @@ class Regression(ProblemAgent):
             one.bounds.copy_(bounds)
 
     def _lookahead(self, data: Iterable[Replay]) -> Lookahead:
-        name = self.lookahead or ("observed" if self.imagined else self.policy.lookahead)
-        if self.lookahead is None and name != "observed":
+        usual = "observed" if self.collection.imagined else self.policy.lookahead
+        name = self.targets.lookahead or usual
+        if self.targets.lookahead is None and name != "observed":
             whole = all(bool((part.steps.diff(dim=1) == 1).all()) for part in data)
             name = name if whole else "observed"
-        return LOOKAHEADS[name](self)
+        return LOOKAHEADS[name](self.policy.problem, self.targets.draws, self.generator)
 
     def _branched(self, data: Replay) -> Replay:
-        """With the fresh noise that networks use, drawn once: a denoiser costs more than they
-        do.
+        """With the fresh noise that networks use, drawn once.
+
+        A denoiser costs more than they do.
         """
         lookahead = self._lookahead([data])
         if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
@@ -125,7 +107,7 @@ class Regression(ProblemAgent):
                 " without"
             )
         if self.policy.resamples and self.policy.needs_noise:
-            density = every_density(self.policy.value, data, self.max_weight)
+            density = every_density(self.policy.value, data, self.targets.max_weight)
             for name, number in self.policy.prepare(data, density, anew, self.generator).items():
                 self.logger.record(name, number)
         if anew and self.policy.warm:
@@ -143,51 +125,46 @@ class Regression(ProblemAgent):
         to_go = (data.log_reward[:, -1] + data.log_terminal)[:, None] - data.log_reward
         seen = data.seen.nonzero()[:, 0]
         for _ in range(steps):
-            size, device = (self.batch_size,), seen.device
+            size, device = (self.fitting.batch_size,), seen.device
             row = seen[torch.randint(len(seen), size, generator=self.generator, device=device)]
             visit = torch.randint(
                 data.steps.shape[1], size, generator=self.generator, device=device
             )
             guess = learner.members(data.steps[row, visit], data.inputs[row, visit])
             loss = 0.5 * (to_go[row, visit] - guess).square().mean()
-            descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
+            descend(loss, self.learner, self.optimizer, self._trained(), self.fitting.averaging)
 
     def _regress(self, data: Replay, gradient_steps: int) -> None:
+        """Semi-gradient steps of a network towards the solution of the variational equation."""
         average, learner = self.policy.value, self.learner["value"]
         assert self.optimizer is not None and isinstance(learner, NetworkValue)
         self.set_learning_rate(self.optimizer)
-        lookahead = self._lookahead([data])
-        usual = _IMAGINED_SPAN if self.imagined else self.policy.mean_span
-        mean_span = 1.0 if lookahead.fresh else self.mean_span or usual
-        held = average.bounds
-        total, bound_hit = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        form, fitting, most = self._lookahead([data]), self.fitting, self.targets.max_weight
+        usual = _IMAGINED_SPAN if self.collection.imagined else self.policy.mean_span
+        span = 1.0 if form.fresh else self.targets.mean_span or usual
+        size, horizon, generator = fitting.batch_size, self.problem.horizon, self.generator
+        total, bound_hit = torch.zeros(2, device=self.device)
         chances, drawn = None, data
         for i in range(gradient_steps):
             if self.policy.resamples and i % _REDRAWN == 0:
                 if data.n > _AT_ONCE:
-                    drawn = data.at(
-                        torch.randperm(data.n, generator=self.generator, device=self.device)[
-                            :_AT_ONCE
-                        ]
-                    )
-                chances = every_density(average, drawn, self.max_weight)
-            batch = sample_spans(
-                drawn, self.batch_size, mean_span, self.problem.horizon, self.generator, chances
-            )
-            log_target = log_targets(average, batch, drawn, lookahead)
-            weight = (
-                densities(average, batch, self.max_weight)
-                if chances is None
-                else torch.ones_like(log_target)
-            )
+                    order = torch.randperm(data.n, generator=generator, device=self.device)
+                    drawn = data.at(order[:_AT_ONCE])
+                chances = every_density(average, drawn, most)
+            batch = sample_spans(drawn, size, span, horizon, generator, chances)
+            log_target = log_targets(average, batch, drawn, form)
+            alike = chances is not None  # weights are in the draws already
+            weight = torch.ones_like(log_target) if alike else densities(average, batch, most)
             loss = relative_residual_loss(learner, batch, log_target, weight)
             total += loss.detach()
-            if self.gradient_penalty:
-                loss = loss + self.gradient_penalty * self._energy(learner, batch, drawn, weight)
+            if fitting.gradient_penalty:
+                energy = self._energy(learner, batch, drawn, weight)
+                loss = loss + fitting.gradient_penalty * energy
             if isinstance(self.policy, NoisePolicy):
                 loss = loss + self._noise_loss(data)
-            descend(loss, self.learner, self.optimizer, self._trained(), self.averaging)
-            bound_hit += ((log_target <= held[0]) | (log_target >= held[1])).float().mean()
+            descend(loss, self.learner, self.optimizer, self._trained(), fitting.averaging)
+            low, high = average.bounds
+            bound_hit += ((log_target <= low) | (log_target >= high)).float().mean()
         self._n_updates += gradient_steps
         self.logger.record("train/variational_residual", float(total) / gradient_steps)
         self.logger.record("train/bound_hit_share", float(bound_hit) / gradient_steps)
@@ -196,8 +173,9 @@ class Regression(ProblemAgent):
     def _energy(
         self, learner: NetworkValue, batch: Spans, data: Replay, weight: Tensor, most: int = 64
     ) -> Tensor:
-        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch: each costs two
-        derivatives of a transition.
+        """Weighted mean square of ``J_z^T grad log f`` at a part of the batch.
+
+        Each costs two derivatives of a transition.
         """
         rows = (batch.later_k == batch.k + 1).nonzero()[:most, 0]
         k, x = batch.k[rows], data.states[batch.row[rows], batch.visit[rows]]
@@ -207,17 +185,28 @@ class Regression(ProblemAgent):
         (slope,) = torch.autograd.grad(learner(k + 1, later).sum(), z, create_graph=True)
         return (weight[rows] * slope.flatten(1).square().sum(1)).mean()
 
+    def _solve_rounds(self, cold: bool) -> None:
+        """Solve a linear class's equation on all rounds."""
+        rounds = self.rounds
+        if self.policy.value.stepwise:  # fitted from scratch, hence free to follow the data
+            self._place(self.policy.value, Replay.joined(rounds))
+        else:
+            self._weigh_rounds()
+            # the first lends paths to judge by, and near the optimum these judge sharply
+            rounds = self.rounds[::-1]
+        self._solve(rounds, cold)
+
     def _weigh_rounds(self) -> None:
-        """Weigh each round by one over the noise of its targets: small where its control was near
-        the optimum.
+        """Weigh each round by one over the noise of its targets.
+
+        It is small where its control was near the optimum.
         """
         value = self.policy.value
         noise = []
         for data in self.rounds:
             batch = sample_spans(data, 4096, 1.0, self.problem.horizon, self.generator)
-            gap = log_targets(value, batch, data, self._lookahead([data])) - value.bounded(
-                batch.k, batch.x
-            )
+            log_target = log_targets(value, batch, data, self._lookahead([data]))
+            gap = log_target - value.bounded(batch.k, batch.x)
             noise.append(capped_exp(gap)[batch.k < self.problem.horizon].square().mean())
         precision = 1 / torch.stack(noise).clamp(min=1e-12)
         for i, share in enumerate(precision / precision.max()):
@@ -228,21 +217,16 @@ class Regression(ProblemAgent):
     def _noise_loss(self, data: Replay) -> Tensor:
         """Weighted square distance of the control to its sampled optimum (see NoisePolicy)."""
         assert data.noises is not None and data.controls is not None
-        n, visits = data.steps.shape
-        row = torch.randint(n, (self.batch_size,), generator=self.generator, device=self.device)
-        visit = torch.randint(
-            visits - 1, (self.batch_size,), generator=self.generator, device=self.device
-        )
+        (n, visits), size = data.steps.shape, (self.fitting.batch_size,)
+        row = torch.randint(n, size, generator=self.generator, device=self.device)
+        visit = torch.randint(visits - 1, size, generator=self.generator, device=self.device)
         batch = spans(data, row, visit, visit + 1, self.problem.horizon)
         value, policy = self.policy.value, self.policy
         assert isinstance(policy, NoisePolicy)
         with torch.no_grad():
             gap = log_targets(value, batch, data, Observed()) - value.bounded(batch.k, batch.x)
-            weight = densities(value, batch, self.max_weight)
-            noise, control = (
-                data.noises[row, visit].flatten(1),
-                data.controls[row, visit].flatten(1),
-            )
+            weight = densities(value, batch, self.targets.max_weight)
+            noise, control = (part[row, visit].flatten(1) for part in (data.noises, data.controls))
             target = (control + capped_exp(gap)[:, None] * noise).float()
         network: Any = self.learner["noise"]
         return (
@@ -250,67 +234,73 @@ class Regression(ProblemAgent):
         ).mean()
 
     def _solve(self, parts: Iterable[Replay], cold: bool) -> None:
+        """Solve the variational inequality over a linear class, of a length scale that it chooses.
+
+        Args:
+            parts: the data.
+            cold: start from the expected reward to go, and choose.
+        """
         policy, first = self.policy, next(iter(parts))
-        incumbent = copy.deepcopy(policy.value)
-        lookahead = self._lookahead(parts)
-        grid = STEPWISE_RIDGES if policy.value.stepwise else _RIDGES
-        ridges = [self.ridge] if self.ridge is not None else grid if self.select else [1e-4]
-
-        def fitted(value: Any, split: Split, form: Lookahead, passes: int, cold: bool) -> Fit:
-            if value.stepwise:
-                return fit_backward(value, split, form, incumbent, ridges, self.max_weight)
-            span = round(self.mean_span or 1)
-            return fit_linear(
-                value,
-                split,
-                form,
-                incumbent,
-                ridges,
-                self.max_weight,
-                span,
-                passes,
-                cold,
-                thin=thin,
-            )
-
-        given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
-        settings = [c for c in policy.candidates if not set(c) & set(given)]
-        few = Split.few(first)
-        passes, best, thin = 5 if cold else 3, None, cold
-        if cold and self.select and len(settings) > 1 and few.held is not None:
-            for setting in settings:
-                value = policy.make_value(**{**setting, **given}).to(self.device)
-                self._place(value, first)
-                value.bounds.copy_(incumbent.bounds)
-                fit = fitted(
-                    value,
-                    few,
-                    lookahead.rough(),
-                    5 if value.linear_in_weights else _COMPARING,
-                    True,
-                )
-                if best is None or clearly_less(
-                    fit.held_out, best.held_out
-                ):  # leave the default, the first, for a reason
-                    best, chosen = fit, setting
-            assert best is not None
-            self.policy_kwargs = {**self.policy_kwargs, **chosen}
-            policy.value, passes, cold = (
-                best.value,
-                5 if best.value.linear_in_weights else 3,
-                False,
-            )  # proximal steps are short
-        fit = fitted(policy.value, Split.of(parts), lookahead, passes, cold)
+        incumbent, form = copy.deepcopy(policy.value), self._lookahead(parts)
+        passes, thin = 5 if cold else 3, cold
+        if cold and self.selection.select:
+            chosen = self._chosen(first, incumbent, form.rough())
+            if chosen is not None:  # proximal steps are short
+                policy.value = chosen
+                passes, cold = 5 if chosen.linear_in_weights else 3, False
+        fit = self._fitted(policy.value, Split.of(parts), form, incumbent, passes, cold, thin)
         alike = isinstance(policy.value, ExponentialValue) and not policy.value.stepwise
-        if alike and self.ridge is None and isinstance(lookahead, FreshNoise):
-            rescue(policy.value, first, lookahead, self.max_weight)
+        if alike and self.selection.ridge is None and isinstance(form, FreshNoise):
+            rescue(policy.value, first, form, self.targets.max_weight)
         self._n_updates += 1
         self._start_learner()
+        residual = fit.system.divergence / fit.system.total.clamp(min=1)
         self.logger.record("train/ridge", fit.ridge)
         self.logger.record("train/held_out_residual", float(fit.held_out.mean()))
-        self.logger.record(
-            "train/variational_residual",
-            float(fit.system.divergence / fit.system.total.clamp(min=1)),
+        self.logger.record("train/variational_residual", float(residual))
+
+    def _chosen(self, first: Replay, incumbent: Value, form: Lookahead) -> LinearValue | None:
+        """The candidate of the least held-out residual, fitted to some of the first data.
+
+        None where there is nothing to choose from, or to choose by.
+        """
+        given = {key: v for key, v in self._given.items() if key not in ("draws", "iterations")}
+        candidates = [c for c in self.policy.candidates if not set(c) & set(given)]
+        few, best = Split.few(first), None
+        if len(candidates) < 2 or few.held is None:
+            return None
+        for candidate in candidates:
+            value: Any = self.policy.make_value(**{**candidate, **given}).to(self.device)
+            self._place(value, first)
+            value.bounds.copy_(incumbent.bounds)
+            passes = 5 if value.linear_in_weights else _COMPARING
+            fit = self._fitted(value, few, form, incumbent, passes, cold=True, thin=True)
+            # leave the default, the first, for a reason
+            if best is None or clearly_less(fit.held_out, best.held_out):
+                best, chosen = fit, candidate
+        assert best is not None
+        self.policy_kwargs = {**self.policy_kwargs, **chosen}
+        return best.value
+
+    def _fitted(
+        self,
+        value: Any,
+        split: Split,
+        form: Lookahead,
+        incumbent: Value,
+        passes: int,
+        cold: bool,
+        thin: bool,
+    ) -> Fit:
+        selection, most = self.selection, self.targets.max_weight
+        grid = STEPWISE_RIDGES if value.stepwise else _RIDGES
+        ridges = grid if selection.select else (1e-4,)
+        ridges = ridges if selection.ridge is None else (selection.ridge,)
+        if value.stepwise:
+            return fit_backward(value, split, form, incumbent, ridges, most)
+        span = round(self.targets.mean_span or 1)
+        return fit_linear(
+            value, split, form, incumbent, ridges, most, span, passes, cold, thin=thin
         )
 
 

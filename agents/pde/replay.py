@@ -1,11 +1,10 @@
-"""Regression data: all paths so far as observations ``(k, x, k', x')`` with what was collected in
-between.
+"""Regression data: observations ``(k, x, k', x')`` with what was collected in between.
 
 Under any known control everything stays unbiased for the same linear equation, with the one-step
 Girsanov weights ``omega = -a.W - |a|^2/2``:
 
-    f_k(x) = E[ exp( sum_{k <= j < k'} (r_j / beta + omega_j) ) f_{k'}(X_{k'}) | X_k = x ],     f_T
-    = exp(y / beta).
+    f_k(x) = E[ exp( sum_{k <= j < k'} (r_j / beta + omega_j) ) f_{k'}(X_{k'}) | X_k = x ],
+    f_T(x) = exp(y(x) / beta).
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories
 
 
 class Replay(NamedTuple):
-    """``N`` paths of ``S`` visits, path first. Logs are in units of the temperature; encoded states
-    in float32.
+    """``N`` paths of ``S`` visits, path first. Logs are in units of the temperature.
+
+    Encoded states in float32.
     """
 
     steps: Tensor  # (N, S)
@@ -40,9 +40,8 @@ class Replay(NamedTuple):
     precision: Tensor  # (N,) weight of the path: one over the noise of its targets, or 1
     noises: Tensor | None = None  # (N, S - 1, *noise_shape)
     controls: Tensor | None = None
-    branches: Tensor | None = (
-        None  # (N, S - 1, 2 * pairs, p): encoded next states under fresh noise (see `branched`)
-    )
+    # (N, S - 1, 2 * pairs, p): encoded next states under fresh noise (see `branched`)
+    branches: Tensor | None = None
 
     @classmethod
     def of(cls, problem: Problem, recording: Recording) -> Replay:
@@ -72,8 +71,9 @@ class Replay(NamedTuple):
         return Replay(*parts)
 
     def branched(self, draw: Callable[[int | Tensor, Tensor], Tensor]) -> Replay:
-        """With fresh next states ``draw(k, x) -> (2 * pairs, n, p)`` of every visit; itself where
-        steps were missed.
+        """With fresh next states ``draw(k, x) -> (2 * pairs, n, p)`` of every visit.
+
+        Itself where steps were missed.
         """
         if not bool((self.steps.diff(dim=1) == 1).all()):
             return self
@@ -84,8 +84,9 @@ class Replay(NamedTuple):
 
     @staticmethod
     def joined(parts: list[Replay]) -> Replay:
-        """All paths of ``parts``; noises are kept where all parts have them and were seen equally
-        often.
+        """All paths of ``parts``.
+
+        Noises are kept where all parts have them and were seen equally often.
         """
         most = max(part.steps.shape[1] for part in parts)
         parts = [part._padded(most) for part in parts]
@@ -114,15 +115,17 @@ class Replay(NamedTuple):
 
     @property
     def log_returns(self) -> Tensor:
-        """``log( dP^0/dP^pi exp(return / beta) )`` of the paths seen to their end: its mean
-        exponential estimates E f.
+        """``log( dP^0/dP^pi exp(return / beta) )`` of the paths seen to their end.
+
+        Its mean exponential estimates E f.
         """
         return (self.log_weight[:, -1] + self.log_terminal)[self.seen]
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Bounds of log f that bounded rewards give: the least and the largest reward to go that
-        was seen.
+        """Bounds of log f that bounded rewards give.
+
+        The least and the largest reward to go that was seen.
         """
         to_go = ((self.log_reward[:, -1] + self.log_terminal)[:, None] - self.log_reward)[self.seen]
         return float(to_go.min()), float(to_go.max())
@@ -220,14 +223,8 @@ def spans(data: Replay, row: Tensor, visit: Tensor, later: Tensor, horizon: int)
     )
     return Spans(
         *(row, visit, k, data.inputs[row, visit], later_k, data.inputs[row, later]),
-        *(
-            data.steps[row, 0],
-            data.inputs[row, 0],
-            data.log_weight[row, visit],
-            gain,
-            terminal,
-            data.precision[row],
-        ),
+        *(data.steps[row, 0], data.inputs[row, 0], data.log_weight[row, visit]),
+        *(gain, terminal, data.precision[row]),
     )
 
 
@@ -239,12 +236,11 @@ def sample_spans(
     generator: torch.Generator,
     chances: Tensor | None = None,
 ) -> Spans:
-    """Draw ``n`` random visits on random paths, all alike or in proportion to ``chances`` ``(N,
-    S)``, and later visits.
+    """Draw ``n`` random visits on random paths, and later visits.
 
-    The distance in visits is geometric with the given mean: 1 gives one-step targets, infinity
-    plain Monte-Carlo regression. A path's last visit is its own target: it says something (the
-    terminal reward) only at the horizon.
+    All alike, or in proportion to ``chances`` ``(N, S)``. The distance in visits is geometric with
+    the given mean: 1 gives one-step targets, infinity plain Monte-Carlo regression. A path's last
+    visit is its own target: it says something (the terminal reward) only at the horizon.
     """
     device = data.inputs.device
     paths, visits = data.steps.shape

@@ -1,5 +1,6 @@
-"""Fitting linear classes, and choosing between settings by the variational residual on paths that
-were held out.
+"""Fitting linear classes, and choosing between settings on paths that were held out.
+
+They are judged by the variational residual.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from ..networks import Value
 from .classes.linear import LinearValue
+from .classes.system import System, assemble
 from .lookahead import Lookahead
 from .replay import Replay, common, spans
-from .variational import System, assemble, densities, divergence
+from .variational import densities, divergence
 
 #: Every fifth path is held out, up to this many.
 MOST_HELD = 1000
@@ -35,8 +37,9 @@ _WORSE, _FEW_WORSE = 1.2, 1.02
 
 
 class Split(NamedTuple):
-    """Data in parts, the first of which lends some paths to judge by; iterate over it for the
-    rest.
+    """Data in parts, the first of which lends some paths to judge by.
+
+    Iterate over it for the rest.
     """
 
     parts: Iterable[Replay]
@@ -55,8 +58,9 @@ class Split(NamedTuple):
 
     @classmethod
     def few(cls, first: Replay) -> Split:
-        """Enough of ``first`` to compare settings by; they are judged on all that may be held out,
-        as that is cheap.
+        """Enough of ``first`` to compare settings by.
+
+        They are judged on all that may be held out, as that is cheap.
         """
         every = cls.of([first])
         rest = next(every.train())
@@ -97,11 +101,10 @@ class Split(NamedTuple):
 
 
 class Judge:
-    """Judges any class by its weighted divergence from the exponentiated reward to go, on paths
-    seen to their end.
+    """Judges any class on paths seen to their end.
 
-    The target does not depend on f, so f itself minimises the mean of this in expectation, and any
-    two classes can be compared.
+    By its weighted divergence from the exponentiated reward to go. The target does not depend on f,
+    so f itself minimises the mean of this in expectation, and any two classes can be compared.
 
     Args:
         data: paths that no judged class was fitted to.
@@ -161,8 +164,9 @@ def _missed(log_gain: Tensor, log_f: Tensor) -> Tensor:
 
 
 def clearly_less(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether ``ours`` are less than ``theirs`` on the same paths by more than one standard error
-    of the mean difference.
+    """Whether ``ours`` are less than ``theirs`` by more than one standard error.
+
+    Of the mean difference, on the same paths.
     """
     if not bool(ours.isfinite().all() and theirs.isfinite().all()):
         return bool(ours.isfinite().all())
@@ -191,12 +195,11 @@ def fit_linear(
     cold: bool = True,
     thin: bool = False,
 ) -> Fit:
-    """Solve the variational inequality over ``value``'s set, in place, by Gauss-Newton passes over
-    the data.
+    """Solve the variational inequality over ``value``'s set, in place.
 
-    What is held out chooses the ridge of the first steps and that of the last, from which it learns
-    all the same once the ridge is chosen; a step that worsens the residual of the paths at large is
-    shortened.
+    By Gauss-Newton passes over the data. What is held out chooses the ridge of the first steps and
+    that of the last, from which it learns all the same once the ridge is chosen; a step that
+    worsens the residual of the paths at large is shortened.
 
     Args:
         value: placed and standardised; its present weights are the start.
@@ -253,8 +256,9 @@ def fit_linear(
 
 
 def _first_good(scores: Sequence[Tensor], few: bool) -> int:
-    """The first candidate that the best does not beat, be it that their difference is small or that
-    it is uncertain.
+    """The first candidate that the best does not beat.
+
+    Their difference may be small, or uncertain.
     """
     means = [float(score.mean()) for score in scores]
     least = min(range(len(means)), key=means.__getitem__)
@@ -267,8 +271,9 @@ def _first_good(scores: Sequence[Tensor], few: bool) -> int:
 
 
 def _longest(value: LinearValue, guard: Judge, before: Tensor, step: Tensor, worse: float) -> float:
-    """The largest share of a step that does not worsen the residual by the factor ``worse``, 0 if
-    none.
+    """The largest share of a step that does not worsen the residual by ``worse``.
+
+    A factor; 0 if there is none.
     """
     lengths = (1.0, 0.3, 0.1)
     stay, *moved = guard.compare(
@@ -288,8 +293,9 @@ def _longest(value: LinearValue, guard: Judge, before: Tensor, step: Tensor, wor
 def _step(
     value: LinearValue, system: System, ridges: Sequence[float], before: Tensor
 ) -> list[Tensor]:
-    """Weights after one Gauss-Newton step from ``before``, which are the value's present ones, with
-    each ridge.
+    """Weights after one Gauss-Newton step, with each ridge.
+
+    From ``before``, which are the value's present ones.
     """
     found = value.solve(
         system.matrix, system.gram, system.residual + system.matrix @ before.flatten(), ridges

@@ -1,13 +1,30 @@
 """PI-FT: policy iteration for KL-regularised fine-tuning (Han, Razaviyayn and Xu 2025).
 
-The reward and the transition are known and, for all forms but one, differentiable. One iteration
-evaluates the present policy along its own paths and improves it towards the paper's fixed point
-(their eq. 35, in noise units),
+Algorithm 1, in noise units: ``V_T = y``, and for k = T - 1, ..., 0, from ``a_k^(0) = 0``,
 
-    a_k(x) = (1 / beta_k) E_W[ J_z^T grad V_{k+1}( F_k(x, a_k(x) + W) ) ].
+    (35)  a_k^(m+1)(x) = (1 / beta_k) E_W[ J_z^T grad V_{k+1}(F_k(x, a_k^(m)(x) + W)) ],  m < m_k,
+    (36)  V_k(x) = r_k(x) + E_W[ V_{k+1}(F_k(x, a_k(x) + W)) ] - beta_k |a_k(x)|^2 / 2.
 
-What the policy is and how it improves is its form: an ``IterationPolicy``, chosen by the agent's
-``policy`` argument.
+(35) is one step of a fixed-point iteration that contracts where ``lambda_k < 1`` (Theorem 3.1).
+``PIFT.iterate`` makes one policy iteration. What the policy is, and where V and the expectations
+come from, is its form (an ``IterationPolicy``, the agent's ``policy`` argument):
+
+``ExactPolicy``
+    both in closed form: ``iterate_quadratics`` or ``iterate_grid``
+``FunctionalPolicy``
+    (36) by ``backup``, fitted step by step backwards; (35) by ``_improved``
+``MlpPolicy``
+    (36) by returns along paths and ``value_gradients``; (35) by regression of the update
+``ValuePolicy``
+    (36) by regression of returns and their gradients; (35) in ``control``
+``FittedPolicy``, ``LoraValuePolicy``
+    (36) by kernel regression of returns; (35) by gradient steps towards it
+``PathwisePolicy``, ``LoraPolicy``
+    (36) by ``adjoint_sweep``; a step up the gradient of the objective, their eq. (77)
+``ScorePolicy``, ``LoraScorePolicy``
+    (36) by returns along paths; the same step, by Stein's identity
+``LinearPolicy``
+    their section 4.1, ``u_k = K_k phi_k(x)``, with the gradient (77)
 """
 
 from __future__ import annotations
@@ -28,7 +45,8 @@ from .exact import ExactPolicy
 from .fitted import MlpPolicy, ValuePolicy
 from .form import IterationPolicy
 from .functional import FunctionalPolicy
-from .gradient import FittedPolicy, LinearPolicy, PathwisePolicy, ScorePolicy
+from .gradient import FittedPolicy, PathwisePolicy, ScorePolicy
+from .linear import LinearPolicy
 from .lipschitz import linear_quadratic_chain, mixture_chain
 from .lora import LoraPolicy, LoraScorePolicy, LoraValuePolicy
 from .regularity import check_temperature, iterate_regularity
@@ -65,31 +83,16 @@ class PIFT(ProblemAgent):
     policy_aliases: ClassVar[dict[str, Any]] = {
         form.__name__: form
         for form in (
-            *(
-                MlpPolicy,
-                ValuePolicy,
-                PathwisePolicy,
-                ScorePolicy,
-                FittedPolicy,
-                LinearPolicy,
-                FunctionalPolicy,
-                ExactPolicy,
-            ),
+            *(MlpPolicy, ValuePolicy, PathwisePolicy, ScorePolicy, FittedPolicy),
+            *(LinearPolicy, FunctionalPolicy, ExactPolicy),
             *(LoraPolicy, LoraScorePolicy, LoraValuePolicy),
         )
     }
     policy: IterationPolicy
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
-        *(
-            "memory",
-            "damping",
-            "max_gradient",
-            "gradient_steps",
-            "batch_size",
-            "averaging",
-            "weight_decay",
-        ),
+        *("memory", "damping", "max_gradient", "gradient_steps", "batch_size"),
+        *("averaging", "weight_decay"),
     )
 
     def __init__(
@@ -131,10 +134,8 @@ class PIFT(ProblemAgent):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._contraction: tuple[Any, float | None] = (
-            None,
-            None,
-        )  # a problem, and what the theory promises there
+        # a problem, and what the theory promises there
+        self._contraction: tuple[Any, float | None] = (None, None)
         network = self.policy.network
         if network is not None:
             self.learner: nn.Module = copy.deepcopy(network) if self.policy.averaged else network
@@ -159,26 +160,29 @@ class PIFT(ProblemAgent):
         return self._n_updates
 
     def iterate(self) -> None:
-        """One policy iteration, by the form's own rule; the first on a problem compares its
-        temperature to the guarantee.
-        """
+        """One policy iteration: the present policy is evaluated and improved by its form's rule."""
+        # Theorem 3.1: does (35) contract at this temperature? Said once for a problem.
         if self._contraction[0] is not self.problem:
             self._contraction = self.problem, self._guarantee()
         if self._contraction[1] is not None:
             self.logger.record("train/lambda_max", self._contraction[1])
+
+        # Sample (``collect``), evaluate V (36), and move the control towards its update (35).
         before = self._n_updates
         self._losses: list[Tensor] = []
         if self.policy.network is not None:
             self.set_learning_rate(self.optimizer)
         self.policy.improve(self)
+
         if self._losses:
             self.logger.record("train/loss", float(torch.stack(self._losses).mean()))
         self._n_updates += self._n_updates == before
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _guarantee(self) -> float | None:
-        """The largest lambda_k, with a RegularityWarning unless below 1; None where nothing
-        certified and finite is known.
+        """The largest lambda_k, with a RegularityWarning unless below 1.
+
+        None where nothing certified and finite is known.
         """
         problem, temperatures = self.problem, self.policy.temperatures
         exact = isinstance(problem, LinearQuadratic) and temperatures is None
@@ -197,9 +201,7 @@ class PIFT(ProblemAgent):
         return check_temperature(problem, temperatures=temperatures, chain=chain)
 
     def descend(self, loss: Tensor) -> None:
-        """One step of the learner down the gradient of a loss; the policy's network follows as the
-        average.
-        """
+        """One step of the learner down a loss; the policy's network follows as the average."""
         descend(loss, self.learner, self.optimizer, self.policy.network, self.averaging)
         self._losses.append(loss.detach())
         self._n_updates += 1

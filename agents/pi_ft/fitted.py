@@ -1,5 +1,6 @@
-"""Forms of PI-FT that fit a network to what one iteration's paths say: to the improved control, or
-to the value function.
+"""Forms of PI-FT that fit a network to one iteration's paths.
+
+To the improved control, or to the value function.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from .value_gradients import ValueGradients, gains, value_gradients
 
 
 class Evaluation(NamedTuple):
-    """Regression data from one iteration, one row an observed (k, x); everything in units of the
-    temperature.
+    """Regression data from one iteration, one row an observed (k, x).
+
+    Everything in units of the temperature.
     """
 
     k: Tensor  # (N,) from 0 to T
     inputs: Tensor  # (N, p): what the policy's network takes
-    improved: (
-        Tensor  # (N, noise size): sampled right-hand side of the fixed-point update; zero at k = T
-    )
+    # (N, noise size): sampled right-hand side of the fixed-point update; zero at k = T
+    improved: Tensor
     value: Tensor  # (N,): sampled return-to-go
     gradient: Tensor  # (N, state size): its sampled gradient
 
@@ -56,6 +57,7 @@ class FittedPolicy(IterationPolicy):
 
     def improve(self, agent: Iteration) -> None:
         """Sample, evaluate, and regress on the paths of the last ``agent.memory`` iterations."""
+        # states of the present policy, and (36) along them: sampled V and grad V
         paths = agent.collect(self.control)
         gradients = value_gradients(self, paths)
         data = self.evaluate(agent, paths, gradients)
@@ -66,6 +68,7 @@ class FittedPolicy(IterationPolicy):
         price = self.prices(paths)
         step = gradients.by_noise - price * paths.controls
         agent.logger.record("train/gradient_norm", float(step.mean(1).square().sum().sqrt()))
+        # (35): its expectation is what regression finds, of the update itself or of V and grad V
         every = Evaluation(*(torch.cat(parts) for parts in zip(*self.recent, strict=True)))
         for _ in range(agent.gradient_steps):
             row = torch.randint(
@@ -101,8 +104,9 @@ class FittedPolicy(IterationPolicy):
 
 
 class MlpPolicy(NetworkControl, FittedPolicy):
-    """The control as a network, fitted to the damped fixed-point update; arguments:
-    ``NetworkControl``'s.
+    """The control as a network, fitted to the damped fixed-point update.
+
+    Arguments: ``NetworkControl``'s.
     """
 
     def start(self, data: Evaluation) -> None:
@@ -117,11 +121,10 @@ class MlpPolicy(NetworkControl, FittedPolicy):
 
 
 class ValuePolicy(FittedPolicy):
-    """The value function as a network, fitted to sampled returns and their gradients (Algorithm 1
-    with fitted values).
+    """The value function as a network, fitted to sampled returns and their gradients.
 
-    The control is ``iterations`` rounds of the fixed-point update from zero, the expectation over
-    antithetic noise pairs.
+    Algorithm 1 with fitted values. The control is ``iterations`` rounds of the fixed-point update
+    from zero, the expectation over antithetic noise pairs.
 
     Args:
         hidden: widths of the hidden layers.

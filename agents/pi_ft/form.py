@@ -1,6 +1,4 @@
-"""The seam between PIFT and its forms: a control that knows how to do one policy iteration on
-itself.
-"""
+"""The seam between PIFT and its forms: a control that can do one policy iteration."""
 
 from __future__ import annotations
 
@@ -110,8 +108,9 @@ class IterationPolicy(ControlPolicy):
 
     @abstractmethod
     def improve(self, agent: Iteration) -> None:
-        """One policy iteration: sample with ``agent.collect``, improve this control, record with
-        ``agent.logger``.
+        """One policy iteration: collect, improve this control, record.
+
+        With ``agent.collect`` and ``agent.logger``.
         """
 
     def forget(self) -> None:
@@ -124,8 +123,9 @@ def some_states(problem: Problem) -> Tensor:
 
 
 class NetworkControl(IterationPolicy):
-    """The control as a network of the encoded state (the terminal estimate, where the problem
-    offers one) and the time.
+    """The control as a network of the encoded state and the time.
+
+    The terminal estimate is the encoded state where the problem offers one.
 
     Args:
         observation_space: of the environment.
@@ -159,8 +159,9 @@ class NetworkControl(IterationPolicy):
         return encode(self.problem, k, x).float()
 
     def output(self, network: Any, k: int | Tensor, inputs: Tensor) -> Tensor:
-        """The control that ``network`` gives at encoded states ``(n, p)``, before its bound, ``(n,
-        noise size)``.
+        """The control that ``network`` gives at encoded states ``(n, p)``.
+
+        Before its bound, ``(n, noise size)``.
         """
         time = time_features(torch.as_tensor(k / self.problem.horizon).to(inputs), len(inputs))
         return network(torch.cat([self.standardise(inputs), time], 1))[0]

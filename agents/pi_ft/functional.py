@@ -1,5 +1,4 @@
-"""Functional PI-FT: Algorithm 1 of Han, Razaviyayn and Xu (2025) with value functions fitted by
-regression.
+"""Functional PI-FT: Algorithm 1 of Han et al. (2025) with fitted value functions.
 
 One policy iteration goes backwards through time once. At step k, on states that the present policy
 and the uncontrolled process visit, ``V_{k+1}`` gives a control by the fixed-point update (35) and,
@@ -115,11 +114,11 @@ class Backup(NamedTuple):
 
 
 class FunctionalPolicy(IterationPolicy):
-    """Policy iteration with one fitted value function a step; of ``PIFT``'s settings it uses
+    """Policy iteration with one fitted value function a step.
 
-    ``n_trajectories`` paths of the present policy and as many uncontrolled ones, ``gradient_steps``
-    of ``batch_size`` states at each of the T steps, and ``learning_rate``, which falls to zero
-    within a step.
+    Of ``PIFT``'s settings it uses ``n_trajectories`` (paths of the present policy, and as many
+    uncontrolled ones), ``gradient_steps`` of ``batch_size`` states at each of the T steps, and
+    ``learning_rate``, which falls to zero within a step.
 
     Gradients of targets treat the control as a constant: exact at the fixed point (the envelope
     theorem), and off by what the inner iterations leave, ``(1 - damping)^m_k`` of the control where
@@ -160,12 +159,8 @@ class FunctionalPolicy(IterationPolicy):
         check_range("damping", damping, 0, 1)
         check_whole("draws", draws, 1)
         check_whole("control_draws", control_draws, 1)
-        self.iterations, self.damping, self.draws, self.gradient_weight = (
-            iterations,
-            damping,
-            draws,
-            gradient_weight,
-        )
+        self.iterations, self.damping = iterations, damping
+        self.draws, self.gradient_weight = draws, gradient_weight
         n_inputs, n_noises = (
             int(torch.Size(shape).numel()) for shape in (problem.state_shape, problem.noise_shape)
         )
@@ -202,8 +197,9 @@ class FunctionalPolicy(IterationPolicy):
         return self.betas[k] * self.values[k - 1](x)
 
     def _ahead(self, k: int, x: Tensor, z: Tensor) -> Tensor:
-        """Mean of ``V_{k+1}(F_k(x, z))`` over the first dimension of z ``(draws, n,
-        *noise_shape)``, ``(n,)``.
+        """Mean of ``V_{k+1}(F_k(x, z))`` over the first dimension of z, ``(n,)``.
+
+        z is ``(draws, n, *noise_shape)``.
         """
         many = x.expand(len(z), *x.shape).flatten(0, 1)
         return (
@@ -213,8 +209,9 @@ class FunctionalPolicy(IterationPolicy):
         )
 
     def _improved(self, k: int, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Inner iterations of (35), within the action bound, and the contraction of the first; see
-        Backup.
+        """Inner iterations of (35), within the action bound, and the contraction of the first.
+
+        See Backup.
         """
         a = x.new_zeros(len(x), *self.problem.noise_shape)
         controls, updates = [], []
@@ -235,8 +232,9 @@ class FunctionalPolicy(IterationPolicy):
         return a, (answer / moved.clamp(min=1e-12)).sqrt()
 
     def backup(self, k: int, x: Tensor, generator: torch.Generator) -> Backup:
-        """Targets for ``V_k`` at states ``(n, *state_shape)`` from ``V_{k+1}``, over fresh
-        antithetic noise.
+        """Targets for ``V_k`` at states ``(n, *state_shape)`` from ``V_{k+1}``.
+
+        Over fresh antithetic noise.
         """
         shape = (self.draws, len(x), *self.problem.noise_shape)
         half = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -249,11 +247,10 @@ class FunctionalPolicy(IterationPolicy):
         return Backup(value.detach() - 0.5 * self.betas[k] * squared_norm(a), gradient, contraction)
 
     def improve(self, agent: Iteration) -> None:
-        """One sweep backwards through time."""
+        """Algorithm 1: one sweep backwards through time, each V_k fitted to (35) and (36)."""
         states = torch.cat([agent.collect(None).states, agent.collect(self.control).states], 1)
-        n = (
-            states.shape[1] // 2 if self.fitted else states.shape[1]
-        )  # how many of them are uncontrolled
+        # how many of them are uncontrolled
+        n = states.shape[1] // 2 if self.fitted else states.shape[1]
         rate = agent.lr_schedule(agent._current_progress_remaining)
         losses, contractions = [], []
         for k in reversed(range(1, self.problem.horizon)):
@@ -271,8 +268,9 @@ class FunctionalPolicy(IterationPolicy):
         agent.logger.record("train/contraction", float(torch.stack(contractions).max()))
 
     def _start(self, k: int, x: Tensor, targets: Backup) -> None:
-        """Units from the first data at the last step; elsewhere a copy of the next step's
-        function.
+        """Units from the first data at the last step.
+
+        Elsewhere a copy of the next step's function.
         """
         step: Any = self.values[k - 1]
         if k < self.problem.horizon - 1:
@@ -283,8 +281,9 @@ class FunctionalPolicy(IterationPolicy):
         step.scale.copy_((targets.value.std() / self.betas[k]).clamp(min=1e-6))
 
     def _shares(self, k: int, value: Tensor, n: int) -> Tensor:
-        """Of each state in the loss: uncontrolled ones, the first n, are tilted to the law that the
-        optimum visits.
+        """Of each state in the loss, ``(n,)``.
+
+        Uncontrolled ones, the first n, are tilted to the law that the optimum visits.
         """
         tilted = torch.softmax(value[:n] / self.betas[k], 0)
         shares = torch.cat([(1 - FLOOR) * n * tilted + FLOOR, value.new_ones(len(value) - n)])

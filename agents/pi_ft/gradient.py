@@ -1,7 +1,7 @@
-"""Forms of PI-FT that follow the gradient of the objective in their parameters (Han, Razaviyayn and
-Xu 2025, section 4.1).
+"""Forms of PI-FT that follow the gradient of the objective in their parameters.
 
-Whatever the parameters theta of a control are (their eq. 77 is the case ``u = K_k phi_k(x)``),
+Han, Razaviyayn and Xu 2025, section 4.1. Whatever the parameters theta of a control are (their eq.
+77 is the case ``u = K_k phi_k(x)``),
 
     dJ / dtheta = E sum_k (da_k / dtheta)^T ( J_z^T grad V_{k+1}(X_{k+1}) - beta_k a_k ),
 
@@ -20,21 +20,20 @@ from typing import ClassVar
 
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...envs.problem import Problem, Trajectories, at
 from ..checks import check_whole
 from .form import Iteration, IterationPolicy, NetworkControl, some_states
 from .kernel_values import KernelValues
-from .value_gradients import adjoint_sweep, gains, value_gradients
+from .value_gradients import adjoint_sweep, gains
 
 
 class GradientPolicy(IterationPolicy):
-    """A control that takes AdamW steps up the gradient of J, whatever the network that makes it;
-    one an iteration, mostly.
+    """A control that takes AdamW steps up the gradient of J, whatever the network that makes it.
 
-    A form is one of the gradients below and a control, with the parameters that are learnt in
-    ``network``.
+    One an iteration, mostly. A form is one of the gradients below and a control, with the
+    parameters that are learnt in ``network``.
     """
 
     n_trajectories = 10  # as in the paper's experiments
@@ -46,8 +45,9 @@ class GradientPolicy(IterationPolicy):
 
     @abstractmethod
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
-        """What each step adds to the gradient of ``n`` times the objective by the network's
-        parameters.
+        """What each step adds to ``n`` times the objective's gradient.
+
+        By the network's parameters.
         """
 
     def start(self, paths: Trajectories) -> None:
@@ -59,8 +59,9 @@ class GradientPolicy(IterationPolicy):
             agent.ascend(gradient)
 
     def ascent(self, agent: Iteration, n: int) -> Iterator[list[Tensor]]:
-        """The gradients of one iteration, from ``n`` fresh paths; each is followed before the next
-        is taken.
+        """The gradients of one iteration, from ``n`` fresh paths.
+
+        Each is followed before the next is taken.
         """
         yield self.sampled_gradient(agent, n)
 
@@ -72,14 +73,14 @@ class GradientPolicy(IterationPolicy):
             if agent.n_updates == 0 and not total:
                 self.start(paths)
             share = [part * (size / n) for part in self.gradient(paths)]
-            total = (
-                [sum_ + part for sum_, part in zip(total, share, strict=True)] if total else share
-            )
+            more = zip(total, share, strict=True)
+            total = [sum_ + part for sum_, part in more] if total else share
         return total
 
     def of_all_processes(self, rows: Tensor) -> Tensor:
-        """``rows`` of every process that shares the paths, one after the other; here there is
-        one.
+        """``rows`` of every process that shares the paths, one after the other.
+
+        Here there is one.
         """
         return rows
 
@@ -99,8 +100,9 @@ class GradientPolicy(IterationPolicy):
         return sizes
 
     def gradient(self, paths: Trajectories) -> list[Tensor]:
-        """Estimate of the objective's gradient by the network's parameters, from paths of this
-        control.
+        """Estimate of the objective's gradient by the network's parameters.
+
+        From paths of this control.
         """
         total = [torch.zeros_like(p) for p in self.network.parameters()]
         for share in self.gradients(paths):
@@ -154,15 +156,15 @@ class ScoreGradient(GradientPolicy):
 
 
 class FittedGradient(GradientPolicy):
-    """The gradient of fitted values, for black-box rewards where the transition's noise can be
-    differentiated: Algorithm 1.
+    """The gradient of fitted values, for black-box rewards: Algorithm 1.
 
-    Evaluation: the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by
-        kernel regression on the states.
-    Improvement: one pass over the transitions of the newest paths, in ``gradient_steps`` batches,
-        each with fresh antithetic
-    noise around the control as it is by then. No noise of a return reaches the gradient, as it does
-    with the score function; the price is the regression's bias.
+    The transition's noise must be one that can be differentiated.
+
+    Evaluation (36): the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by
+    kernel regression on the states. Improvement (35): one pass over the transitions of the newest
+    paths, in ``gradient_steps`` batches, each with fresh antithetic noise around the control as it
+    is by then. No noise of a return reaches the gradient, as it does with the score function; the
+    price is the regression's bias.
 
     Args:
         observation_space: of the environment.
@@ -260,8 +262,9 @@ class FittedGradient(GradientPolicy):
     def _slopes(
         self, k: Tensor, x: Tensor, noise: Tensor, values: KernelValues
     ) -> tuple[Tensor, ...]:
-        """``(da / dtheta)^T (J_z^T grad V - beta a)`` at one step and state a row, summed; over
-        both signs of the noise.
+        """``(da / dtheta)^T (J_z^T grad V - beta a)`` at one step and state a row, summed.
+
+        Over both signs of the noise.
         """
         contexts = self._contexts(x)
         with torch.enable_grad():
@@ -302,93 +305,9 @@ class ScorePolicy(_NetworkGradient, ScoreGradient):
 
 
 class FittedPolicy(_NetworkGradient, FittedGradient):
-    """A network that follows the gradient of fitted values; arguments: ``NetworkControl``'s and
-    ``FittedGradient``'s.
+    """A network that follows the gradient of fitted values.
+
+    Arguments: ``NetworkControl``'s and ``FittedGradient``'s.
     """
 
     access = "black-box reward; reference dynamics"
-
-
-class LinearPolicy(IterationPolicy):
-    """``a_k = K_k phi_k(x)`` with the exact gradient (77); a subclass may bring other ``features``
-    than ``[1, x]``.
-
-    One iteration moves K_k by ``damping`` times the gradient, estimated along the paths, in the
-    metric of ``beta_k E[phi phi^T]``: the least-squares fit to the fixed-point update, whatever the
-    units of the features. Its only stationary points are those of the objective. The fit has the
-    step's noise W_k as further regressors: they are independent of the features, so they bias
-    nothing, and on linear-quadratic chains with affine features they leave no noise in the update
-    at the optimum: K then converges to it linearly, without a floor.
-
-    Args:
-        observation_space: of the environment.
-        action_space: of the environment.
-        problem: what the control steers.
-        scale: standard deviation of the entries of K at the start.
-        temperatures: see IterationPolicy.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        problem: Problem,
-        scale: float = 0.0,
-        temperatures: float | Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(observation_space, action_space, problem, temperatures)
-        with torch.no_grad():
-            phi = self.features(0, some_states(problem))
-        size = (problem.horizon, torch.Size(problem.noise_shape).numel(), phi.shape[1])
-        self.gain = nn.Parameter(scale * torch.randn(size, dtype=phi.dtype))
-
-    def features(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """``phi_k(x)``, ``(n, p)``: a one and the flattened state."""
-        return torch.cat([x.new_ones(len(x), 1), x.flatten(1)], 1)
-
-    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """See ControlPolicy."""
-        a = (self.gain[k] @ self.features(k, x)[..., None])[..., 0].view(
-            len(x), *self.problem.noise_shape
-        )
-        return a.clamp(-self.action_bound, self.action_bound)
-
-    @torch.no_grad()
-    def improve(self, agent: Iteration) -> None:
-        """Sample, and step up the gradient.
-
-        Raises:
-            ValueError: there are fewer paths than regressors.
-        """
-        paths = agent.collect(self.control)
-        rise, phi = self._regression(paths)
-        regressors = torch.cat([phi, paths.noises.flatten(2)], 2)
-        n, least = phi.shape[1], regressors.shape[2] + 1
-        if n < least:
-            raise ValueError(
-                f"n_trajectories must be at least {least}, more than features and noises together;"
-                f" got {n}"
-            )
-        agent.logger.record("train/gradient_norm", float((rise.mT @ phi / n).norm()))
-        betas = rise.new_tensor(self.betas)[:, None, None]
-        # in float64: LAPACK's last bits depend on where in memory its arguments lie
-        slopes = torch.linalg.lstsq(regressors.double(), (rise / betas).double()).solution[
-            :, : phi.shape[2]
-        ]
-        self.gain.add_(agent.damping * slopes.mT)
-
-    def gradient(self, paths: Trajectories) -> Tensor:
-        """Estimate of the objective's gradient by K, eq. (77), from paths of this control, ``(T,
-        noise size, p)``.
-        """
-        rise, phi = self._regression(paths)
-        return rise.mT @ phi / phi.shape[1]
-
-    def _regression(self, paths: Trajectories) -> tuple[Tensor, Tensor]:
-        """``J_z^T grad V_{k+1} - beta_k a_k`` ``(T, n, noise size)``, and features ``(T, n,
-        p)``.
-        """
-        phi = torch.stack([self.features(k, x) for k, x in enumerate(paths.states[:-1])])
-        return (
-            value_gradients(self, paths).by_noise - self.prices(paths) * paths.controls
-        ).flatten(2), phi

@@ -12,13 +12,14 @@ _RIDGES = tuple(10.0**power for power in range(-4, 3))
 
 
 class KernelValues:
-    """``V_{k+1}(x)`` for k = 0..T-1 from the returns of paths, by Gaussian kernels with a mean of
-    its own for each context.
+    """``V_{k+1}(x)`` for k = 0..T-1 from the returns of paths.
+
+    By Gaussian kernels, with a mean of its own for each context.
 
     At every step the length scale and the ridge are those of the least leave-one-out error (in
     closed form: Rasmussen and Williams 2006, eq. 5.26 without the noise's scale). Where no kernel
-        predicts a left-out return better than the mean does,
-    the value is that mean and its gradient zero.
+    predicts a left-out return better than the mean does, the value is that mean and its gradient
+    zero.
 
     Args:
         states: ``X_{k+1}`` of M paths, flattened, ``(T, M, p)``.
@@ -75,8 +76,9 @@ class KernelValues:
         return torch.exp(-0.5 * (distances + (contexts[:, None] != self.contexts)) / self.scale[k])
 
     def __call__(self, k: int, x: Tensor, contexts: Tensor) -> Tensor:
-        """``V_{k+1}`` at flattened states ``(n, p)`` with contexts ``(n,)`` that the fit has seen,
-        ``(n,)``.
+        """``V_{k+1}`` at flattened states ``(n, p)``, ``(n,)``.
+
+        The contexts ``(n,)`` must be ones that the fit has seen.
         """
         first = (contexts[:, None] == self.contexts).double().argmax(1)
         return (self.level[k, first] + self._kernel(k, x.double(), contexts) @ self.weights[k]).to(
@@ -84,8 +86,9 @@ class KernelValues:
         )
 
     def gradient(self, k: Tensor, x: Tensor, contexts: Tensor) -> Tensor:
-        """``grad V_{k+1}`` at flattened states ``(n, p)``, one step ``k`` and one context a row,
-        ``(n, p)``.
+        """``grad V_{k+1}`` at flattened states ``(n, p)``, ``(n, p)``.
+
+        One step ``k`` and one context a row.
         """
         out = torch.empty_like(x)
         for step in k.unique().tolist():

@@ -1,5 +1,4 @@
-"""Lipschitz constants of chains, which the theory of policy iteration asks for (see
-``regularity``).
+"""Lipschitz constants of chains, for the theory of policy iteration (``regularity``).
 
 Exact or certified for linear-quadratic chains, denoising chains of known scores, mixtures and
 feed-forward networks; the largest of a sample for everything else.
@@ -59,8 +58,9 @@ class Chain:
 
 
 def chain_of(problem: Problem, generator: torch.Generator | None = None) -> Chain:
-    """Certified constants where the problem's kind has them, else estimates on uncontrolled
-    paths.
+    """Certified constants where the problem's kind has them, else estimates.
+
+    The latter from uncontrolled paths.
     """
     if isinstance(problem, LinearQuadratic):
         return linear_quadratic_chain(problem)
@@ -81,8 +81,9 @@ def product(a: float, b: float) -> float:
 
 
 def linear_quadratic_chain(problem: LinearQuadratic) -> Chain:
-    """Exact: the norms of the matrices. Quadratic rewards have no Lipschitz constant, and need none
-    where means are affine.
+    """Exact: the norms of the matrices.
+
+    Quadratic rewards have no Lipschitz constant, and need none where means are affine.
     """
     norm = lambda table: torch.linalg.matrix_norm(table.double().cpu(), 2)  # noqa: E731
     bent = norm(problem.running_matrix)
@@ -128,14 +129,13 @@ def denoising_chain(
 
 
 def mixture_score(problem: GaussianMixture) -> list[Smoothness]:
-    """L0_s and L1_s of each step for modes of one width; attained by two modes (L0_s where it is
-    ``1 / v``, too).
+    """L0_s and L1_s of each step for modes of one width.
 
-    With ``v = alpha_bar std^2 + 1 - alpha_bar`` and responsibilities r, ``D s = -I / v + Cov_r(m) /
-    v^2`` and ``D^2 s = kappa_3(m) / v^3`` for the scaled means m. In any direction these lie in an
-    interval no longer than their diameter D, where variances are at most ``D^2 / 4`` and third
-    central moments at most ``D^3 / (6 sqrt(3))``; a symmetric trilinear form is largest on the
-    diagonal (Banach).
+    Attained by two modes (L0_s where it is ``1 / v``, too). With ``v = alpha_bar std^2 + 1 -
+    alpha_bar`` and responsibilities r, ``D s = -I / v + Cov_r(m) / v^2`` and ``D^2 s = kappa_3(m) /
+    v^3`` for the scaled means m. In any direction these lie in an interval no longer than their
+    diameter D, where variances are at most ``D^2 / 4`` and third central moments at most ``D^3 / (6
+    sqrt(3))``; a symmetric trilinear form is largest on the diagonal (Banach).
     """
     variance, diameter = _mixture_tables(problem)
     low, high = 1 / variance, diameter.square() / (4 * variance.square()) - 1 / variance
@@ -147,11 +147,10 @@ def mixture_score(problem: GaussianMixture) -> list[Smoothness]:
 
 
 def mixture_chain(problem: GaussianMixture) -> Chain:
-    """Certified constants of a mixture of modes of one width, from the spectrum of the mean's
-    Jacobian (see ``mixture_score``).
+    """Certified constants of a mixture of modes of one width.
 
-    ``D mean = (I + (1 - alpha) D s) / sqrt(alpha)`` has eigenvalues between those at ``Cov = 0``
-    and ``Cov = D^2 / 4``.
+    From the spectrum of the mean's Jacobian (see ``mixture_score``). ``D mean = (I + (1 - alpha) D
+    s) / sqrt(alpha)`` has eigenvalues between those at ``Cov = 0`` and ``Cov = D^2 / 4``.
 
     Raises:
         ValueError: modes of different widths, or a reward whose constants are not known.
@@ -180,9 +179,7 @@ def _mixture_tables(problem: GaussianMixture) -> tuple[Tensor, Tensor]:
 
 
 def reward_smoothness(reward: Any) -> Smoothness:
-    """Constants of a ``QuadraticReward``, or of anything that has an attribute ``smoothness`` with
-    its own.
-    """
+    """Constants of a ``QuadraticReward``, or of anything with an attribute ``smoothness``."""
     if isinstance(reward, QuadraticReward):
         curvature = float(torch.linalg.matrix_norm(reward.matrix, 2))
         return Smoothness(math.inf if curvature else float(reward.slope.norm()), curvature)
@@ -206,12 +203,11 @@ _ACTIVATIONS: dict[type[nn.Module], Smoothness] = {
 
 
 def network_smoothness(network: nn.Sequential) -> Smoothness:
-    """Certified constants of a feed-forward network: products of layer norms (usually far above the
-    truth).
+    """Certified constants of a feed-forward network.
 
-    ``Lip(D(g f)) <= Lip(Dg) Lip(f)^2 + Lip(g) Lip(Df)``. A convolution's norm is at most the sum of
-    those of its taps, and at most that of its reshaped kernel times the root of how many patches a
-    pixel is in.
+    Products of layer norms, usually far above the truth. ``Lip(D(g f)) <= Lip(Dg) Lip(f)^2 + Lip(g)
+    Lip(Df)``. A convolution's norm is at most the sum of those of its taps, and at most that of its
+    reshaped kernel times the root of how many patches a pixel is in.
 
     Raises:
         ValueError: a layer of another kind.
@@ -252,11 +248,11 @@ def _layer(layer: nn.Module) -> Smoothness:
 def estimate_chain(
     problem: Problem, generator: torch.Generator, n: int = 64, iterations: int = 10
 ) -> Chain:
-    """Constants as the largest seen at states of uncontrolled paths: not certified, the truth is at
-    least as large.
+    """Constants as the largest seen at states of uncontrolled paths.
 
-    Norms of Jacobians come from power iteration with automatic differentiation, changes of
-    Jacobians from their difference along pairs of nearby states.
+    They are not certified: the truth is at least as large. Norms of Jacobians come from power
+    iteration with automatic differentiation, changes of Jacobians from their difference along pairs
+    of nearby states.
 
     Args:
         problem: with a transition and rewards that autograd can follow, whose noise enters
@@ -299,8 +295,9 @@ def _smoothness(
     iterations: int,
     step: float = 1e-2,
 ) -> Smoothness:
-    """Largest norm of the Jacobian at rows ``x``, and of its change per distance along random
-    directions of length ``step``.
+    """Largest norm of the Jacobian at rows ``x``, and of its change per distance.
+
+    Along random directions of length ``step``.
     """
 
     def unit(like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""PI-FT with low-rank adapters (LoRA) of a diffusers pipeline's own network, as in the paper's
-experiments.
+"""PI-FT with low-rank adapters (LoRA) of a diffusers pipeline's own network.
+
+As in the paper's experiments.
 """
 
 from __future__ import annotations
@@ -67,8 +68,9 @@ class LoraControl(AdapterControl, GradientPolicy):
         return gather(rows.contiguous())
 
     def improve(self, agent: Iteration) -> None:
-        """See GradientPolicy; of several processes each samples its share of the paths, and all
-        follow the mean gradient.
+        """See GradientPolicy.
+
+        Of several processes each samples its share of the paths, and all follow the mean gradient.
         """
         state = processes(agent.device)
         if state is None:
@@ -93,20 +95,23 @@ class LoraControl(AdapterControl, GradientPolicy):
 
 
 class LoraPolicy(LoraControl, PathwiseGradient):
-    """An adapter that follows the pathwise gradient, for differentiable rewards; arguments:
-    ``LoraControl``'s.
+    """An adapter that follows the pathwise gradient, for differentiable rewards.
+
+    Arguments: ``LoraControl``'s.
     """
 
 
 class LoraScorePolicy(LoraControl, ScoreGradient):
-    """An adapter that follows the score-function gradient, for black-box rewards; arguments:
-    ``LoraControl``'s.
+    """An adapter that follows the score-function gradient, for black-box rewards.
+
+    Arguments: ``LoraControl``'s.
     """
 
 
 class LoraValuePolicy(LoraControl, FittedGradient):
-    """An adapter that follows the gradient of fitted values, for black-box rewards; arguments: both
-    bases'.
+    """An adapter that follows the gradient of fitted values, for black-box rewards.
+
+    Arguments: both bases'.
     """
 
     learning_rate = 1e-3
@@ -123,8 +128,9 @@ def processes(device: torch.device) -> Any:
 
 
 def average(gradient: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over processes of gradients; all in one message (what ``Accelerator.reduce``
-    does).
+    """The mean over processes of gradients.
+
+    All in one message (what ``Accelerator.reduce`` does).
     """
     from accelerate.utils import reduce
 

@@ -51,8 +51,8 @@ from torch import Tensor
 from ...envs.diffusion.denoising import Schedule
 from ...envs.known_optimum.linear_quadratic import LinearQuadratic
 from ...envs.problem import Problem
-from .exact import per_step
 from .lipschitz import Chain, Smoothness, chain_of, product
+from .quadratics import per_step
 
 
 class RegularityWarning(UserWarning):
@@ -60,9 +60,7 @@ class RegularityWarning(UserWarning):
 
 
 class Regularity(NamedTuple):
-    """Bounds at every step; infinite from the step backwards where lambda_k reaches 1. Controls are
-    in noise units.
-    """
+    """Bounds at every step, infinite before the last where lambda_k reaches 1; noise units."""
 
     contraction: Tensor  # lambda_k, (T,)
     value: Tensor  # U_k (T + 1,)
@@ -72,8 +70,9 @@ class Regularity(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """The largest lambda_k: with m inner iterations at every step the error is of order
-        ``rate^m`` (Theorem 3.1).
+        """The largest lambda_k.
+
+        With m inner iterations at every step the error is of order ``rate^m`` (Theorem 3.1).
         """
         return float(self.contraction.max())
 
@@ -95,9 +94,7 @@ def optimum_regularity(chain: Chain, temperatures: float | Sequence[float] | Ten
 
 
 def iterate_regularity(chain: Chain, temperatures: float | Sequence[float] | Tensor) -> Regularity:
-    """Bounds that hold for every iterate of Algorithm 1, whatever the m_k: Theorem 3.1, eq.
-    (38)-(39).
-    """
+    """Bounds for every iterate of Algorithm 1, whatever the m_k: Theorem 3.1, eq. (38)-(39)."""
     return _backwards(chain, temperatures, _iterates)
 
 
@@ -154,9 +151,7 @@ def _optimum(
 def _iterates(
     step: _Step, beta: float, factor: float, ahead: Smoothness
 ) -> tuple[Smoothness, Smoothness]:
-    """The largest bounds over m = 0, 1, 2, ... of V_k^(m); those of a^(m) grow with m to the
-    optimum's.
-    """
+    """The largest bounds over m of V_k^(m); those of a^(m) grow with m to the optimum's."""
     plain, control = _optimum(step, beta, factor, ahead)
     if factor == 0:
         return plain, control
@@ -173,9 +168,8 @@ def _iterates(
     move_slope = power * step.mean * factor / step.noise
     move_bend = power / factor * bend * step.mean * (m - factor**2 * done / rest) / rest
     # Lip(D a^(m+1)) = (U' / beta) (c Lip(Y^m)^2 + s L') + lambda Lip(D a^(m)), from 0
-    squares = (
-        done / rest - 2 * m * power + factor * power * done / rest
-    )  # sum over j of lambda^(m-1-j) (1 - lambda^(j+1))^2
+    # sum over j of lambda^(m-1-j) (1 - lambda^(j+1))^2
+    squares = done / rest - 2 * m * power + factor * power * done / rest
     curve = (
         step.smoothing * (step.mean / rest) ** 2 * squares
         + step.noise * step.mean_jacobian * done / rest
@@ -192,8 +186,9 @@ def _iterates(
 
 
 def _counts(rest: float) -> Tensor:
-    """Numbers m of inner iterations among which every term ``m^i lambda^m`` has its maximum, ``rest
-    = 1 - lambda``.
+    """Numbers m of inner iterations among which every ``m^i lambda^m`` has its maximum.
+
+    ``rest`` is ``1 - lambda``.
     """
     last, few = 30 / rest, 512
     m = torch.arange(min(math.ceil(last), few) + 2, dtype=torch.float64)
@@ -214,14 +209,14 @@ class Errors(NamedTuple):
 def predicted_errors(
     chain: Chain, temperatures: float | Sequence[float] | Tensor, iterations: int
 ) -> Errors:
-    """What Theorem 3.1 leaves of the error after ``iterations`` inner iterations at every step; it
-    is O(rate^iterations).
+    """What Theorem 3.1 leaves of the error after ``iterations`` inner iterations at every step.
 
-    With e_{k+1} that of ``grad V_{k+1}`` and ``|a*_k| <= s U_{k+1} / beta`` (Lemmas 3.3 and 3.4),
+    It is O(rate^iterations). With e_{k+1} that of ``grad V_{k+1}`` and ``|a*_k| <= s U_{k+1} /
+    beta`` (Lemmas 3.3 and 3.4),
 
         |a^(m) - a*|         <= lambda^m s U_{k+1} / beta + s e_{k+1} / (beta (1 - lambda)),
-        |grad V_k^(m) - ...| <= L (e_{k+1} + s U'_{k+1} |a^(m) - a*|) + beta Lip(a^(m)) lambda^m s
-            U_{k+1} / beta.
+        |grad V_k^(m) - ...| <= L (e_{k+1} + s U'_{k+1} |a^(m) - a*|)
+                                + beta Lip(a^(m)) lambda^m s U_{k+1} / beta.
     """
     betas = per_step("temperatures", temperatures, chain.horizon)
     bounds = iterate_regularity(chain, betas)
@@ -244,9 +239,7 @@ def predicted_errors(
 
 
 def smallest_temperature(chain: Chain, contraction: float = 1.0) -> float:
-    """The smallest constant temperature at which lambda_k of every iterate stays below
-    ``contraction``; maybe infinite.
-    """
+    """The smallest constant temperature that keeps lambda_k below ``contraction``, or infinity."""
     if not 0 < contraction <= 1:
         raise ValueError(f"contraction must be above 0 and at most 1; got {contraction!r}")
 
@@ -265,10 +258,10 @@ def smallest_temperature(chain: Chain, contraction: float = 1.0) -> float:
 
 
 def temperatures_for(chain: Chain, contraction: float) -> Tensor:
-    """Per-step temperatures ``(T,)`` at which lambda_k is ``contraction`` at every step, as Theorem
-    3.1 sets them.
+    """Temperatures ``(T,)`` at which lambda_k is ``contraction`` at every step.
 
-    A step without noise is not controlled: it gets the largest of the others'.
+    As Theorem 3.1 sets them. A step without noise is not controlled: it gets the largest of the
+    others'.
     """
     if not 0 < contraction < 1:
         raise ValueError(f"contraction must be between 0 and 1; got {contraction!r}")
@@ -287,8 +280,9 @@ def temperatures_for(chain: Chain, contraction: float) -> Tensor:
 
 
 def quadratic_contraction(problem: LinearQuadratic) -> Tensor:
-    """lambda_k at the optimum, exactly: ``|C_k^T P_{k+1} C_k| / beta``, ``(T,)``; bounds know norms
-    only, no signs.
+    """lambda_k at the optimum, exactly: ``|C_k^T P_{k+1} C_k| / beta``, ``(T,)``.
+
+    Bounds know norms only, no signs.
     """
     noise, matrix = problem.noise_matrix.double().cpu(), problem.solution.matrix[1:].double().cpu()
     return torch.linalg.matrix_norm(noise.mT @ matrix @ noise, 2) / problem.temperature
@@ -297,8 +291,9 @@ def quadratic_contraction(problem: LinearQuadratic) -> Tensor:
 def score_units(
     regularity: Regularity, schedule: Schedule, score: Sequence[Smoothness]
 ) -> tuple[Tensor, Tensor]:
-    """L0_u and L1_u, the paper's constants of its control ``u = s + sqrt(alpha) sigma a / (1 -
-    alpha)``, ``(T,)`` each.
+    """L0_u and L1_u, the paper's constants of its own control, ``(T,)`` each.
+
+    It is ``u = s + sqrt(alpha) sigma a / (1 - alpha)``.
     """
     alpha, sigma = schedule.alpha.double().cpu(), schedule.sigma.double().cpu()
     function, gradient = (

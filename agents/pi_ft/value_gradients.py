@@ -31,14 +31,13 @@ class ValueGradients(NamedTuple):
 
 
 def gains(paths: Trajectories, betas: Sequence[float]) -> Tensor:
-    """``r_k - beta_k (|a_k|^2 / 2 + a_k . W_k)`` of every step, ``(T, n)``: what the paths' returns
-    are summed from.
+    """``r_k - beta_k (|a_k|^2 / 2 + a_k . W_k)`` of every step, ``(T, n)``.
 
-    ``a_k . W_k`` has mean zero given the state, so sums of gains estimate the value without bias.
-    With it they estimate it without variance at the optimum, up to O(step size): there V_k(X_k)
-    changes by just minus the gain (Ito and the HJB equation). Our control variate, in the paper
-    neither needed nor used; for likelihood ratios it is known as "sticking the landing" (Roeder, Wu
-    and Duvenaud 2017).
+    The paths' returns are summed from these. ``a_k . W_k`` has mean zero given the state, so sums
+    of gains estimate the value without bias. With it they estimate it without variance at the
+    optimum, up to O(step size): there V_k(X_k) changes by just minus the gain (Ito and the HJB
+    equation). Our control variate, in the paper neither needed nor used; for likelihood ratios it
+    is known as "sticking the landing" (Roeder, Wu and Duvenaud 2017).
     """
     price = paths.controls.new_tensor(betas)[:, None]
     return paths.running_rewards + price * paths.log_ratios
@@ -47,12 +46,11 @@ def gains(paths: Trajectories, betas: Sequence[float]) -> Tensor:
 def adjoint_sweep(
     policy: IterationPolicy, paths: Trajectories, parameters: Sequence[Tensor] = ()
 ) -> Iterator[StepGradients]:
-    """Differentiate each path's return-to-go, sum of ``gains``, from the last step back to the
-    first.
+    """Differentiate each path's return-to-go from the last step back to the first.
 
-    A step's graph is built, used and dropped before the step before it: beyond the paths
-    themselves, memory does not grow with the horizon. Each estimate is unbiased for the policy's
-    own value function.
+    It is the sum of ``gains``. A step's graph is built, used and dropped before the step before it:
+    beyond the paths themselves, memory does not grow with the horizon. Each estimate is unbiased
+    for the policy's own value function.
 
     Args:
         policy: the control that made the paths.

@@ -1,7 +1,7 @@
-"""Variational inequalities over two convex sets: find w with ``(A w - b)^T (u - w) >= 0`` for every
-u of the set.
+"""Variational inequalities over two convex sets.
 
-``A`` need not be symmetric, only positive definite (as the coercive form of Mou 2025 is).
+Find w with ``(A w - b)^T (u - w) >= 0`` for every u of the set. ``A`` need not be symmetric, only
+positive definite (as the coercive form of Mou 2025 is).
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from torch import Tensor
 
 
 def solve_ball(matrix: Tensor, vector: Tensor, radius: float) -> Tensor:
-    """Over the ball ``|w| <= radius``: ``w = (A + s I)^-1 b`` with the least ``s >= 0`` that brings
-    w into it.
+    """Over the ball ``|w| <= radius``.
 
-    Shapes ``(M, M)`` and ``(M,)``. The norm falls in s, so bisection on ``log s`` finds it.
+    ``w = (A + s I)^-1 b`` with the least ``s >= 0`` that brings w into it. Shapes ``(M, M)`` and
+    ``(M,)``. The norm falls in s, so bisection on ``log s`` finds it.
     """
     eye = torch.eye(len(vector), dtype=matrix.dtype, device=matrix.device)
     weights, failed = torch.linalg.solve_ex(matrix, vector)
     if not int(failed) and float(weights.norm()) <= radius:
         return weights
     unit = float(matrix.diagonal().abs().mean()) or 1.0
-    low, high = (
-        -13.0,
-        30.0,
-    )  # of log10(s / mean diagonal); the least is what a singular matrix needs
+    # of log10(s / mean diagonal); the least is what a singular matrix needs
+    low, high = -13.0, 30.0
     weights = torch.linalg.solve(matrix + unit * 10**low * eye, vector)
     if float(weights.norm()) <= radius:
         return weights
@@ -40,12 +38,12 @@ def solve_ball(matrix: Tensor, vector: Tensor, radius: float) -> Tensor:
 
 
 def solve_positive(matrix: Tensor, vector: Tensor, iterations: int = 100) -> Tensor:
-    """Over the cone ``w >= 0``: ``w >= 0``, ``s = A w - b >= 0`` and ``w . s = 0``, which say the
-    same.
+    """Over the cone ``w >= 0``.
 
-    A primal-dual interior-point method with Mehrotra's corrector (Wright 1997, "Primal-dual
-    interior-point methods", chapters 8 and 10), which bad conditioning does not slow; a linear
-    solve over the weights that it leaves positive makes it exact.
+    ``w >= 0``, ``s = A w - b >= 0`` and ``w . s = 0``, which say the same. A primal-dual
+    interior-point method with Mehrotra's corrector (Wright 1997, "Primal-dual interior-point
+    methods", chapters 8 and 10), which bad conditioning does not slow; a linear solve over the
+    weights that it leaves positive makes it exact.
 
     Args:
         matrix: ``A``, ``(M, M)``, positive definite, not necessarily symmetric.
@@ -82,9 +80,8 @@ def solve_positive(matrix: Tensor, vector: Tensor, iterations: int = 100) -> Ten
     active = (weights > slack).nonzero()[:, 0]
     exact = torch.zeros_like(vector)
     exact[active] = torch.linalg.solve_ex(form[active][:, active], target[active]).result
-    found = min(
-        (weights, exact.clamp(min=0)), key=lambda w: _violation(form, target, w)
-    )  # weights if exact is NaN
+    # weights if exact is NaN
+    found = min((weights, exact.clamp(min=0)), key=lambda w: _violation(form, target, w))
     if not _violation(form, target, found) < 1e-6:
         raise ValueError(
             "matrix must be positive definite; no solution of the variational inequality was found"

@@ -1,5 +1,6 @@
-"""Linear classes with a length scale: random Fourier features, a Nystrom basis of a kernel's space,
-positive radial bases.
+"""Linear classes with a length scale.
+
+Random Fourier features, a Nystrom basis of a kernel's space, positive radial bases.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from .linear import ExponentialValue, LinearValue, Tangent
 
 
 class TrendValue(ExponentialValue):
-    """``log f`` is a constant, a linear function and a combination of ``shapes`` of a length scale,
-    which a subclass writes.
+    """``log f`` is affine plus a combination of ``shapes`` of a length scale.
+
+    A subclass writes the shapes.
 
     Args:
         n_inputs: size of the encoded state.
@@ -150,8 +152,9 @@ class KernelValue(TrendValue):
 
 
 class RadialValue(LinearValue):
-    """``f = sum_j w_j phi_j`` with Gaussian bumps in (state, time) and weights ``w >= 0``: positive
-    wherever it is defined.
+    """``f = sum_j w_j phi_j`` with Gaussian bumps in (state, time) and weights ``w >= 0``.
+
+    It is positive wherever it is defined.
 
     Args:
         n_inputs: size of the encoded state.
@@ -190,8 +193,9 @@ class RadialValue(LinearValue):
         self.scale: Tensor
 
     def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
-        """Centre the bumps on random data; their radius comes from distances between data at nearby
-        times.
+        """Centre the bumps on random data.
+
+        Their radius comes from distances between data at nearby times.
         """
         row = torch.randint(
             len(inputs), (len(self.centres),), generator=generator, device=inputs.device
@@ -248,8 +252,9 @@ class RadialValue(LinearValue):
 
 
 def median_distance(inputs: Tensor, most: int = 500) -> Tensor:
-    """Median distance between (at most ``most`` evenly chosen) rows of ``inputs`` ``(n, p)``; 1
-    where all rows are equal.
+    """Median distance between (at most ``most`` evenly chosen) rows of ``inputs`` ``(n, p)``.
+
+    1 where all rows are equal.
     """
     some = inputs[:: max(1, len(inputs) // most)]
     distance = torch.pdist(some)
@@ -258,8 +263,9 @@ def median_distance(inputs: Tensor, most: int = 500) -> Tensor:
 
 
 def gaussians(x: Tensor, centres: Tensor, scale: Tensor, exponent: Tensor | float) -> Tensor:
-    """``exp(exponent - |x_i - c_j|^2 / (2 scale^2))``, ``(n, M)``, of ``(n, p)``, ``(M, p)``, ``(1
-    or n, M)``.
+    """``exp(exponent - |x_i - c_j|^2 / (2 scale^2))``, ``(n, M)``.
+
+    The inputs are ``(n, p)``, ``(M, p)`` and ``(1 or n, M)``.
     """
     # not cdist, which autograd can't differentiate twice
     x, centres = x / scale, centres / scale

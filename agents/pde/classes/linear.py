@@ -1,5 +1,6 @@
-"""Linear classes for the Cole-Hopf transform: f or log f is a linear combination of features, its
-weights in a convex set.
+"""Linear classes: f or log f is a linear combination of features.
+
+The weights lie in a convex set.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _SMOOTHING = 1e-6
 
 
 class Tangent(NamedTuple):
-    """A linear class at some rows: ``log f`` and its derivative by the weights, ``time (x) (space
-    mixing)``.
+    """A linear class at some rows: ``log f`` and its derivative by the weights.
+
+    The derivative is ``time (x) (space mixing)``.
     """
 
     log_f: Tensor  # (n,)
@@ -61,9 +63,8 @@ class LinearValue(Value):
         check_whole("times", times, 1)
         super().__init__(n_inputs, horizon)
         self.register_buffer("weights", torch.zeros(times, features))
-        self.register_buffer(
-            "time_table", torch.zeros(horizon + 1, times)
-        )  # features of time at every step
+        # features of time at every step
+        self.register_buffer("time_table", torch.zeros(horizon + 1, times))
         self.register_buffer("mixing", None)
         self.weights: Tensor
         self.time_table: Tensor
@@ -86,8 +87,9 @@ class LinearValue(Value):
 
     @abstractmethod
     def place(self, k: Tensor, inputs: Tensor, generator: torch.Generator) -> None:
-        """Choose what depends on data (centres, length scales) from steps ``(n,)`` and encoded
-        states ``(n, p)``.
+        """Choose what depends on data, such as centres and length scales.
+
+        The data are steps ``(n,)`` and encoded states ``(n, p)``.
         """
 
     @abstractmethod
@@ -96,9 +98,7 @@ class LinearValue(Value):
 
     @abstractmethod
     def evaluate(self, k: int | Tensor, raw: Tensor, weights: Tensor) -> Tensor:
-        """``log f_k``, ``(n,)``, of raw features ``(n, R)`` with ``weights`` in place of its
-        own.
-        """
+        """``log f_k``, ``(n,)``, of raw features ``(n, R)`` and given ``weights``."""
 
     @abstractmethod
     def tangent(self, k: int | Tensor, inputs: Tensor) -> Tangent:
@@ -124,8 +124,9 @@ class LinearValue(Value):
     def solve(
         self, matrix: Tensor, gram: Tensor, vector: Tensor, ridges: Sequence[float]
     ) -> list[Tensor]:
-        """``(A w - b)^T (u - w) >= 0`` for all u of the set but for a ridge, in float64, ``(M,)``
-        for each of several.
+        """``(A w - b)^T (u - w) >= 0`` for all u of the set but for a ridge.
+
+        In float64, ``(M,)`` for each of several ridges.
 
         Args:
             matrix: ``A``, ``(M, M)``.
@@ -136,8 +137,9 @@ class LinearValue(Value):
 
 
 class ExponentialValue(LinearValue):
-    """``f = exp(w . phi)`` with w in a ball; the first feature of space is the constant 1, which
-    the ridge leaves alone.
+    """``f = exp(w . phi)`` with w in a ball.
+
+    The first feature of space is the constant 1, which the ridge leaves alone.
 
     Args:
         n_inputs: size of the encoded state.
@@ -208,8 +210,9 @@ class ExponentialValue(LinearValue):
         return found
 
     def penalties(self) -> Tensor:
-        """How much the ridge weighs on each weight, ``(times, Ms)``: not at all on functions of
-        time alone.
+        """How much the ridge weighs on each weight, ``(times, Ms)``.
+
+        Not at all on functions of time alone.
         """
         penalty = torch.ones_like(self.weights)
         penalty[:, 0] = (
@@ -219,8 +222,9 @@ class ExponentialValue(LinearValue):
 
 
 class PolynomialValue(ExponentialValue):
-    """``log f`` is a polynomial: quadratics of Gaussian problems, exactly, or sums of powers of
-    single coordinates.
+    """``log f`` is a polynomial.
+
+    Quadratics, which Gaussian problems have exactly, or sums of powers of single coordinates.
 
     Args:
         n_inputs: size of the encoded state.
@@ -272,15 +276,13 @@ class PolynomialValue(ExponentialValue):
 
     def raw(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """Products of normalised Hermite polynomials of the standardised coordinates."""
-        x = self.standardise(
-            inputs.double()
-        ).T  # one row a coordinate: rows are gathered much faster than columns
+        # one row a coordinate: rows are gathered much faster than columns
+        x = self.standardise(inputs.double()).T
         rows = [torch.ones_like(x), x]
         for order in range(1, self.degree):
             rows.append((x * rows[-1] - math.sqrt(order) * rows[-2]) / math.sqrt(order + 1))
-        factors = torch.cat(
-            [rows[0][:1], torch.stack(rows[1:], 1).flatten(0, 1)]
-        )  # (1 + p * degree, n)
+        # (1 + p * degree, n)
+        factors = torch.cat([rows[0][:1], torch.stack(rows[1:], 1).flatten(0, 1)])
         product = factors.index_select(0, self.slots[:, 0])
         for slot in self.slots.T[1:]:
             product = product * factors.index_select(0, slot)

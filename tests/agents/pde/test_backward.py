@@ -11,8 +11,8 @@ from girsanov.agents.pde.backward import one_step_residuals, rescue
 from girsanov.agents.pde.classes.length_scale import FourierValue
 from girsanov.agents.pde.classes.linear import PolynomialValue
 from girsanov.agents.pde.lookahead import FreshNoise
+from girsanov.agents.pde.norms import control_error
 from girsanov.agents.pde.replay import Replay
-from girsanov.agents.pde.variational import control_error
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.known_optimum.double_well import DoubleWell

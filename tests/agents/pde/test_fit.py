@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from girsanov.agents import PDE
-from girsanov.agents.pde.variational import control_error
+from girsanov.agents.pde.norms import control_error
 from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Problem, Trajectories, objective, rollout

@@ -10,6 +10,7 @@ import torch
 from girsanov.agents import PDE
 from girsanov.agents.pde.classes.length_scale import KernelValue, RadialValue
 from girsanov.agents.pde.classes.linear import ExponentialValue, LinearValue, PolynomialValue
+from girsanov.agents.pde.classes.system import assemble
 from girsanov.agents.pde.lookahead import Observed
 from girsanov.agents.pde.replay import Replay
 from girsanov.agents.pde.selection import (
@@ -20,7 +21,6 @@ from girsanov.agents.pde.selection import (
     clearly_less,
     fit_linear,
 )
-from girsanov.agents.pde.variational import assemble
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout
 from girsanov.envs.recording import Recording

@@ -11,18 +11,16 @@ from torch import Tensor
 from girsanov.agents.networks import NeuralValue
 from girsanov.agents.pde.classes.length_scale import KernelValue, RadialValue
 from girsanov.agents.pde.classes.linear import LinearValue, PolynomialValue
+from girsanov.agents.pde.classes.system import System, assemble
 from girsanov.agents.pde.lookahead import FreshNoise, Generator, Lookahead, Observed
+from girsanov.agents.pde.norms import control_error, sobolev_errors
 from girsanov.agents.pde.replay import Replay, sample_spans, spans
 from girsanov.agents.pde.variational import (
-    System,
-    assemble,
     capped_exp,
-    control_error,
     densities,
     divergence,
     log_targets,
     relative_residual_loss,
-    sobolev_errors,
 )
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout

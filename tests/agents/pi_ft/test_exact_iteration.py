@@ -16,8 +16,10 @@ from girsanov.agents import PIFT
 from girsanov.agents.pi_ft.exact import (
     ExactPolicy,
     GridIterates,
-    QuadraticIterates,
     grid_of,
+)
+from girsanov.agents.pi_ft.quadratics import (
+    QuadraticIterates,
     iterate_quadratics,
     per_step,
     riccati_limit,

@@ -10,8 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from girsanov.agents import PDE
+from girsanov.agents.pde.norms import energy_error
 from girsanov.agents.pde.replay import Replay
-from girsanov.agents.pde.variational import energy_error
 from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Policy, Problem, rollout

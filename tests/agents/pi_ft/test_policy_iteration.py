@@ -11,7 +11,7 @@ import torch
 from memory import Peak
 
 from girsanov.agents import PIFT
-from girsanov.agents.pi_ft.gradient import LinearPolicy
+from girsanov.agents.pi_ft.linear import LinearPolicy
 from girsanov.agents.pi_ft.regularity import RegularityWarning, quadratic_contraction
 from girsanov.agents.pi_ft.value_gradients import value_gradients
 from girsanov.envs import make_problem
