@@ -18,7 +18,7 @@ from typing import Any
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..envs.diffusion.adapters import attach, detach
+from ..envs.diffusion.adapters import attach, detach, retire
 from ..envs.problem import Problem
 from .base import ControlPolicy
 from .checks import check_whole
@@ -90,7 +90,7 @@ class AdapterControl(ControlPolicy):
         )
         unet = self._unet
         self.network = LoraWeights(attach(unet, self.adapter, self._config))
-        self._release = weakref.finalize(self, detach, unet, self.adapter)
+        self._release = weakref.finalize(self, retire, unet, self.adapter)
 
     @property
     def _unet(self) -> Any:
@@ -108,9 +108,10 @@ class AdapterControl(ControlPolicy):
         before = self._unet
         self._problem = [problem]
         if self._unet is not before:
-            self._release()
+            self._release.detach()
+            detach(before, self.adapter)
             attach(self._unet, self.adapter, self._config, list(self.network.parameters()))
-            self._release = weakref.finalize(self, detach, self._unet, self.adapter)
+            self._release = weakref.finalize(self, retire, self._unet, self.adapter)
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ControlPolicy."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..problem import at, check_integer
-from .adapters import Checkpointing, active
+from .adapters import Checkpointing, active, freeze
 from .denoising import DenoisingProblem, Schedule
 from .memo import LastCall
 
@@ -65,7 +65,7 @@ class DiffusersChain(DenoisingProblem):
         weight = next(unet.parameters())
         double = weight.dtype == torch.float64
         super().__init__(schedule, shape, temperature, torch.float64 if double else torch.float32)
-        self.unet = unet.requires_grad_(False).eval()
+        self.unet = freeze(unet)
         self.reward = reward
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from girsanov.agents import PIFT
 from girsanov.envs import make_problem
-from girsanov.envs.diffusion.adapters import active, tuner_layers
+from girsanov.envs.diffusion.adapters import active, purge, tuner_layers
 from girsanov.envs.diffusion.denoising import DenoisingProblem
 from girsanov.envs.diffusion.stable_diffusion import StableDiffusion, stable_diffusion
 from girsanov.envs.env import ProblemEnv
@@ -359,11 +359,33 @@ def test_the_lora_loads_in_plain_diffusers_bit_for_bit(
     assert (config.r, config.lora_alpha) == (3, alpha or 3)
 
 
+def test_an_adapter_outlives_its_policy_until_nobody_walks_through_the_network(
+    problem: StableDiffusion,
+) -> None:
+    """The collector may run in the middle of ``state_dict`` or ``named_modules``."""
+    model, other = agent(problem), agent(problem)
+    gone, kept = model.policy.adapter, other.policy.adapter
+    holders = [layer.lora_A for layer in tuner_layers(problem.unet).values()]
+    del model
+    seen = []
+    for name in holders[0]:  # raises if it changes its size
+        gc.collect()
+        seen.append(name)
+    assert seen == [gone, kept]
+    x = problem.initial(1, torch.Generator().manual_seed(0))
+    problem.adapted_noise(0, x, kept)
+    assert all(list(holder) == [kept] for holder in holders)
+    assert list(problem.unet.peft_config) == [kept]
+    with pytest.raises(ValueError, match=rf"adapter must be one of \['{kept}'\]; got '{gone}'"):
+        problem.adapted_noise(0, x, gone)
+
+
 def test_agents_on_one_problem_leave_each_other_alone(problem: StableDiffusion) -> None:
     alone = agent(problem, seed=5, n_trajectories=2).learn(2 * 2 * STEPS)
     wanted = parameters(alone)
     del alone
     gc.collect()
+    purge(problem.unet)
     assert not any(
         layer.lora_A for layer in tuner_layers(problem.unet).values()
     )  # gone with its policy
