@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from ..problem import at, check_integer
 from .adapters import Checkpointing, active, freeze
 from .denoising import DenoisingProblem, Schedule
+from .loading import as_dtype, load_pipeline
 from .memo import LastCall
 
 #: A reward of images ``(n, channels, H, W)`` in 0..1 and their prompts; see ``image_rewards``.
@@ -192,70 +191,6 @@ class ImageDiffusion(DiffusersChain):
         return (x / 2 + 0.5).clamp(0, 1)
 
 
-def check_folder(model: Any) -> None:
-    """Raise a ValueError if ``model`` is a path, and no name on the hub, where no pipeline lies."""
-    if not isinstance(model, (str, Path)):
-        return
-    folder, name = Path(model), str(model)
-    if (folder / "model_index.json").is_file():
-        return
-    if folder.exists():
-        raise ValueError(
-            f"model must be a folder that holds a diffusers pipeline; {name!r} has no"
-            " model_index.json"
-        )
-    if (
-        isinstance(model, Path)
-        or folder.is_absolute()
-        or name.startswith((".", "~"))
-        or name.count("/") > 1
-    ):
-        raise ValueError(
-            f"model must be a folder that holds a diffusers pipeline; there is no folder {name!r}"
-        )
-
-
-def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
-    """A diffusers pipeline: ``model`` itself if it is one, else a local folder or a name on the
-    Hugging Face hub.
-
-    Args:
-        kind: name of the pipeline's class in diffusers.
-        model: pipeline, folder or hub name.
-        dtype: of its networks; a pipeline that is given keeps its own.
-        kwargs: of ``from_pretrained``; entries that are None are left out.
-
-    Raises:
-        ValueError: diffusers is missing, or there is no such folder and nothing can be fetched.
-    """
-    if not isinstance(model, (str, Path)):
-        return model
-    try:
-        diffusers, _, _ = (import_module(name) for name in ("diffusers", "peft", "transformers"))
-    except ImportError as error:
-        raise ValueError(
-            f"diffusers pipelines need {error.name}: pip install girsanov[sd]"
-        ) from error
-    check_folder(model)
-    # the argument's name, by the presence of what tells its old name from its new one
-    renamed = hasattr(import_module("diffusers.utils.deprecation_utils"), "_resolve_dtype")
-    given: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype}
-    given |= {key: value for key, value in kwargs.items() if value is not None}
-    try:
-        pipeline = getattr(diffusers, kind).from_pretrained(str(model), **given)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
-        raise ValueError(
-            "model must be a local diffusers pipeline or a hub name that can be fetched; got"
-            f" {str(model)!r}, which is neither ({type(error).__name__}: {reason}). Where there is"
-            f" a network: hf download {model} --local-dir FOLDER; then pass model=FOLDER, the"
-            " folder with model_index.json"
-        ) from error
-    return pipeline
-
-
 def image_diffusion(
     pipeline: Any,
     reward: ImageReward,
@@ -317,17 +252,3 @@ def image_diffusion(
         clip=clip,
         **kwargs,
     )
-
-
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A network's type from its name; float64, float32, bfloat16 or float16."""
-    allowed = {
-        "float64": torch.float64,
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    found = allowed.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or found not in allowed.values():
-        raise ValueError(f"dtype must be one of {sorted(allowed)}; got {dtype!r}")
-    return found

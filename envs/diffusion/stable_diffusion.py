@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .adapters import Checkpointing
 from .denoising import Schedule
-from .diffusers_chain import DiffusersChain, ImageReward, as_dtype, check_folder, load_pipeline
+from .diffusers_chain import DiffusersChain, ImageReward
 from .latent_digits import CHECKPOINT as LATENT_DIGITS
+from .loading import as_dtype, check_folder, load_pipeline
 
 
 class StableDiffusion(DiffusersChain):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import gymnasium as gym
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check
+from safetensors.torch import load_file, save_file
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from torch import Tensor
 
@@ -564,3 +566,15 @@ def test_what_is_missing_is_named(
         ValueError, match=r"diffusers pipelines need peft: pip install girsanov\[sd\]"
     ):
         stable_diffusion(model=sd_folder, reward=Brightness())
+
+
+def test_a_text_encoder_without_its_weights_is_refused(sd_folder: Path, tmp_path: Path) -> None:
+    """As when another version of transformers calls them by other names."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(sd_folder, folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file({f"elsewhere.{name}": x for name, x in weights.items()}, file, {"format": "pt"})
+    wanted = rf"all weights of its text_encoder; of .* finds none for {len(weights)} of"
+    with pytest.raises(ValueError, match=wanted):
+        stable_diffusion(model=folder, reward=Brightness())
