@@ -69,9 +69,6 @@ class DiffusersChain(DenoisingProblem):
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()
         self.prediction_type, self.batch_size = prediction_type, batch_size
-        dtype = self._shrink.dtype
-        self._signal = schedule.alpha_bar.sqrt().to(dtype)
-        self._noise_scale = (1 - schedule.alpha_bar).sqrt().to(dtype)
         self._last = LastCall()
         if gradient_checkpointing:
             Checkpointing(unet)
@@ -154,7 +151,7 @@ class DiffusersChain(DenoisingProblem):
         """The image as it is now and, beside it, the one that the model sees in it; ``(H, 2 W + 16,
         3)``.
         """
-        x = path[-1:].to(self._shrink)
+        x = path[-1:].to(self._control_slope)
         both = self.decode(torch.cat([x, self.terminal_estimate(len(path) - 1, x)]))
         picture = (both.float() * 255).round().byte().cpu().expand(-1, 3, -1, -1)
         gap = torch.full((3, picture.shape[2], 16), 64, dtype=torch.uint8)

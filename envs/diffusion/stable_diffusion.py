@@ -137,7 +137,7 @@ class StableDiffusion(DiffusersChain):
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normal latents and, if there are several, a prompt for each."""
-        device, dtype = generator.device, self._shrink.dtype
+        device, dtype = generator.device, self._control_slope.dtype
         x = torch.randn(n, *self.noise_shape, generator=generator, device=device, dtype=dtype)
         if len(self.prompts) == 1:
             return x

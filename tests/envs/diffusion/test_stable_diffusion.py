@@ -248,7 +248,7 @@ def test_the_control_of_an_adapter_is_its_own_chain(pipeline: Any, kind: str) ->
     for k in range(STEPS - (kind == "ddpm")):
         adapted = problem.adapted_noise(k, x, "mine")
         a = problem.control_of(k, x, adapted - problem.predict_noise(k, x))
-        mean = problem._shrink[k] * x - problem._slope[k] * adapted
+        mean = problem._reading.shrink[k] * x - problem._reading.slope[k] * adapted
         moved = problem.transition(k, x, z + a)
         torch.testing.assert_close(
             moved,
@@ -275,7 +275,9 @@ def test_kl_is_the_monte_carlo_log_ratio(pipeline: Any) -> None:
     for k in range(steps):
         x, after = paths.states[k], paths.states[k + 1]
         mean, sigma = problem.gaussian_kernel(k, x)
-        ours = problem._shrink[k] * x - problem._slope[k] * problem.adapted_noise(k, x, "mine")
+        ours = problem._reading.shrink[k] * x - problem._reading.slope[k] * problem.adapted_noise(
+            k, x, "mine"
+        )
         laws = [torch.distributions.Normal(m.double(), float(sigma)) for m in (ours, mean)]
         ratio += (
             (laws[0].log_prob(after.double()) - laws[1].log_prob(after.double())).flatten(1).sum(1)
