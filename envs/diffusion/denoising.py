@@ -311,6 +311,18 @@ class DenoisingProblem(Problem):
         """``diffusers_chain.image_diffusion``, under the name by which it was known first."""
         return import_module(".diffusers_chain", __package__).image_diffusion(*args, **kwargs)
 
+    @staticmethod
+    def from_network(
+        network: Any, schedule: Schedule | StepTable, prediction: str = "epsilon", **kwargs: Any
+    ) -> DenoisingProblem:
+        """Your own denoiser as a problem; arguments: ``network.NetworkDenoiser``'s.
+
+        ``DenoisingProblem.from_network(net, StepTable.rectified_flow(28), "velocity", shape=(2,),
+        reward=height, temperature=0.1, label=torch.tensor([3]))``
+        """
+        found = import_module(".network", __package__)
+        return found.NetworkDenoiser(network, schedule, prediction, **kwargs)
+
     def predict(self, k: int | Tensor, x: Tensor) -> Tensor:
         """What the pre-trained model predicts, in the chain's parametrisation ``prediction``, ``(n,
         *noise_shape)``.
