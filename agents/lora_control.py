@@ -116,21 +116,34 @@ class AdapterControl(ControlPolicy):
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ControlPolicy."""
         problem: Any = self.problem
-        difference = problem.adapted_noise(k, x, self.adapter) - problem.predict_noise(k, x)
+        difference = problem.adapted(k, x, self.adapter) - problem.predict(k, x)
         return problem.control_of(k, x, difference).clamp(-self.action_bound, self.action_bound)
 
     def save_lora(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter in diffusers' format: ``pipeline.load_lora_weights(folder)`` then draws
-        with the fine-tuned model.
+        """Write the adapter: ``pipeline.load_lora_weights(folder)`` then draws with the fine-tuned
+        model; for a pipeline without that method, which unconditional ones are,
+        ``peft.PeftModel.from_pretrained(pipeline.unet, folder)`` puts it into the network.
 
-        The file is ``pytorch_lora_weights.safetensors``; its metadata keep ``lora_alpha``. Controls
-        beyond the action bound are not cut off there.
+        The file is ``pytorch_lora_weights.safetensors``, whose metadata keep ``lora_alpha``, or
+        peft's ``adapter_model.safetensors`` with ``adapter_config.json``. Controls beyond the
+        action bound are not cut off there.
         """
-        from diffusers import StableDiffusionPipeline
         from peft.utils import get_peft_model_state_dict
 
-        StableDiffusionPipeline.save_lora_weights(
+        weights = get_peft_model_state_dict(self._unet, adapter_name=self.adapter)
+        reader = self.problem.lora_reader  # type: ignore[attr-defined]
+        if reader is None:
+            from safetensors.torch import save_file
+
+            self._config.save_pretrained(os.fspath(folder))
+            file = os.path.join(folder, "adapter_model.safetensors")
+            save_file({f"base_model.model.{n}": w.contiguous() for n, w in weights.items()}, file)
+            return
+        import diffusers
+
+        pipeline, part = reader
+        metadata = self._config.to_dict()
+        getattr(diffusers, pipeline).save_lora_weights(
             folder,
-            unet_lora_layers=get_peft_model_state_dict(self._unet, adapter_name=self.adapter),
-            unet_lora_adapter_metadata=self._config.to_dict(),
+            **{f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": metadata},
         )

@@ -8,9 +8,10 @@ imported only by what loads a pipeline.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from .adapters import Checkpointing, active, freeze
 from .denoising import DenoisingProblem, Schedule
 from .loading import as_dtype, load_pipeline
 from .memo import LastCall
+from .step_table import StepTable
 
 #: A reward of images ``(n, channels, H, W)`` in 0..1 and their prompts; see ``image_rewards``.
 ImageReward = Callable[[Tensor, Sequence[str]], Tensor]
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "velocity")
 
 
 class DiffusersChain(DenoisingProblem):
@@ -37,16 +39,20 @@ class DiffusersChain(DenoisingProblem):
         reward: ``(images in 0..1, prompts) -> (n,)``; without an attribute ``differentiable`` that
             is true it is a black box.
         temperature: price of one nat of KL.
-        prediction_type: what the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
+        prediction_type: what the network predicts: ``epsilon``, ``sample``, ``v_prediction``, or
+            ``velocity``, which is then the chain's own parametrisation; else it is the noise.
         batch_size: rows that a network is given at once, to bound memory.
         gradient_checkpointing: compute the networks' activations again in the backward pass instead
             of keeping them.
     """
 
+    #: The pipeline that reads an adapter's file, and its network's name there; None: peft does.
+    lora_reader: ClassVar[tuple[str, str] | None] = None
+
     def __init__(
         self,
         unet: Any,
-        schedule: Schedule,
+        schedule: Schedule | StepTable,
         shape: tuple[int, ...],
         reward: ImageReward,
         temperature: float,
@@ -63,7 +69,9 @@ class DiffusersChain(DenoisingProblem):
             raise ValueError(f"reward must be a callable (images, prompts) -> (n,); got {reward!r}")
         weight = next(unet.parameters())
         double = weight.dtype == torch.float64
-        super().__init__(schedule, shape, temperature, torch.float64 if double else torch.float32)
+        own = "velocity" if prediction_type == "velocity" else "epsilon"
+        dtype = torch.float64 if double else torch.float32
+        super().__init__(schedule, shape, temperature, dtype, own)
         self.unet = freeze(unet)
         self.reward = reward
         if isinstance(reward, nn.Module):
@@ -81,24 +89,33 @@ class DiffusersChain(DenoisingProblem):
         prediction type.
         """
 
-    def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The pre-trained model's noise prediction ``(n, *noise_shape)``, the same that
-        ``control_of`` counts from.
+    def predict(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """What the pre-trained model predicts, ``(n, *noise_shape)``, the same that ``control_of``
+        counts from.
 
         Asked again about the same ``x``, it answers from memory.
         """
-        return self._last(self._predict_noise, self.unet, k, x)
+        return self._last(self._predict, self.unet, k, x)
+
+    def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """See DenoisingProblem."""
+        return self._noise_in(k, x, self.predict(k, x))
+
+    def adapted(self, k: int | Tensor, x: Tensor, adapter: str) -> Tensor:
+        """What ``predict`` returns, with the LoRA adapter of that name at work."""
+        with active(self.unet, adapter):
+            return self._own(k, x)
 
     def adapted_noise(self, k: int | Tensor, x: Tensor, adapter: str) -> Tensor:
-        """The same with the LoRA adapter of that name at work, ``(n, *noise_shape)``."""
-        with active(self.unet, adapter):
-            return self._noise(k, x)
+        """What ``predict_noise`` returns, with the LoRA adapter of that name at work."""
+        return self._noise_in(k, x, self.adapted(k, x, adapter))
 
-    def _predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
+    def _predict(self, k: int | Tensor, x: Tensor) -> Tensor:
         with active(self.unet, None):
-            return self._noise(k, x)
+            return self._own(k, x)
 
-    def _noise(self, k: int | Tensor, x: Tensor) -> Tensor:
+    def _own(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """The network's output in the chain's parametrisation."""
         latents = self.latents(x)
         timesteps = self.schedule.timesteps[k].expand(len(x))
         rows = (t.split(self.batch_size) for t in (timesteps, latents, x))
@@ -176,8 +193,8 @@ class ImageDiffusion(DiffusersChain):
     def _output(self, timesteps: Tensor, latents: Tensor, x: Tensor) -> Tensor:
         return self.unet(latents.to(self.unet.conv_in.weight.dtype), timesteps).sample
 
-    def _noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        noise = super()._noise(k, x)
+    def _own(self, k: int | Tensor, x: Tensor) -> Tensor:
+        noise = super()._own(k, x)
         if self.clip is None:
             return noise
         signal, scale = at(self._signal, k, x), at(self._noise_scale, k, x)
@@ -197,6 +214,7 @@ def image_diffusion(
     scheduler: str = "ddpm",
     eta: float = 1.0,
     variance: str | None = None,
+    resolution: int | None = None,
     dtype: str | torch.dtype = "float32",
     **kwargs: Any,
 ) -> ImageDiffusion:
@@ -214,6 +232,7 @@ def image_diffusion(
         scheduler: ``ddpm`` or ``ddim``.
         eta: as in ``Schedule.from_scheduler``.
         variance: as in ``Schedule.from_scheduler``.
+        resolution: side of the image in pixels; the model's own if absent.
         dtype: of the network.
         **kwargs: ``batch_size`` and ``gradient_checkpointing`` as in ``DiffusersChain``.
     """
@@ -224,24 +243,19 @@ def image_diffusion(
             "pipeline must be unconditional in pixel space, with a UNet2DModel; got"
             f" {type(pipe).__name__}"
         )
-    if (
-        unet.config.out_channels != unet.config.in_channels
-        or unet.config.class_embed_type is not None
-    ):
-        raise ValueError(
-            "pipeline must predict neither variances nor take classes; got one that does"
-        )
+    if unet.config.out_channels != unet.config.in_channels:
+        raise ValueError("pipeline must not predict variances; got one that does")
+    check_no_classes(pipe, unet)
     config = pipe.scheduler.config
     if config.get("thresholding"):
         raise ValueError(
             "the pipeline's scheduler must not use dynamic thresholding; got thresholding=True"
         )
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = native_size(unet) if resolution is None else (resolution, resolution)
     return ImageDiffusion(
         unet,
-        Schedule.from_scheduler(pipe.scheduler, steps, scheduler, eta, variance),
+        preserved(pipe, steps, scheduler, eta, variance),
         (unet.config.in_channels, height, width),
         reward,
         temperature,
@@ -249,3 +263,41 @@ def image_diffusion(
         clip=clip,
         **kwargs,
     )
+
+
+def check_no_classes(pipeline: Any, unet: Any) -> None:
+    """Raise a ValueError if a UNet asks for class labels, which no pipeline here has to give."""
+    if getattr(unet, "class_embedding", None) is not None:
+        raise ValueError(
+            f"pipeline must take no class labels; the UNet of {type(pipeline).__name__} embeds"
+            " classes: DenoisingProblem.from_network takes it, with class_labels=..."
+        )
+
+
+def native_size(network: Any) -> tuple[int, int]:
+    """Height and width that a network was made for."""
+    size = network.config.sample_size
+    if size is None:
+        raise ValueError(
+            f"resolution must be given, in pixels, for a {type(network).__name__} whose"
+            " configuration has sample_size=None"
+        )
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def preserved(
+    pipeline: Any, steps: int, kind: str, eta: float, variance: str | None = None
+) -> Schedule:
+    """``Schedule.from_scheduler`` of a pipeline's scheduler; a warning says so where the pipeline
+    itself would sample in another way.
+    """
+    found = Schedule.from_scheduler(pipeline.scheduler, steps, kind, eta, variance)
+    name = type(pipeline.scheduler).__name__
+    if not name.startswith(("DDIM", "DDPM")):
+        chain = f"DDIM's with eta = {eta:g}" if kind == "ddim" else "DDPM's"
+        warnings.warn(
+            f"{type(pipeline).__name__} samples by {name}; the chain is {chain} instead, {steps}"
+            " steps on the same noise levels",
+            stacklevel=4,
+        )
+    return found

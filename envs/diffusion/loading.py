@@ -62,6 +62,9 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
     given: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype}
     given |= {key: value for key, value in kwargs.items() if value is not None}
     left_out = {key for key, value in kwargs.items() if value is None}
+    own = getattr(diffusers, str(_index(Path(model)).get("_class_name")), None)
+    if isinstance(own, type) and issubclass(own, diffusers.DiffusionPipeline):
+        kind = own.__name__  # what the folder holds: whoever can't use it says its name
     try:
         given |= _whole_encoders(Path(model), dtype, kwargs.get("variant"), left_out)
         pipeline = getattr(diffusers, kind).from_pretrained(str(model), **given)
@@ -80,6 +83,12 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
     return pipeline
 
 
+def _index(folder: Path) -> dict[str, Any]:
+    """What a pipeline's folder holds; nothing for a name on the hub."""
+    file = folder / "model_index.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 class _Incomplete(ValueError):
     """A network's file does not hold all of its weights."""
 
@@ -92,15 +101,15 @@ def _whole_encoders(
     A name that another version of transformers gave a weight leaves it random, with a warning at
     best: here it is an error.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
+    index = _index(folder)
+    if not index:
         return {}
     transformers = import_module("transformers")
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
     given: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
     given |= {"variant": variant, "output_loading_info": True}
     found = {}
-    for name, entry in json.loads(index.read_text(encoding="utf-8")).items():
+    for name, entry in index.items():
         kind = (
             getattr(transformers, entry[1], None)
             if isinstance(entry, list) and entry[0] == "transformers" and name not in left_out
