@@ -18,7 +18,7 @@ from typing import Any
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..envs.diffusion.adapters import attach, detach
+from ..envs.diffusion.adapters import attach, detach, retire
 from ..envs.problem import Problem
 from .base import ControlPolicy
 from .checks import check_whole
@@ -89,7 +89,7 @@ class AdapterControl(ControlPolicy):
         )
         unet = self._unet
         self.network = LoraWeights(attach(unet, self.adapter, self._config))
-        self._release = weakref.finalize(self, detach, unet, self.adapter)
+        self._release = weakref.finalize(self, retire, unet, self.adapter)
 
     @property
     def _unet(self) -> Any:
@@ -108,28 +108,42 @@ class AdapterControl(ControlPolicy):
         before = self._unet
         self._problem = [problem]
         if self._unet is not before:
-            self._release()
+            self._release.detach()
+            detach(before, self.adapter)
             attach(self._unet, self.adapter, self._config, list(self.network.parameters()))
-            self._release = weakref.finalize(self, detach, self._unet, self.adapter)
+            self._release = weakref.finalize(self, retire, self._unet, self.adapter)
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ControlPolicy."""
         problem: Any = self.problem
-        difference = problem.adapted_noise(k, x, self.adapter) - problem.predict_noise(k, x)
+        difference = problem.adapted(k, x, self.adapter) - problem.predict(k, x)
         return problem.control_of(k, x, difference).clamp(-self.action_bound, self.action_bound)
 
     def save_lora(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter in diffusers' format.
+        """Write the adapter: ``pipeline.load_lora_weights(folder)`` then draws with the fine-tuned
+        model; for a pipeline without that method, which unconditional ones are,
+        ``peft.PeftModel.from_pretrained(pipeline.unet, folder)`` puts it into the network.
 
-        ``pipeline.load_lora_weights(folder)`` then draws with the fine-tuned model. The file is
-        ``pytorch_lora_weights.safetensors``; its metadata keep ``lora_alpha``. Controls beyond the
+        The file is ``pytorch_lora_weights.safetensors``, whose metadata keep ``lora_alpha``, or
+        peft's ``adapter_model.safetensors`` with ``adapter_config.json``. Controls beyond the
         action bound are not cut off there.
         """
-        from diffusers import StableDiffusionPipeline
         from peft.utils import get_peft_model_state_dict
 
-        StableDiffusionPipeline.save_lora_weights(
+        weights = get_peft_model_state_dict(self._unet, adapter_name=self.adapter)
+        reader = self.problem.lora_reader  # type: ignore[attr-defined]
+        if reader is None:
+            from safetensors.torch import save_file
+
+            self._config.save_pretrained(os.fspath(folder))
+            file = os.path.join(folder, "adapter_model.safetensors")
+            save_file({f"base_model.model.{n}": w.contiguous() for n, w in weights.items()}, file)
+            return
+        import diffusers
+
+        pipeline, part = reader
+        metadata = self._config.to_dict()
+        getattr(diffusers, pipeline).save_lora_weights(
             folder,
-            unet_lora_layers=get_peft_model_state_dict(self._unet, adapter_name=self.adapter),
-            unet_lora_adapter_metadata=self._config.to_dict(),
+            **{f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": metadata},
         )

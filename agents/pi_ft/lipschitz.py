@@ -173,6 +173,9 @@ def _mixture_tables(problem: GaussianMixture) -> tuple[Tensor, Tensor]:
     std = problem.std.double().cpu()
     if float(std.max()) > float(std.min()):
         raise ValueError(f"std must be the same for all modes; got {std.tolist()}")
+    if not isinstance(problem.schedule, Schedule):
+        kind = type(problem.schedule).__name__
+        raise ValueError(f"schedule must be a Schedule, which preserves variance; got a {kind}")
     bar = problem.schedule.alpha_bar.double().cpu()
     means = problem.means.double().cpu()
     return bar * std[0] ** 2 + 1 - bar, bar.sqrt() * torch.cdist(means, means).max()

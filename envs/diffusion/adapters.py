@@ -1,9 +1,10 @@
 """LoRA adapters inside a frozen network: many by name, at most one at work, and none outside
 ``active``.
 
-peft's own switches also clear and set ``requires_grad`` of every adapter, which would stop one
-agent from learning whenever another one, or the pre-trained model, is asked. These only say which
-adapter a forward pass goes through.
+Adapters that its owner loaded, or fused, belong to the network: they stay at work as they were,
+beneath the one that ``active`` names. peft's own switches also clear and set ``requires_grad`` of
+every adapter, which would stop one agent from learning whenever another one, or the pre-trained
+model, is asked. These only say which adapters a forward pass goes through.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,48 +20,99 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+@dataclass
+class _Attached:
+    """What ``attach`` has hung into a network; it is copied and pickled with it."""
+
+    names: set[str] = field(default_factory=set)
+    retired: list[str] = field(default_factory=list)  # to be removed at the next call
+    at_work: str | None = None
+    owners: list[_Switches] = field(default_factory=list)  # what ``at_work`` has put aside
+
+
+@dataclass
+class _Switches:
+    """How the owner of a network has set one of its layers."""
+
+    layer: Any
+    active: list[str]
+    disabled: bool
+    merged: list[str]
+
+    @classmethod
+    def of(cls, layer: Any) -> _Switches:
+        return cls(
+            layer, list(layer.active_adapters), layer.disable_adapters, layer.merged_adapters
+        )
+
+    def restore(self) -> None:
+        _switch(self.layer, self.active, self.disabled, self.merged)
+
+    def beside(self, name: str) -> None:
+        """Go through the adapter ``name`` too; a fused one is in the layer's own weights."""
+        mine = [] if self.disabled or self.merged else self.active
+        _switch(self.layer, [*mine, name], False, [])
+
+
+def _switch(layer: Any, active: list[str], disabled: bool, merged: list[str]) -> None:
+    # peft's public ``set_adapter`` and ``enable_adapters`` set ``requires_grad`` as well
+    layer._active_adapter = active
+    layer._disable_adapters = disabled
+    layer.merged_adapters = merged
+
+
+def _attached(network: nn.Module) -> _Attached:
+    found = network.__dict__.get("_attached_adapters")
+    if found is None:
+        found = network.__dict__["_attached_adapters"] = _Attached()
+    return found
+
+
 def tuner_layers(network: nn.Module) -> dict[str, Any]:
     """The layers of ``network`` that hold adapters (peft's ``LoraLayer``), by name."""
     return {
         name: layer
         for name, layer in network.named_modules()
-        if hasattr(layer, "_disable_adapters")
+        if hasattr(layer, "merged_adapters") and hasattr(layer, "lora_A")
     }
 
 
-def _layers(network: nn.Module) -> Iterator[Any]:
-    return (layer for layer in network.modules() if hasattr(layer, "_disable_adapters"))
+def _layers(network: nn.Module) -> list[Any]:
+    return list(tuner_layers(network).values())
 
 
 def current(network: nn.Module) -> str | None:
     """The adapter at work; None for the network as it was pre-trained."""
-    for layer in _layers(network):  # all are switched together
-        return None if layer._disable_adapters else layer._active_adapter[0]
-    return None
+    return _attached(network).at_work
 
 
 @contextmanager
 def active(network: nn.Module, name: str | None) -> Iterator[None]:
-    """Inside, ``network`` computes with the adapter ``name``; with none of them if it is None."""
+    """Inside, ``network`` computes with the adapter ``name``; with none of ours if it is None."""
+    purge(network)
     before = current(network)
     if before == name:
         yield
         return
-    layers = list(_layers(network))
-    if name is not None and not any(name in layer.lora_A for layer in layers):
-        known = sorted({key for layer in layers for key in layer.lora_A})
-        raise ValueError(f"adapter must be one of {known}; got {name!r}")
-    _switch(layers, name)
+    _put_to_work(network, name)
     try:
         yield
     finally:
-        _switch(layers, before)
+        _put_to_work(network, before)
 
 
-def _switch(layers: Sequence[Any], name: str | None) -> None:
-    for layer in layers:
-        layer._disable_adapters = name is None
-        layer._active_adapter = [] if name is None else [name]
+def _put_to_work(network: nn.Module, name: str | None) -> None:
+    attached = _attached(network)
+    if name is not None and name not in attached.names:
+        raise ValueError(f"adapter must be one of {sorted(attached.names)}; got {name!r}")
+    for switches in attached.owners:
+        switches.restore()
+    attached.owners, attached.at_work = [], name
+    if name is None:
+        return
+    attached.owners = [_Switches.of(layer) for layer in _layers(network)]
+    for switches in attached.owners:
+        switches.beside(name)
 
 
 def attach(
@@ -79,10 +132,11 @@ def attach(
     """
     import peft
 
+    purge(network)
     if name in getattr(network, "peft_config", {}):
         raise ValueError(f"name must be one that no other adapter bears; got {name!r}")
-    kept = [p for layer in _layers(network) for p in _weights(layer)]
-    frozen = [p for p in network.parameters() if not p.requires_grad]
+    switches = [_Switches.of(layer) for layer in _layers(network)]
+    learning = [(p, p.requires_grad) for p in network.parameters()]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -95,14 +149,16 @@ def attach(
         raise ValueError(
             f"target_modules must name layers of {where}; got {config.target_modules} ({error})"
         ) from error
+    _attached(network).names.add(name)
     if hasattr(network, "_hf_peft_config_loaded"):
         network._hf_peft_config_loaded = True  # diffusers' own methods ask
-    for p in frozen:
-        p.requires_grad_(False)
-    for p in kept:  # peft turned the other adapters off
-        p.requires_grad_(True)
     layers = tuner_layers(network)
-    _switch(list(layers.values()), None)
+    for layer in layers.values():  # those that are new are not the owner's
+        _switch(layer, [], False, [])
+    for one in switches:
+        one.restore()
+    for p, before in learning:  # peft turned the other adapters off
+        p.requires_grad_(before)
     found: dict[str, nn.Parameter] = {}
     for place, layer in layers.items():
         if name not in layer.lora_A:
@@ -118,15 +174,43 @@ def attach(
     return found
 
 
+def freeze(network: Any) -> Any:
+    """The network with nothing in it learnt but the adapters that ``attach`` gave it."""
+    mine = {
+        id(weight)
+        for layer in _layers(network)
+        for name in _attached(network).names & set(layer.lora_A)
+        for weight in (layer.lora_A[name].weight, layer.lora_B[name].weight)
+    }
+    for p in network.parameters():
+        if id(p) not in mine:
+            p.requires_grad_(False)
+    return network.eval()
+
+
 def detach(network: Any, name: str) -> None:
     """Remove an adapter, if it is there."""
     for layer in _layers(network):
         layer.delete_adapter(name)
     getattr(network, "peft_config", {}).pop(name, None)
+    _attached(network).names.discard(name)
 
 
-def _weights(layer: Any) -> list[nn.Parameter]:
-    return [linear.weight for side in (layer.lora_A, layer.lora_B) for linear in side.values()]
+def retire(network: Any, name: str) -> None:
+    """Have an adapter removed by the next ``active``, ``attach`` or ``purge``.
+
+    Garbage collectors may call it: it changes no module, which somebody may be walking through.
+    """
+    _attached(network).retired.append(name)
+
+
+def purge(network: Any) -> None:
+    """Remove the adapters that are retired, but for one at work."""
+    attached = _attached(network)
+    if not attached.retired or attached.at_work is not None:
+        return
+    while attached.retired:
+        detach(network, attached.retired.pop())
 
 
 class Checkpointing:

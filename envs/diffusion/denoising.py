@@ -2,16 +2,16 @@
 
 Time runs from noise (k = 0) to data (k = T). With the score s of the pre-trained model,
 
-    F_k(x, z) = (x + (1 - alpha_k) s_k(x)) / sqrt(alpha_k) + sigma_k z.
+    F_k(x, z) = (x + (1 - alpha_k) s_k(x)) / sqrt(alpha_k) + sigma_k z
 
-Tables follow diffusers' schedulers, so that a step here equals ``DDPMScheduler.step`` with the same
-noise.
+for DDPM, and in general a Gaussian step of ``step_table``, whose mean is affine in what the network
+predicts. ``Schedule`` holds the tables of diffusers' variance-preserving schedulers, so that a step
+here equals ``DDPMScheduler.step`` with the same noise.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem, at, check_positive
+from .step_table import Reading, StepTable, check_eta
 
 
 class Schedule(NamedTuple):
@@ -106,6 +107,7 @@ class Schedule(NamedTuple):
             eta: of DDIM: 1 is the posterior's noise, and 0 would leave nothing to control.
             variance: of DDPM: ``fixed_small`` or ``fixed_large``; the configuration's, if absent.
         """
+        _check_family(scheduler)
         config = scheduler.config
         get = config.get
         n = get("num_train_timesteps", 1000)
@@ -115,8 +117,7 @@ class Schedule(NamedTuple):
                 f"steps must be between 1 and the scheduler's num_train_timesteps = {n}; got"
                 f" {steps}"
             )
-        if not 0 < eta <= 1:
-            raise ValueError(f"eta must be above 0 and at most 1; got {eta!r}")
+        check_eta(eta)
         if get("rescale_betas_zero_snr"):
             raise ValueError(
                 "rescale_betas_zero_snr must be False: a first step without signal has an infinite"
@@ -167,10 +168,52 @@ class Schedule(NamedTuple):
         noise = _choose("variance", kept, fixed_small=posterior, fixed_large=1 - alpha)
         return cls(alpha_bar, alpha, torch.where(timesteps > 0, noise, 0.0).sqrt(), timesteps)
 
+    def table(self) -> StepTable:
+        """The same chain in the terms that all families share."""
+        noise = (1 - self.alpha_bar).sqrt()
+        next_signal = (self.alpha_bar / self.alpha).sqrt()
+        kept = noise * self.alpha.rsqrt() - self._slope()
+        return StepTable(
+            self.alpha_bar.sqrt(), noise, next_signal, kept, self.sigma, self.timesteps
+        )
+
+    def to(self, dtype: torch.dtype) -> Schedule:
+        """The same, each table rounded once."""
+        tables = (*self[:-1], self._slope())
+        return Schedule(*(t.to(dtype) if t.is_floating_point() else t for t in tables))
+
+    def _slope(self) -> Tensor:
+        if self.noise_slope is not None:
+            return self.noise_slope
+        return (1 - self.alpha) / (1 - self.alpha_bar).sqrt() * self.alpha.rsqrt()
+
     @property
     def log_snr(self) -> Tensor:
         """``log(alpha_bar / (1 - alpha_bar))`` before each step, ``(T,)``."""
         return torch.log(self.alpha_bar) - torch.log1p(-self.alpha_bar)
+
+
+#: diffusers' schedulers that noise with betas, so that their configuration tells Schedule's tables.
+_FAMILY = {
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"),
+        *("DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete"),
+        *("HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM"),
+        *("SASolver", "TCD", "UniPCMultistep"),
+    )
+}
+
+
+def _check_family(scheduler: Any) -> None:
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    if name == "FlowMatchEulerDiscreteScheduler" or config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"scheduler must preserve variance; got {name}, a flow's: StepTable.from_scheduler"
+            " takes FlowMatchEulerDiscreteScheduler"
+        )
+    if name not in _FAMILY:
+        raise ValueError(f"scheduler must be one of {sorted(_FAMILY)}; got {name}")
 
 
 def _check_integer(name: str, value: object) -> None:
@@ -212,55 +255,94 @@ def _linspace(steps: int, n: int) -> Tensor:
 
 
 class DenoisingProblem(Problem):
-    """A denoising chain; a subclass supplies the pre-trained noise prediction and the reward on the
-    final sample.
+    """A denoising chain; a subclass supplies what the pre-trained network predicts and the reward
+    on the final sample.
+
+    A subclass whose ``prediction`` is ``epsilon`` defines ``predict_noise``; any other defines
+    ``predict``.
 
     Args:
-        schedule: noise tables; their length is the horizon.
+        schedule: noise tables, a ``Schedule`` or any ``StepTable``; their length is the horizon.
         state_shape: shape of one sample.
         temperature: price of one nat of KL.
         dtype: of the states and tables.
+        prediction: what ``predict`` returns, one of ``step_table.PREDICTIONS``.
+
+    Raises:
+        ValueError: no step has noise, or the prediction can't be read at one of them.
     """
 
     model_methods: ClassVar[tuple[str, ...]] = ("predict_noise",)
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | StepTable,
         state_shape: tuple[int, ...],
         temperature: float,
         dtype: torch.dtype = torch.float32,
+        prediction: str = "epsilon",
     ) -> None:
+        own, base = type(self), DenoisingProblem
+        if own.predict is base.predict and own.predict_noise is base.predict_noise:
+            raise TypeError(f"{own.__name__} must define predict_noise or predict")
         check_positive("temperature", temperature)
         # derived tables are computed in the schedule's float64, then rounded once
-        noise_scale = (1 - schedule.alpha_bar).sqrt()
-        slope = (1 - schedule.alpha) / noise_scale * schedule.alpha.rsqrt()
-        if schedule.noise_slope is not None:
-            slope = schedule.noise_slope
-        tables = (*schedule[:-1], slope)
-        self.schedule = Schedule(*(t.to(dtype) if t.is_floating_point() else t for t in tables))
+        table = schedule.table()
+        if not table.sigma.any():
+            raise ValueError(
+                "schedule must have noise in one step at least, or there is nothing to control; got"
+                f" {len(table.sigma)} without"
+            )
+        reading = Reading.of(table, prediction)
+        self.schedule = schedule.to(dtype)
+        self.prediction = prediction
         self.state_shape = self.noise_shape = tuple(state_shape)
-        self.horizon = len(schedule.alpha)
+        self.horizon = len(table.sigma)
         self.temperature = temperature
-        self._shrink = schedule.alpha.rsqrt().to(dtype)
-        self._slope = slope.to(dtype)
-        still = schedule.sigma == 0  # no noise, hence nothing to control
-        self._control_slope = torch.where(
-            still, 0.0, slope / schedule.sigma.masked_fill(still, 1.0)
-        ).to(dtype)
-        self._clean_scale = schedule.alpha_bar.rsqrt().to(dtype)
-        self._clean_slope = (noise_scale * schedule.alpha_bar.rsqrt()).to(dtype)
+        still = table.sigma == 0  # no noise, hence nothing to control
+        steer = torch.where(still, 0.0, reading.slope / table.sigma.masked_fill(still, 1.0))
+        self._reading = Reading(*(t.to(dtype) for t in reading))
+        self._control_slope = steer.to(dtype)
+        self._signal, self._noise_scale = table.signal.to(dtype), table.noise.to(dtype)
+        # of pure noise, were the data of unit variance
+        start = float(torch.hypot(table.signal[0], table.noise[0]))
+        self._start = 1.0 if abs(start - 1) < 1e-9 else start
 
     @staticmethod
     def from_diffusers(*args: Any, **kwargs: Any) -> DenoisingProblem:
         """``diffusers_chain.image_diffusion``, under the name by which it was known first."""
         return import_module(".diffusers_chain", __package__).image_diffusion(*args, **kwargs)
 
-    @abstractmethod
-    def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The pre-trained model's estimate of the noise in ``x``: minus the score times ``sqrt(1 -
-        alpha_bar_k)``.
+    @staticmethod
+    def from_network(
+        network: Any, schedule: Schedule | StepTable, prediction: str = "epsilon", **kwargs: Any
+    ) -> DenoisingProblem:
+        """Your own denoiser as a problem; arguments: ``network.NetworkDenoiser``'s.
+
+        ``DenoisingProblem.from_network(net, StepTable.rectified_flow(28), "velocity", shape=(2,),
+        reward=height, temperature=0.1, label=torch.tensor([3]))``
         """
+        found = import_module(".network", __package__)
+        return found.NetworkDenoiser(network, schedule, prediction, **kwargs)
+
+    def predict(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """What the pre-trained model predicts, in the chain's parametrisation ``prediction``, ``(n,
+        *noise_shape)``.
+        """
+        return self.predict_noise(k, x)
+
+    def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """The pre-trained model's estimate of the noise in ``x``: minus the score times the noise's
+        scale b_k.
+        """
+        return self._noise_in(k, x, self.predict(k, x))
+
+    def _noise_in(self, k: int | Tensor, x: Tensor, prediction: Tensor) -> Tensor:
+        """The noise that a prediction tells."""
+        if self.prediction == "epsilon":
+            return prediction
+        noise_x, noise_y = (at(t, k, x) for t in (self._reading.noise_x, self._reading.noise_y))
+        return noise_x * self.latents(x) + noise_y * prediction
 
     def latents(self, x: Tensor) -> Tensor:
         """The part of states that is noised: all of it, unless a subclass carries a context
@@ -274,25 +356,25 @@ class DenoisingProblem(Problem):
 
     def score(self, k: int | Tensor, x: Tensor) -> Tensor:
         """The pre-trained score s_k(x), the gradient of the log density of X_k."""
-        return -self.predict_noise(k, x) / (1 - at(self.schedule.alpha_bar, k, x)).sqrt()
+        return -self.predict_noise(k, x) / at(self._noise_scale, k, x)
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
-        """Standard normal noise."""
-        return torch.randn(
+        """Normal noise: standard, but where variance explodes."""
+        x = torch.randn(
             n,
             *self.state_shape,
             generator=generator,
             device=generator.device,
-            dtype=self._shrink.dtype,
+            dtype=self._control_slope.dtype,
         )
+        return x if self._start == 1.0 else self._start * x
 
     def gaussian_kernel(self, k: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the noised part of ``X_{k+1}`` given ``X_k = x``, without
         control.
         """
-        mean = at(self._shrink, k, x) * self.latents(x) - at(
-            self._slope, k, x
-        ) * self.predict_noise(k, x)
+        shrink, slope = at(self._reading.shrink, k, x), at(self._reading.slope, k, x)
+        mean = shrink * self.latents(x) - slope * self.predict(k, x)
         return mean, at(self.schedule.sigma, k, x)
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -301,17 +383,17 @@ class DenoisingProblem(Problem):
         return self.with_latents(x, torch.addcmul(mean, sigma, z))
 
     def control_of(self, k: int | Tensor, x: Tensor, difference: Tensor) -> Tensor:
-        """The control that amounts to another noise prediction; exactly 0 at steps without noise.
+        """The control that amounts to another prediction; exactly 0 at steps without noise.
 
-        ``mean + sigma_k a`` is the mean of the step with ``predict_noise + difference`` (Han et
-        al.: u in place of s), so that ``|a|^2 / 2`` is the KL between the two steps (their Lemma
+        ``mean + sigma_k a`` is the mean of the step with ``predict + difference`` (Han et al.: u
+        in place of s), so that ``|a|^2 / 2`` is the KL between the two steps (their Lemma
         2.5).
 
         Args:
             k: the step, or one a row.
             x: the states, ``(n, *state_shape)``.
-            difference: of the other model's noise prediction from the pre-trained one, ``(n,
-                *noise_shape)``.
+            difference: of the other model's prediction from the pre-trained one, both in the
+                chain's parametrisation, ``(n, *noise_shape)``.
         """
         return -at(self._control_slope, k, x) * difference
 
@@ -333,6 +415,5 @@ class DenoisingProblem(Problem):
         )
 
     def _clean(self, k: int | Tensor, x: Tensor) -> Tensor:
-        return at(self._clean_scale, k, x) * self.latents(x) - at(
-            self._clean_slope, k, x
-        ) * self.predict_noise(k, x)
+        scale, slope = at(self._reading.clean_x, k, x), at(self._reading.clean_y, k, x)
+        return scale * self.latents(x) - slope * self.predict(k, x)

@@ -8,24 +8,25 @@ imported only by what loads a pipeline.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..problem import at, check_integer
-from .adapters import Checkpointing, active
+from .adapters import Checkpointing, active, freeze
 from .denoising import DenoisingProblem, Schedule
+from .loading import as_dtype, load_pipeline
 from .memo import LastCall
+from .step_table import StepTable
 
 #: A reward of images ``(n, channels, H, W)`` in 0..1 and their prompts; see ``image_rewards``.
 ImageReward = Callable[[Tensor, Sequence[str]], Tensor]
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "velocity")
 
 
 class DiffusersChain(DenoisingProblem):
@@ -38,18 +39,21 @@ class DiffusersChain(DenoisingProblem):
         reward: ``(images in 0..1, prompts) -> (n,)``; without an attribute ``differentiable`` that
             is true it is a black box.
         temperature: price of one nat of KL.
-        prediction_type: what the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
+        prediction_type: what the network predicts: ``epsilon``, ``sample``, ``v_prediction``, or
+            ``velocity``, which is then the chain's own parametrisation; else it is the noise.
         batch_size: rows that a network is given at once, to bound memory.
         gradient_checkpointing: compute the networks' activations again in the backward pass instead
             of keeping them.
     """
 
     model_methods = ("_noise",)  # what memory does not answer
+    #: The pipeline that reads an adapter's file, and its network's name there; None: peft does.
+    lora_reader: ClassVar[tuple[str, str] | None] = None
 
     def __init__(
         self,
         unet: Any,
-        schedule: Schedule,
+        schedule: Schedule | StepTable,
         shape: tuple[int, ...],
         reward: ImageReward,
         temperature: float,
@@ -66,15 +70,14 @@ class DiffusersChain(DenoisingProblem):
             raise ValueError(f"reward must be a callable (images, prompts) -> (n,); got {reward!r}")
         weight = next(unet.parameters())
         double = weight.dtype == torch.float64
-        super().__init__(schedule, shape, temperature, torch.float64 if double else torch.float32)
-        self.unet = unet.requires_grad_(False).eval()
+        own = "velocity" if prediction_type == "velocity" else "epsilon"
+        dtype = torch.float64 if double else torch.float32
+        super().__init__(schedule, shape, temperature, dtype, own)
+        self.unet = freeze(unet)
         self.reward = reward
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()
         self.prediction_type, self.batch_size = prediction_type, batch_size
-        dtype = self._shrink.dtype
-        self._signal = schedule.alpha_bar.sqrt().to(dtype)
-        self._noise_scale = (1 - schedule.alpha_bar).sqrt().to(dtype)
         self._last = LastCall()
         if gradient_checkpointing:
             Checkpointing(unet)
@@ -87,24 +90,33 @@ class DiffusersChain(DenoisingProblem):
         prediction type.
         """
 
-    def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The pre-trained model's noise prediction ``(n, *noise_shape)``, the same that
-        ``control_of`` counts from.
+    def predict(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """What the pre-trained model predicts, ``(n, *noise_shape)``, the same that ``control_of``
+        counts from.
 
         Asked again about the same ``x``, it answers from memory.
         """
-        return self._last(self._predict_noise, self.unet, k, x)
+        return self._last(self._predict, self.unet, k, x)
+
+    def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """See DenoisingProblem."""
+        return self._noise_in(k, x, self.predict(k, x))
+
+    def adapted(self, k: int | Tensor, x: Tensor, adapter: str) -> Tensor:
+        """What ``predict`` returns, with the LoRA adapter of that name at work."""
+        with active(self.unet, adapter):
+            return self._own(k, x)
 
     def adapted_noise(self, k: int | Tensor, x: Tensor, adapter: str) -> Tensor:
-        """The same with the LoRA adapter of that name at work, ``(n, *noise_shape)``."""
-        with active(self.unet, adapter):
-            return self._noise(k, x)
+        """What ``predict_noise`` returns, with the LoRA adapter of that name at work."""
+        return self._noise_in(k, x, self.adapted(k, x, adapter))
 
-    def _predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
+    def _predict(self, k: int | Tensor, x: Tensor) -> Tensor:
         with active(self.unet, None):
-            return self._noise(k, x)
+            return self._own(k, x)
 
-    def _noise(self, k: int | Tensor, x: Tensor) -> Tensor:
+    def _own(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """The network's output in the chain's parametrisation."""
         latents = self.latents(x)
         timesteps = self.schedule.timesteps[k].expand(len(x))
         rows = (t.split(self.batch_size) for t in (timesteps, latents, x))
@@ -157,7 +169,7 @@ class DiffusersChain(DenoisingProblem):
         """The image as it is now and, beside it, the one that the model sees in it; ``(H, 2 W + 16,
         3)``.
         """
-        x = path[-1:].to(self._shrink)
+        x = path[-1:].to(self._control_slope)
         both = self.decode(torch.cat([x, self.terminal_estimate(len(path) - 1, x)]))
         picture = (both.float() * 255).round().byte().cpu().expand(-1, 3, -1, -1)
         gap = torch.full((3, picture.shape[2], 16), 64, dtype=torch.uint8)
@@ -182,8 +194,8 @@ class ImageDiffusion(DiffusersChain):
     def _output(self, timesteps: Tensor, latents: Tensor, x: Tensor) -> Tensor:
         return self.unet(latents.to(self.unet.conv_in.weight.dtype), timesteps).sample
 
-    def _noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        noise = super()._noise(k, x)
+    def _own(self, k: int | Tensor, x: Tensor) -> Tensor:
+        noise = super()._own(k, x)
         if self.clip is None:
             return noise
         signal, scale = at(self._signal, k, x), at(self._noise_scale, k, x)
@@ -192,70 +204,6 @@ class ImageDiffusion(DiffusersChain):
     def decode(self, x: Tensor) -> Tensor:
         """See DiffusersChain."""
         return (x / 2 + 0.5).clamp(0, 1)
-
-
-def check_folder(model: Any) -> None:
-    """Raise a ValueError if ``model`` is a path, and no name on the hub, where no pipeline lies."""
-    if not isinstance(model, (str, Path)):
-        return
-    folder, name = Path(model), str(model)
-    if (folder / "model_index.json").is_file():
-        return
-    if folder.exists():
-        raise ValueError(
-            f"model must be a folder that holds a diffusers pipeline; {name!r} has no"
-            " model_index.json"
-        )
-    if (
-        isinstance(model, Path)
-        or folder.is_absolute()
-        or name.startswith((".", "~"))
-        or name.count("/") > 1
-    ):
-        raise ValueError(
-            f"model must be a folder that holds a diffusers pipeline; there is no folder {name!r}"
-        )
-
-
-def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
-    """A diffusers pipeline: ``model`` itself if it is one, else a local folder or a name on the
-    Hugging Face hub.
-
-    Args:
-        kind: name of the pipeline's class in diffusers.
-        model: pipeline, folder or hub name.
-        dtype: of its networks; a pipeline that is given keeps its own.
-        kwargs: of ``from_pretrained``; entries that are None are left out.
-
-    Raises:
-        ValueError: diffusers is missing, or there is no such folder and nothing can be fetched.
-    """
-    if not isinstance(model, (str, Path)):
-        return model
-    try:
-        diffusers, _, _ = (import_module(name) for name in ("diffusers", "peft", "transformers"))
-    except ImportError as error:
-        raise ValueError(
-            f"diffusers pipelines need {error.name}: pip install girsanov[sd]"
-        ) from error
-    check_folder(model)
-    # the argument's name, by the presence of what tells its old name from its new one
-    renamed = hasattr(import_module("diffusers.utils.deprecation_utils"), "_resolve_dtype")
-    given: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype}
-    given |= {key: value for key, value in kwargs.items() if value is not None}
-    try:
-        pipeline = getattr(diffusers, kind).from_pretrained(str(model), **given)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
-        raise ValueError(
-            "model must be a local diffusers pipeline or a hub name that can be fetched; got"
-            f" {str(model)!r}, which is neither ({type(error).__name__}: {reason}). Where there is"
-            f" a network: hf download {model} --local-dir FOLDER; then pass model=FOLDER, the"
-            " folder with model_index.json"
-        ) from error
-    return pipeline
 
 
 def image_diffusion(
@@ -267,6 +215,7 @@ def image_diffusion(
     scheduler: str = "ddpm",
     eta: float = 1.0,
     variance: str | None = None,
+    resolution: int | None = None,
     dtype: str | torch.dtype = "float32",
     **kwargs: Any,
 ) -> ImageDiffusion:
@@ -284,6 +233,7 @@ def image_diffusion(
         scheduler: ``ddpm`` or ``ddim``.
         eta: as in ``Schedule.from_scheduler``.
         variance: as in ``Schedule.from_scheduler``.
+        resolution: side of the image in pixels; the model's own if absent.
         dtype: of the network.
         **kwargs: ``batch_size`` and ``gradient_checkpointing`` as in ``DiffusersChain``.
     """
@@ -294,24 +244,19 @@ def image_diffusion(
             "pipeline must be unconditional in pixel space, with a UNet2DModel; got"
             f" {type(pipe).__name__}"
         )
-    if (
-        unet.config.out_channels != unet.config.in_channels
-        or unet.config.class_embed_type is not None
-    ):
-        raise ValueError(
-            "pipeline must predict neither variances nor take classes; got one that does"
-        )
+    if unet.config.out_channels != unet.config.in_channels:
+        raise ValueError("pipeline must not predict variances; got one that does")
+    check_no_classes(pipe, unet)
     config = pipe.scheduler.config
     if config.get("thresholding"):
         raise ValueError(
             "the pipeline's scheduler must not use dynamic thresholding; got thresholding=True"
         )
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = native_size(unet) if resolution is None else (resolution, resolution)
     return ImageDiffusion(
         unet,
-        Schedule.from_scheduler(pipe.scheduler, steps, scheduler, eta, variance),
+        preserved(pipe, steps, scheduler, eta, variance),
         (unet.config.in_channels, height, width),
         reward,
         temperature,
@@ -321,15 +266,39 @@ def image_diffusion(
     )
 
 
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A network's type from its name; float64, float32, bfloat16 or float16."""
-    allowed = {
-        "float64": torch.float64,
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    found = allowed.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or found not in allowed.values():
-        raise ValueError(f"dtype must be one of {sorted(allowed)}; got {dtype!r}")
+def check_no_classes(pipeline: Any, unet: Any) -> None:
+    """Raise a ValueError if a UNet asks for class labels, which no pipeline here has to give."""
+    if getattr(unet, "class_embedding", None) is not None:
+        raise ValueError(
+            f"pipeline must take no class labels; the UNet of {type(pipeline).__name__} embeds"
+            " classes: DenoisingProblem.from_network takes it, with class_labels=..."
+        )
+
+
+def native_size(network: Any) -> tuple[int, int]:
+    """Height and width that a network was made for."""
+    size = network.config.sample_size
+    if size is None:
+        raise ValueError(
+            f"resolution must be given, in pixels, for a {type(network).__name__} whose"
+            " configuration has sample_size=None"
+        )
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def preserved(
+    pipeline: Any, steps: int, kind: str, eta: float, variance: str | None = None
+) -> Schedule:
+    """``Schedule.from_scheduler`` of a pipeline's scheduler; a warning says so where the pipeline
+    itself would sample in another way.
+    """
+    found = Schedule.from_scheduler(pipeline.scheduler, steps, kind, eta, variance)
+    name = type(pipeline.scheduler).__name__
+    if not name.startswith(("DDIM", "DDPM")):
+        chain = f"DDIM's with eta = {eta:g}" if kind == "ddim" else "DDPM's"
+        warnings.warn(
+            f"{type(pipeline).__name__} samples by {name}; the chain is {chain} instead, {steps}"
+            " steps on the same noise levels",
+            stacklevel=4,
+        )
     return found

@@ -82,8 +82,6 @@ class Digits(DenoisingProblem):
         if isinstance(self.reward, nn.Module):
             self.reward = self.reward.to(dtype)
         self._log_snr = tables.log_snr.to(dtype)
-        self._signal = tables.alpha_bar.sqrt().to(dtype)
-        self._noise = (1 - tables.alpha_bar).sqrt().to(dtype)
         self._last = LastCall()
 
     def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
@@ -96,7 +94,7 @@ class Digits(DenoisingProblem):
         clean = self.denoiser(
             x, self._log_snr[k : k + 1] if isinstance(k, int) else self._log_snr[k]
         )
-        return (x - at(self._signal, k, x) * clean) / at(self._noise, k, x)
+        return (x - at(self._signal, k, x) * clean) / at(self._noise_scale, k, x)
 
     def terminal_reward(self, x: Tensor) -> Tensor:
         """The reward of the finished image."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..problem import at
 from ..rendering import canvas, pixels
 from .denoising import DenoisingProblem, Schedule
+from .step_table import StepTable
 
 
 class QuadraticReward(nn.Module):
@@ -87,7 +88,9 @@ class GaussianMixture(DenoisingProblem):
         reward: a ``QuadraticReward``, or any callable ``(n, d) -> (n,)`` (then there is no
             closed-form reference).
         temperature: price of one nat of KL.
-        schedule: noise tables; diffusers' DDPM defaults with 50 steps if absent.
+        schedule: noise tables, a ``Schedule`` or any ``StepTable``; diffusers' DDPM defaults with
+            50 steps if absent. Where a chain begins without a signal, as flows do, ``predict``
+            returns the velocity ``E[e - x0 | x]``, else the noise.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class GaussianMixture(DenoisingProblem):
         reward: Any,
         temperature: float,
         weights: Any = None,
-        schedule: Schedule | None = None,
+        schedule: Schedule | StepTable | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         centre = torch.as_tensor(means, dtype=torch.float64)
@@ -115,37 +118,42 @@ class GaussianMixture(DenoisingProblem):
                 f"weights and std must hold one positive number for each of the {modes} modes"
             )
         tables = Schedule.ddpm() if schedule is None else schedule
-        super().__init__(tables, (d,), temperature, dtype)
+        table = tables.table()
+        prediction = "epsilon" if bool((table.signal > 0).all()) else "velocity"
+        super().__init__(tables, (d,), temperature, dtype, prediction)
         self.reward = reward
         self.means, self.std = centre.to(dtype), spread.to(dtype)
         weight = weight / weight.sum()
         # One row per step and one for the clean end: log responsibility = const + x . pull - |x|^2
         # precision / 2.
-        bar = torch.cat([tables.alpha_bar, tables.alpha_bar.new_ones(1)])
-        variance = bar[:, None] * spread**2 + (1 - bar[:, None])
-        scaled = bar.sqrt()[:, None, None] * centre
+        signal = torch.cat([table.signal, table.signal.new_ones(1)])
+        noise = torch.cat([table.noise, table.noise.new_zeros(1)])
+        variance = (signal[:, None] * spread) ** 2 + noise[:, None] ** 2
+        scaled = signal[:, None, None] * centre
         pull = scaled / variance[..., None]
         constant = (
             weight.log() - 0.5 * d * variance.log() - 0.5 * scaled.square().sum(-1) / variance
         )
-        self._alpha_bar = bar.to(dtype)
+        self._noise_scale = noise.to(dtype)
         self._precision = (1 / variance).to(dtype)
         self._pull = pull.to(dtype)
         self._constant = constant.to(dtype)
-        self._noise_scale = (1 - bar).sqrt().to(dtype)
+        # Under a mode, E[x0 | x] = m + gain (x - a m) and E[e | x] = b / variance (x - a m).
+        gain = (signal[:, None] * spread**2 / variance)[..., None]
+        self._gain, self._rest = gain.to(dtype), (centre - gain * scaled).to(dtype)
         # When all rows are at one step: log responsibility = constant + x @ linear + x^2 @
         # quadratic, and the mean of the next state is shift + stretch x, both from shares @ blend.
         # Lists, since indexing a tensor costs as much as using it.
         linear, quadratic = pull.mT, (-0.5 / variance)[:, None].expand(-1, d, -1)
-        shrink = tables.alpha.rsqrt()[:, None, None]
-        slope = (1 - tables.alpha)[:, None, None] * shrink
-        stretch = (shrink - slope / variance[:-1, :, None]).expand(-1, -1, d)
+        clean, kept = table.next_signal[:, None, None], table.kept[:, None, None]
+        stretch = clean * gain[:-1] + kept * (noise[:-1, None] / variance[:-1])[..., None]
+        shift = clean * centre - stretch * scaled[:-1]
         self._logit_tables = tuple(
             zip(*(_rows(t, dtype) for t in (constant, linear, quadratic)), strict=True)
         )
-        blend = torch.cat([slope * pull[:-1], stretch], 2)
+        blend = torch.cat([shift, stretch.expand(-1, -1, d)], 2)
         self._kernel_tables = tuple(
-            zip(_rows(blend, dtype), _rows(tables.sigma, dtype), strict=True)
+            zip(_rows(blend, dtype), _rows(table.sigma, dtype), strict=True)
         )
 
     def _logits(self, k: int | Tensor, x: Tensor) -> Tensor:
@@ -170,8 +178,19 @@ class GaussianMixture(DenoisingProblem):
         shift, stretch = (torch.softmax(self._logits(k, x), 1) @ blend).chunk(2, 1)
         return torch.addcmul(shift, stretch, x), sigma
 
+    def predict(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """See DenoisingProblem; exact."""
+        if self.prediction == "epsilon":
+            return self.predict_noise(k, x)
+        share = torch.softmax(self._logits(k, x), 1)
+        if isinstance(k, int):
+            clean = share @ self._rest[k] + x * (share @ self._gain[k])
+        else:
+            clean = torch.einsum("nm,nmd->nd", share, self._rest[k] + x[:, None] * self._gain[k])
+        return self.predict_noise(k, x) - clean
+
     def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """The exact noise prediction, ``-sqrt(1 - alpha_bar) grad log p_k(x)``."""
+        """The exact noise prediction, ``-b_k grad log p_k(x)``."""
         share = torch.softmax(self._logits(k, x), 1)
         if isinstance(k, int):
             return (
@@ -200,14 +219,10 @@ class GaussianMixture(DenoisingProblem):
             raise ValueError(
                 f"reference_value needs a QuadraticReward; got {type(self.reward).__name__}"
             )
-        bar = at(self._alpha_bar, k, x)
-        bar = bar if isinstance(k, int) else bar[..., None]
-        precision = self._precision[k]
-        gain = (self.std.square() * precision)[..., None] * bar.sqrt()  # (M, 1) or (n, M, 1)
-        mean = self.means + gain * (x[:, None] - bar.sqrt() * self.means)
-        variance = (self.std.square() * precision) * (
-            1 - bar if isinstance(k, int) else 1 - bar[..., 0]
-        )
+        rows = k if isinstance(k, int) else k[:, None]
+        gain = self._gain[k]  # (M, 1) or (n, M, 1)
+        mean = self._rest[k] + gain * x[:, None]
+        variance = self.std.square() * self._precision[k] * self._noise_scale[rows].square()
         log_share = torch.log_softmax(self._logits(k, x), 1)
         moment = self.reward.log_moment(mean, variance.expand(log_share.shape), self.temperature)
         return self.temperature * torch.logsumexp(log_share + moment, 1)

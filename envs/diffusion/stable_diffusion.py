@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 
 from .adapters import Checkpointing
-from .denoising import Schedule
-from .diffusers_chain import DiffusersChain, ImageReward, as_dtype, check_folder, load_pipeline
+from .diffusers_chain import (
+    DiffusersChain,
+    ImageReward,
+    check_no_classes,
+    native_size,
+    preserved,
+)
 from .latent_digits import CHECKPOINT as LATENT_DIGITS
+from .loading import as_dtype, check_folder, load_pipeline
 
 
 class StableDiffusion(DiffusersChain):
@@ -37,7 +43,8 @@ class StableDiffusion(DiffusersChain):
         reward: ``(images (n, 3, H, W) in 0..1, prompts) -> (n,)`` with a flag ``differentiable``.
         temperature: price of one nat of KL.
         steps: number of denoising steps, the horizon.
-        guidance_scale: w, at least 1; 1 is no guidance.
+        guidance_scale: w, at least 1; 1 is no guidance. A network with ``time_cond_proj_dim`` is
+            told w, and asked once.
         scheduler: ``ddim`` or ``ddpm``, with the tables of the pipeline's own scheduler.
         eta: of DDIM, above 0 and at most 1.
         variance: of DDPM: ``fixed_small`` or ``fixed_large``.
@@ -47,6 +54,8 @@ class StableDiffusion(DiffusersChain):
         gradient_checkpointing: compute activations of UNet and decoder again in the backward pass
             instead of keeping them.
     """
+
+    lora_reader = "StableDiffusionPipeline", "unet"
 
     def __init__(
         self,
@@ -84,6 +93,7 @@ class StableDiffusion(DiffusersChain):
                 "pipeline must be one of latents with a UNet2DConditionModel that takes the prompt"
                 f" alone, such as StableDiffusionPipeline; got {type(pipeline).__name__}"
             )
+        check_no_classes(pipeline, unet)
         if unet.config.in_channels != vae.config.latent_channels:
             raise ValueError(
                 f"pipeline must denoise plain latents; got a UNet of {unet.config.in_channels}"
@@ -92,7 +102,7 @@ class StableDiffusion(DiffusersChain):
         shape = (unet.config.in_channels, *_latent_size(unet, vae, resolution))
         super().__init__(
             unet,
-            Schedule.from_scheduler(pipeline.scheduler, steps, scheduler, eta, variance),
+            preserved(pipeline, steps, scheduler, eta, variance),
             shape,
             reward,
             temperature,
@@ -113,6 +123,14 @@ class StableDiffusion(DiffusersChain):
                 negative_prompt=[negative_prompt] * len(prompts),
             )
         self._embeddings, self._unprompted = given.detach(), empty[:1].detach()
+        size = unet.config.time_cond_proj_dim
+        self._told_guidance = (  # distilled networks are told the guidance instead
+            None
+            if size is None
+            else pipeline.get_guidance_scale_embedding(
+                torch.tensor([guidance_scale - 1.0]), embedding_dim=size
+            ).to(given)
+        )
         if len(prompts) > 1:
             self.state_shape = (shape[0] + 1, *shape[1:])
 
@@ -136,7 +154,7 @@ class StableDiffusion(DiffusersChain):
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normal latents and, if there are several, a prompt for each."""
-        device, dtype = generator.device, self._shrink.dtype
+        device, dtype = generator.device, self._control_slope.dtype
         x = torch.randn(n, *self.noise_shape, generator=generator, device=device, dtype=dtype)
         if len(self.prompts) == 1:
             return x
@@ -147,6 +165,9 @@ class StableDiffusion(DiffusersChain):
         dtype = self.unet.conv_in.weight.dtype
         given = self._embeddings[self.prompt_index(x)].to(dtype)
         latents = latents.to(dtype)
+        if self._told_guidance is not None:
+            told = self._told_guidance.to(dtype).expand(len(x), -1)
+            return self.unet(latents, timesteps, given, timestep_cond=told).sample
         if self.guidance_scale == 1.0:
             return self.unet(latents, timesteps, given).sample
         text = torch.cat([self._unprompted.to(dtype).expand_as(given), given])
@@ -166,8 +187,7 @@ class StableDiffusion(DiffusersChain):
 
 def _latent_size(unet: Any, vae: Any, resolution: int | None) -> tuple[int, int]:
     if resolution is None:
-        size = unet.config.sample_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return native_size(unet)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     least = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     if (

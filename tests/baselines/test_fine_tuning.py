@@ -157,7 +157,10 @@ def test_imports_from_the_agents_are_the_documented_ones():
                 ):
                     found[package].add(node.module)
     assert found == {
-        "baselines": {"agents.base", "agents.checks", "agents.networks", "agents.lora_control"},
+        "baselines": {
+            *("agents.base", "agents.checks", "agents.networks", "agents.lora_control"),
+            "agents.pi_ft.value_gradients",  # DRaFT's sweep is that of PI-FT, stopped early
+        },
         "agents": set(),
     }
 

@@ -28,6 +28,8 @@ from girsanov.agents.pi_ft.regularity import quadratic_contraction
 from girsanov.envs import make_problem
 from girsanov.envs.diffusion.denoising import Schedule
 from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture, QuadraticReward
+from girsanov.envs.diffusion.step_table import StepTable
+from girsanov.envs.env import ProblemEnv
 from girsanov.envs.known_optimum.grid import solve
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Problem, objective
@@ -190,10 +192,12 @@ def test_grid_agrees_with_matrices_in_one_dimension() -> None:
     assert torch.allclose(exact.value(3, x), exact.value(steps, x))
 
 
-def mixture(temperature: float, steps: int = 8) -> GaussianMixture:
+def mixture(temperature: float, steps: int = 8, schedule: Any = None) -> GaussianMixture:
     reward = QuadraticReward([[0.0]], [0.0], [1.0])
     return GaussianMixture(
-        [[-1.0], [1.0]], 0.4, reward, temperature, schedule=Schedule.ddpm(steps), **DOUBLE
+        *([[-1.0], [1.0]], 0.4, reward, temperature),
+        schedule=schedule or Schedule.ddpm(steps),
+        **DOUBLE,
     )
 
 
@@ -205,11 +209,12 @@ def elementwise(problem: Problem) -> Any:
     return transition
 
 
-def test_grid_agrees_with_dynamic_programming() -> None:
+@pytest.mark.parametrize("schedule", [None, StepTable.rectified_flow(8)], ids=["ddpm", "flow"])
+def test_grid_agrees_with_dynamic_programming(schedule: Any) -> None:
     """A mixture's V are neither concave nor quadratic; ``envs.grid`` maximises by scan and Newton,
     here it is (35).
     """
-    problem = mixture(4.0)
+    problem = mixture(4.0, schedule=schedule)
     settings: dict[str, Any] = {"lower": -6.0, "upper": 6.0, "nodes": 257}
     truth = solve(
         elementwise(problem),
@@ -225,6 +230,25 @@ def test_grid_agrees_with_dynamic_programming() -> None:
     for k in range(8):
         assert torch.allclose(found.value(k, x), truth.read(truth.value, k, x)[:, 0], atol=1e-6)
         assert torch.allclose(found.control(k, x), truth.read(truth.control, k, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [Schedule.ddpm(8), StepTable.rectified_flow(8, shift=3.0)])
+def test_the_closed_form_of_one_mode_is_reached(schedule: Any) -> None:
+    """The step's mean is then the exact conditional mean of the next state, so that a linear reward
+    has no error of the step size in its control.
+    """
+    reward = QuadraticReward([[0.0]], [0.0], [1.5])
+    problem = GaussianMixture([[0.7]], 0.4, reward, 0.8, schedule=schedule, **DOUBLE)
+    agent = PIFT("ExactPolicy", ProblemEnv(problem), seed=0, device="cpu", n_trajectories=4)
+    agent.learn(3 * 4 * 8)
+    x = torch.linspace(-2, 2, 41, **DOUBLE)[:, None]
+    for k in range(7):
+        wanted = problem.reference_control(k, x)
+        assert wanted.abs().min() > 1e-3
+        assert torch.allclose(agent.policy.control(k, x), wanted, rtol=0, atol=1e-6)
+        slope = agent.policy.iterates.value(k, x).diff() / x[:, 0].diff()
+        true = problem.reference_value(k, x).diff() / x[:, 0].diff()
+        assert torch.allclose(slope, true, rtol=0, atol=1e-6)
 
 
 def test_grid_contraction_is_at_most_lambda() -> None:

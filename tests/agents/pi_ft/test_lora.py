@@ -22,7 +22,7 @@ from torch import Tensor
 
 from girsanov.agents import PIFT
 from girsanov.envs import make_problem
-from girsanov.envs.diffusion.adapters import active, tuner_layers
+from girsanov.envs.diffusion.adapters import active, purge, tuner_layers
 from girsanov.envs.diffusion.denoising import DenoisingProblem
 from girsanov.envs.diffusion.stable_diffusion import StableDiffusion, stable_diffusion
 from girsanov.envs.env import ProblemEnv
@@ -30,7 +30,7 @@ from girsanov.envs.problem import Trajectories, rollout
 from girsanov.scoreboard.registry import find_agent
 
 diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 SD = "girsanov/StableDiffusion-v0"
 STEPS = 3
 
@@ -359,11 +359,33 @@ def test_the_lora_loads_in_plain_diffusers_bit_for_bit(
     assert (config.r, config.lora_alpha) == (3, alpha or 3)
 
 
+def test_an_adapter_outlives_its_policy_until_nobody_walks_through_the_network(
+    problem: StableDiffusion,
+) -> None:
+    """The collector may run in the middle of ``state_dict`` or ``named_modules``."""
+    model, other = agent(problem), agent(problem)
+    gone, kept = model.policy.adapter, other.policy.adapter
+    holders = [layer.lora_A for layer in tuner_layers(problem.unet).values()]
+    del model
+    seen = []
+    for name in holders[0]:  # raises if it changes its size
+        gc.collect()
+        seen.append(name)
+    assert seen == [gone, kept]
+    x = problem.initial(1, torch.Generator().manual_seed(0))
+    problem.adapted_noise(0, x, kept)
+    assert all(list(holder) == [kept] for holder in holders)
+    assert list(problem.unet.peft_config) == [kept]
+    with pytest.raises(ValueError, match=rf"adapter must be one of \['{kept}'\]; got '{gone}'"):
+        problem.adapted_noise(0, x, gone)
+
+
 def test_agents_on_one_problem_leave_each_other_alone(problem: StableDiffusion) -> None:
     alone = agent(problem, seed=5, n_trajectories=2).learn(2 * 2 * STEPS)
     wanted = parameters(alone)
     del alone
     gc.collect()
+    purge(problem.unet)
     assert not any(
         layer.lora_A for layer in tuner_layers(problem.unet).values()
     )  # gone with its policy
@@ -419,6 +441,62 @@ def test_an_unconditional_pipeline_takes_adapters_too(ddpm_folder: Path) -> None
     assert not model.policy.control(1, x).any()
     model.learn(2 * 4 * STEPS)
     assert model.policy.control(1, x).abs().max() > 0
+
+
+@torch.no_grad()
+def test_the_lora_of_an_unconditional_pipeline_loads_in_plain_peft(
+    ddpm_folder: Path, tmp_path: Path
+) -> None:
+    problem = DenoisingProblem.from_diffusers(str(ddpm_folder), Brightness(), 0.01, steps=STEPS)
+    model = far_from_zero(agent(problem, policy_kwargs={"rank": 3, "lora_alpha": 11.0}))
+    model.policy.save_lora(tmp_path)
+    x = problem.initial(2, torch.Generator().manual_seed(0))
+    with active(problem.unet, model.policy.adapter):
+        ours = problem.unet(x, 5).sample
+    unet = diffusers.DDPMPipeline.from_pretrained(ddpm_folder).unet
+    before = unet(x, 5).sample
+    theirs = peft.PeftModel.from_pretrained(unet, tmp_path)(x, 5).sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert (theirs - before).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_lora_that_the_owner_loaded_is_part_of_the_pre_trained_model(
+    problem: StableDiffusion, sd_folder: Path, fused: bool, tmp_path: Path
+) -> None:
+    style = far_from_zero(agent(problem, policy_kwargs={"rank": 2}))
+    style.policy.save_lora(tmp_path)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    plain = pipe.unet(*(inputs := (torch.randn(2, 4, 8, 8), 5, torch.randn(2, 77, 32)))).sample
+    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    if fused:
+        pipe.fuse_lora()
+    styled = pipe.unet(*inputs).sample
+    assert (styled - plain).abs().max() > 1e-3
+    own = StableDiffusion(pipe, "a cat", Brightness(), steps=STEPS, guidance_scale=1.0)
+    x = own.initial(2, torch.Generator().manual_seed(0))
+    given, t = own._embeddings.expand(2, -1, -1), int(own.schedule.timesteps[1])
+    wanted = pipe.unet(x, t, given).sample
+    assert torch.equal(own.predict_noise(1, x), wanted)
+    model = agent(own)
+    adapter = model.policy.adapter
+    assert torch.equal(own.adapted_noise(1, x, adapter), wanted)  # it adds exactly zero
+    assert not any("style" in name for name, _ in model.policy.network.named_parameters())
+    far_from_zero(model)
+    moved = own.adapted_noise(1, x, adapter)
+    assert (moved - wanted).abs().max() > 1e-3
+    own._last.clear()
+    assert torch.equal(own.predict_noise(1, x), wanted)
+    assert torch.equal(pipe.unet(*inputs).sample, styled)  # the owner's pipeline is as it was
+    assert pipe.get_active_adapters() == ["style"]
+    style_weights = [p for n, p in pipe.unet.named_parameters() if ".style." in n]
+    assert style_weights and not any(p.requires_grad for p in style_weights)
+    assert all(p.requires_grad for p in model.policy.network.parameters())
+    # with an adapter that adds nothing, the style alone
+    for layer in tuner_layers(pipe.unet).values():
+        layer.lora_B[adapter].weight.zero_()
+    assert torch.equal(own.adapted_noise(1, x, adapter), wanted)
 
 
 def test_what_the_command_line_takes_by_default(problem: StableDiffusion) -> None:

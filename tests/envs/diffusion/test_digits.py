@@ -324,7 +324,7 @@ class TestMemory:
             x = states(2)
             for k in range(5):
                 a = scale * predict(k, x)
-                mean = problem._shrink[k] * x - problem._slope[k] * predict(k, x)
+                mean = problem._reading.shrink[k] * x - problem._reading.slope[k] * predict(k, x)
                 x = mean + problem.schedule.sigma[k] * (noises[k] + a)
             return torch.autograd.grad(problem.terminal_reward(x).sum(), scale)[0]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import gymnasium as gym
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check
+from safetensors.torch import load_file, save_file
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from torch import Tensor
 
@@ -246,7 +248,7 @@ def test_the_control_of_an_adapter_is_its_own_chain(pipeline: Any, kind: str) ->
     for k in range(STEPS - (kind == "ddpm")):
         adapted = problem.adapted_noise(k, x, "mine")
         a = problem.control_of(k, x, adapted - problem.predict_noise(k, x))
-        mean = problem._shrink[k] * x - problem._slope[k] * adapted
+        mean = problem._reading.shrink[k] * x - problem._reading.slope[k] * adapted
         moved = problem.transition(k, x, z + a)
         torch.testing.assert_close(
             moved,
@@ -273,7 +275,9 @@ def test_kl_is_the_monte_carlo_log_ratio(pipeline: Any) -> None:
     for k in range(steps):
         x, after = paths.states[k], paths.states[k + 1]
         mean, sigma = problem.gaussian_kernel(k, x)
-        ours = problem._shrink[k] * x - problem._slope[k] * problem.adapted_noise(k, x, "mine")
+        ours = problem._reading.shrink[k] * x - problem._reading.slope[k] * problem.adapted_noise(
+            k, x, "mine"
+        )
         laws = [torch.distributions.Normal(m.double(), float(sigma)) for m in (ours, mean)]
         ratio += (
             (laws[0].log_prob(after.double()) - laws[1].log_prob(after.double())).flatten(1).sum(1)
@@ -564,3 +568,105 @@ def test_what_is_missing_is_named(
         ValueError, match=r"diffusers pipelines need peft: pip install girsanov\[sd\]"
     ):
         stable_diffusion(model=sd_folder, reward=Brightness())
+
+
+def test_a_text_encoder_without_its_weights_is_refused(sd_folder: Path, tmp_path: Path) -> None:
+    """As when another version of transformers calls them by other names."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(sd_folder, folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file({f"elsewhere.{name}": x for name, x in weights.items()}, file, {"format": "pt"})
+    wanted = rf"all weights of its text_encoder; of .* finds none for {len(weights)} of"
+    with pytest.raises(ValueError, match=wanted):
+        stable_diffusion(model=folder, reward=Brightness())
+
+
+# --- what the pipeline already is
+
+
+@torch.no_grad()
+def test_a_network_that_is_told_its_guidance_is_asked_once(pipeline: Any) -> None:
+    told = copy.copy(pipeline)
+    told.unet = diffusers.UNet2DConditionModel.from_config(
+        pipeline.unet.config, time_cond_proj_dim=16
+    )
+    torch.nn.init.normal_(told.unet.time_embedding.cond_proj.weight)
+    problem = problem_on(told, guidance_scale=5.0, steps=4)
+    x = problem.initial(1, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(5)
+    noises = torch.stack([torch.randn(x.shape, generator=generator) for _ in range(4)])
+    paths = rollout(problem, None, 1, torch.Generator().manual_seed(0), noises=noises)
+    told.set_progress_bar_config(disable=True)
+    theirs = told(
+        PROMPT, num_inference_steps=4, guidance_scale=5.0, eta=1.0, latents=x, output_type="pt",
+        generator=torch.Generator().manual_seed(5),
+    ).images  # fmt: skip
+    torch.testing.assert_close(problem.images(paths.states[-1]), theirs, rtol=1e-4, atol=1e-4)
+    other = problem_on(told, guidance_scale=1.0, steps=4)
+    assert not torch.allclose(other.predict_noise(1, x), problem.predict_noise(1, x), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["PNDM", "EulerAncestralDiscrete", "DPMSolverMultistep", "LCM", "UniPCMultistep"]
+)
+def test_pipelines_that_sample_otherwise_say_which_chain_they_are_given(
+    pipeline: Any, name: str
+) -> None:
+    other = copy.copy(pipeline)
+    kind = getattr(diffusers, f"{name}Scheduler")
+    other.scheduler = kind.from_config(pipeline.scheduler.config)
+    said = f"StableDiffusionPipeline samples by {name}Scheduler; the chain is DDIM's with eta = 1"
+    with pytest.warns(UserWarning, match=said):
+        problem = problem_on(other)
+    for ours, theirs in zip(
+        problem.schedule,
+        Schedule.from_scheduler(pipeline.scheduler, STEPS).to(torch.float32),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_flows_and_others_are_refused_by_name(pipeline: Any) -> None:
+    other = copy.copy(pipeline)
+    other.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="preserve variance; got FlowMatchEulerDiscreteScheduler"):
+        problem_on(other)
+
+
+def test_a_chain_of_one_step_without_noise_is_refused(pipeline: Any) -> None:
+    with pytest.raises(ValueError, match="schedule must have noise in one step at least.*; got 1"):
+        problem_on(pipeline, steps=1, scheduler="ddpm")
+
+
+def test_classes_and_sizes_that_are_not_known_are_named(pipeline: Any) -> None:
+    image = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
+    image |= {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    image |= {"in_channels": 1, "out_channels": 1}
+    make = DenoisingProblem.from_diffusers
+    for config in ({"num_class_embeds": 10}, {"class_embed_type": "timestep"}):
+        unet = diffusers.UNet2DModel(sample_size=8, **image, **config)
+        pipe = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
+        with pytest.raises(ValueError, match="no class labels; the UNet of DDPMPipeline embeds"):
+            make(pipe, Brightness(), 0.1, steps=4)
+    pipe = diffusers.DDPMPipeline(diffusers.UNet2DModel(**image), diffusers.DDPMScheduler())
+    assert pipe.unet.config.sample_size is None
+    with pytest.raises(ValueError, match="resolution must be given, in pixels, for a UNet2DModel"):
+        make(pipe, Brightness(), 0.1, steps=4)
+    assert make(pipe, Brightness(), 0.1, steps=4, resolution=8).state_shape == (1, 8, 8)
+    other = copy.copy(pipeline)
+    config = {**pipeline.unet.config, "sample_size": None}
+    other.unet = diffusers.UNet2DConditionModel.from_config(config)
+    with pytest.raises(ValueError, match="resolution must be given, in pixels, for a UNet2DCond"):
+        problem_on(other)
+    assert problem_on(other, resolution=16).state_shape == (4, 8, 8)
+    other.unet = diffusers.UNet2DConditionModel.from_config(
+        pipeline.unet.config, num_class_embeds=3
+    )
+    with pytest.raises(ValueError, match="the UNet of StableDiffusionPipeline embeds classes"):
+        problem_on(other)
+
+
+def test_a_folder_of_another_pipeline_is_called_by_its_name(ddpm_folder: Path) -> None:
+    with pytest.raises(ValueError, match="such as StableDiffusionPipeline; got DDPMPipeline"):
+        stable_diffusion(model=ddpm_folder, reward=Brightness())
