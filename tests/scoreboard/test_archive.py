@@ -1,4 +1,4 @@
-"""A comparison in one file: the same report, the same runs to go on from, no name that leads out."""
+"""A comparison in one file: the same report, the same runs to go on from, and no name leads out."""
 
 from __future__ import annotations
 
