@@ -18,10 +18,9 @@ Killed and started again, it makes what is missing and repeats no finished job.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import resource
-import shlex
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -30,9 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import resumable as bench
 import torch
-from rates_report import ROWS
-from resumable import append, command_line, read_lines
 
 from girsanov.agents import PDE
 from girsanov.agents.pde.norms import control_error
@@ -41,9 +39,8 @@ from girsanov.envs.env import ProblemEnv
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Problem, rollout
 from girsanov.envs.recording import SimulatedPaths
-from girsanov.scoreboard.records import check_writable, provenance, write_json, write_whole
 
-RESULTS = Path(__file__).parent / "results" / "control_literature"
+HERE = bench.RESULTS / "control_literature"
 QUICK = Path("runs") / "control_literature_quick"
 #: Paths of the optimum behind an error.
 PATHS = 1024
@@ -112,25 +109,13 @@ EXPLORING = {
     "exploration": 1.0,
     "policy_kwargs": SEPARABLE,
 }
-FINER = {"policy_kwargs": {**SEPARABLE, "draws": 4, "iterations": 6}}
-CASES: dict[str, Case] = {
-    "chain, observed": Case(
-        "LinearQuadratic",
-        1e-4,
-        10_000,
-        {"policy": "PolynomialPolicy", "lookahead": "observed"},
-        recorded=True,
-    ),
-    "chain, default": Case(
-        "LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy"}, recorded=True
-    ),
-    "chain, fresh, 4 pairs": Case(
-        "LinearQuadratic",
-        1e-4,
-        10_000,
-        {"policy": "PolynomialPolicy", "lookahead": "fresh", "draws": 4},
-        recorded=True,
-    ),
+_OBSERVED = {"policy": "PolynomialPolicy", "lookahead": "observed"}
+_FRESH = {"policy": "PolynomialPolicy", "lookahead": "fresh", "draws": 4}
+_FINER = {**EXPLORING, "policy_kwargs": {**SEPARABLE, "draws": 4, "iterations": 6}}
+CASES = {
+    "chain, observed": Case("LinearQuadratic", 1e-4, 10_000, _OBSERVED, True),
+    "chain, default": Case("LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy"}, True),
+    "chain, fresh, 4 pairs": Case("LinearQuadratic", 1e-4, 10_000, _FRESH, True),
     "quadratic, easy": Case("OrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
     "quadratic, hard": Case("OrnsteinUhlenbeck", 1e-3, 8000, ADAPTIVE, env_kwargs=HARD),
     **{
@@ -141,10 +126,8 @@ CASES: dict[str, Case] = {
     },
     "linear": Case("LinearOrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
     "double well": Case("DoubleWell", 0.1, 2400, EXPLORING),
-    "double well, 4 pairs": Case("DoubleWell", 0.1, 2400, {**EXPLORING, **FINER}),
-    "double well, ridge given, 4 pairs": Case(
-        "DoubleWell", 0.1, 2400, {**EXPLORING, **FINER, "ridge": 1e-6}
-    ),
+    "double well, 4 pairs": Case("DoubleWell", 0.1, 2400, _FINER),
+    "double well, ridge given, 4 pairs": Case("DoubleWell", 0.1, 2400, {**_FINER, "ridge": 1e-6}),
     "quadratic, easy, network": Case("OrnsteinUhlenbeck", 2e-2, 20_000, NETWORK),
 }
 CLASSES = ("PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy")
@@ -156,57 +139,58 @@ class Job:
 
     Args:
         kind: ``error``, ``seconds`` or ``memory``.
-        name: of a case, or of a class.
+        of: a case, or a class.
         seed: of data and agent.
     """
 
     kind: str
-    name: str
+    of: str
     seed: int
+
+    @property
+    def name(self) -> str:
+        """Unlike any other's."""
+        return f"{self.kind} {self.of} seed {self.seed}"
 
 
 def jobs(seeds: int = 5) -> list[Job]:
     """Every case's first seed, then the others."""
-    out = [Job("error", name, seed) for seed in range(seeds) for name in CASES]
-    return (
-        out
-        + [Job("seconds", name, seed) for name in CLASSES for seed in range(seeds)]
-        + [Job("memory", "PolynomialPolicy", 0)]
-    )
+    errors = [Job("error", name, seed) for seed in range(seeds) for name in CASES]
+    seconds = [Job("seconds", name, seed) for name in CLASSES for seed in range(seeds)]
+    return [*errors, *seconds, Job("memory", "PolynomialPolicy", 0)]
 
 
-def execute(job: Job, divide: int = 1) -> dict[str, float]:
+def execute(job: Job, divide: int = 1) -> bench.Line:
     """What the job measures, with ``divide`` times fewer trajectories."""
     if job.kind == "memory":
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as one:
-            return one.submit(peak_memory, job.name, MILLION // divide).result()
-    case = CASES["chain, default"] if job.kind == "seconds" else CASES[job.name]
-    problem = case.problem()
-    arguments = {"policy": job.name} if job.kind == "seconds" else case.agent
-    n = (2000 if job.kind == "seconds" else case.trajectories) // divide
-    clock, threads = (time.perf_counter, 2) if job.kind == "seconds" else (time.process_time, 1)
-    torch.set_num_threads(threads)
+            return {"row": one.submit(peak_memory, job.of, MILLION // divide).result()}
+    timed = job.kind == "seconds"
+    case = CASES["chain, default" if timed else job.of]
+    problem, arguments = case.problem(), {"policy": job.of} if timed else dict(case.agent)
+    n = (2000 if timed else case.trajectories) // divide
+    clock = time.perf_counter if timed else time.process_time
+    torch.set_num_threads(2 if timed else 1)
+    for name in ("n_uncontrolled", "n_trajectories"):
+        if name in arguments:
+            arguments[name] = max(2, arguments[name] // divide)
     start = clock()
+    model = functools.partial(PDE, env=wide(problem), seed=job.seed, device="cpu", **arguments)
     if case.recorded:
+        generator = torch.Generator().manual_seed(1_000_003 * (job.seed + 1))
         with torch.no_grad():
-            paths = rollout(
-                problem, None, n, torch.Generator().manual_seed(1_000_003 * (job.seed + 1))
-            )
+            paths = rollout(problem, None, n, generator)
         start = clock()
-        model = PDE(env=wide(problem), seed=job.seed, device="cpu", **arguments).fit(paths)
+        policy = model().fit(paths).policy
     else:
-        sizes = {
-            name: max(2, arguments[name] // divide) for name in ("n_uncontrolled", "n_trajectories")
-        }
-        model = PDE(env=wide(problem), seed=job.seed, device="cpu", **{**arguments, **sizes}).learn(
-            n * problem.horizon
-        )
+        policy = model().learn(n * problem.horizon).policy
     seconds = round(clock() - start, 2)
     torch.set_num_threads(1)
+    optimum = problem.optimal_control  # type: ignore[attr-defined]
     with torch.no_grad():
-        best = rollout(problem, problem.optimal_control, PATHS, torch.Generator().manual_seed(2))  # type: ignore[attr-defined]
-    error = control_error(problem, best, model.policy.control, problem.optimal_control)  # type: ignore[attr-defined]
-    return {"error": error, "seconds": seconds}
+        best = rollout(problem, optimum, PATHS, torch.Generator().manual_seed(2))
+    error = control_error(problem, best, policy.control, optimum)
+    return {"row": {"error": error, "seconds": seconds}}
 
 
 def wide(problem: Problem) -> ProblemEnv:
@@ -240,129 +224,100 @@ def run(
     unknown = sorted(set(names) - set(CASES) - set(CLASSES))
     if unknown:
         raise ValueError(f"names must be among {sorted([*CASES, *CLASSES])}; got {unknown}")
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1; got {seeds!r}")
-    out = out or (QUICK if quick else RESULTS)
-    check_writable(out)
-    done = {tuple(sorted(line["job"].items())) for line in read_lines(out / ROWS)}
-    wanted = [job for job in jobs(1 if quick else seeds) if not names or job.name in names]
-    todo = [job for job in wanted if tuple(sorted(vars(job).items())) not in done]
-    print(f"{len(wanted) - len(todo)} of {len(wanted)} jobs are finished", flush=True)
-    command = f"python benchmarks/control_literature.py {shlex.join(sys.argv[1:])}".strip()
-    for number, job in enumerate(todo, 1):
-        row = execute(job, 20 if quick else 1)
-        made = {
-            "command": command,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **provenance(),
-        }
-        append(out / ROWS, {"job": vars(job), "row": row, **made})
-        figures = ", ".join(f"{name} {value:.3g}" for name, value in row.items())
-        print(
-            f"[{number}/{len(todo)}] {job.kind} {job.name} seed {job.seed}: {figures}", flush=True
-        )
+    bench.at_least(1, seeds=seeds)
+    bench.resume(
+        [job for job in jobs(1 if quick else seeds) if not names or job.of in names],
+        out or (QUICK if quick else HERE),
+        lambda job: execute(job, 20 if quick else 1),
+        lambda x: ", ".join(f"{name} {value:.3g}" for name, value in x["row"].items()),
+    )
 
 
 # --- report
 
+#: Of each kind: the table's title, its measure, trajectories and target (None: the case's).
+KINDS: dict[str, tuple[str, str, int | None, float | None]] = {
+    "error": (
+        "Relative squared error of the control along paths of the optimum (no control: 1)",
+        "error",
+        None,
+        None,
+    ),
+    "seconds": (
+        "Wall-clock seconds of two threads for 2,000 recorded trajectories of 50 steps, model"
+        " selection included",
+        "seconds",
+        2000,
+        5.0,
+    ),
+    "memory": (
+        "Peak memory (MB), trajectories of 10 steps streamed",
+        "megabytes",
+        MILLION,
+        2000.0,
+    ),
+}
 
-def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+
+def summarise(lines: Sequence[bench.Line]) -> bench.Line:
     """Medians and worst seeds of the finished jobs, and whether the median is within its target."""
-    targets = {"seconds": 5.0, "megabytes": 2000.0}
     entries = []
-    for kind, name in dict.fromkeys((line["job"]["kind"], line["job"]["name"]) for line in lines):
-        rows = [
-            line["row"]
-            for line in lines
-            if (line["job"]["kind"], line["job"]["name"]) == (kind, name)
-        ]
-        measure = "megabytes" if kind == "memory" else kind
-        values = [row[measure] for row in rows]
-        target = CASES[name].target if kind == "error" else targets[measure]
+    found = bench.groups(lines, lambda line: (line["job"]["kind"], line["job"]["of"]))
+    for (kind, name), group in found.items():
+        _, measure, trajectories, target = KINDS[kind]
+        rows = [line["row"] for line in group]
+        target = CASES[name].target if target is None else target
+        median = bench.median(rows, measure)
         entries.append(
             {
                 "kind": kind,
                 "name": name,
                 "seeds": len(rows),
-                "trajectories": (
-                    CASES[name].trajectories
-                    if kind == "error"
-                    else MILLION
-                    if kind == "memory"
-                    else 2000
-                ),
+                "trajectories": trajectories or CASES[name].trajectories,
                 "target": target,
-                "median": statistics.median(values),
-                "worst": max(values),
-                "cpu_seconds": statistics.median(row["seconds"] for row in rows),
-                "met": statistics.median(values) <= target,
+                "median": median,
+                "worst": max(row[measure] for row in rows),
+                "cpu_seconds": bench.median(rows, "seconds"),
+                "met": median <= target,
             }
         )
-    commands = sorted({line["command"] for line in lines})
-    return {
-        "entries": entries,
-        "commands": commands,
-        "versions": lines[-1]["versions"],
-        "hardware": lines[-1]["hardware"],
-    }
+    made = {name: lines[-1][name] for name in ("versions", "hardware")}
+    return {"entries": entries, "commands": sorted({x["command"] for x in lines}), **made}
 
 
-def markdown(summary: dict[str, Any]) -> str:
+def markdown(summary: bench.Line) -> list[str]:
     """The tables."""
-    titles = {
-        "error": "Relative squared error of the control along paths of the optimum (no control: 1)",
-        "seconds": (
-            "Wall-clock seconds of two threads for 2,000 recorded trajectories of 50 steps, model"
-            " selection included"
-        ),
-        "memory": "Peak memory (MB), trajectories of 10 steps streamed",
-    }
-    text = ["# Test problems of the stochastic-control literature", ""]
-    for kind, title in titles.items():
-        entries = [entry for entry in summary["entries"] if entry["kind"] == kind]
-        if entries:
-            text += [
-                f"{title}:",
-                "",
-                (
-                    "| | trajectories | seeds | target | median | worst |"
-                    f" {'' if kind == 'seconds' else 'CPU '}seconds | met |"
-                ),
-                "| --- " * 8 + "|",
+    text = ["# Test problems of the stochastic-control literature"]
+    for kind, (title, *_) in KINDS.items():
+        unit = "seconds" if kind == "seconds" else "CPU seconds"
+        heads = ["", "trajectories", "seeds", "target", "median", "worst", unit, "met"]
+        rows = [
+            [
+                *(e["name"], f"{e['trajectories']:,}", str(e["seeds"]), f"{e['target']:g}"),
+                *(f"{e['median']:.2g}", f"{e['worst']:.2g}", f"{e['cpu_seconds']:.1f}"),
+                "yes" if e["met"] else "no",
             ]
-            for e in entries:
-                numbers = (
-                    f"{e['target']:g} | {e['median']:.2g} | {e['worst']:.2g} |"
-                    f" {e['cpu_seconds']:.1f}"
-                )
-                text.append(
-                    f"| {e['name']} | {e['trajectories']:,} | {e['seeds']} | {numbers} |"
-                    f" {'yes' if e['met'] else 'no'} |"
-                )
-            text.append("")
-    text += ["Made by " + ", ".join(f"`{command}`" for command in summary["commands"]) + ".", ""]
-    return "\n".join(text)
+            for e in summary["entries"]
+            if e["kind"] == kind
+        ]
+        text += [f"{title}:", bench.table(heads, rows)] if rows else []
+    made = ", ".join(f"`{command}`" for command in summary["commands"])
+    return [*text, f"Made by {made}."]
 
 
-def report(out: Path = RESULTS) -> None:
+def report(out: Path = HERE) -> None:
     """Write report.md and report.json for the finished jobs.
 
     Args:
         out: folder that ``run`` filled.
     """
-    lines = read_lines(out / ROWS)
-    if not lines:
-        raise ValueError(f"out must hold finished jobs ({ROWS}); found none in {str(out)!r}")
-    check_writable(out)
-    summary = summarise(lines)
-    write_json(out / "report.json", summary)
-    write_whole(out / "report.md", markdown(summary).encode())
-    print(f"{markdown(summary)}\nwritten: {out / 'report.md'}, {out / 'report.json'}")
+    summary = summarise(list(bench.runs_of(out, some=True).values()))
+    bench.write(out, markdown(summary), summary)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("control_literature.py", __doc__, run, report, arguments)
+    return bench.command_line("control_literature.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

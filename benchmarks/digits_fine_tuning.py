@@ -1,8 +1,7 @@
 """PI-FT on real digits: against DPOK, DDPO, adjoint matching, PPO and SAC at equal cost, and the
 paper's Figures 1 and 3.
 
-    python benchmarks/digits_fine_tuning.py                              # everything; killed and
-        started again it goes on
+    python benchmarks/digits_fine_tuning.py                   # everything; goes on if killed
     python benchmarks/digits_fine_tuning.py --parts betas --seeds 0 1
     python benchmarks/digits_fine_tuning.py report
 
@@ -34,20 +33,17 @@ the same fresh noises. Seconds are CPU seconds of one thread in training, evalua
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
-import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import resumable as bench
 import torch
 from frontier import Curve
-from resumable import append, command_line, read_lines
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from girsanov.agents import PIFT
@@ -62,16 +58,14 @@ from girsanov.scoreboard.evaluation import (
     FINAL_SEED,
     SAMPLE_SEED,
     Reference,
-    cached_reference,
     evaluate,
     generator_on,
     policy_of,
 )
 from girsanov.scoreboard.plots import samples
-from girsanov.scoreboard.records import check_writable, provenance, write_whole
 from girsanov.scoreboard.spec import Budget
 
-RESULTS = Path(__file__).parent / "results" / "digits_fine_tuning"
+HERE = bench.RESULTS / "digits_fine_tuning"
 ENV = "girsanov/Digits-v0"
 SLOW = 5e-4  # PathwisePolicy has 2e-3
 BETA, QUERIES = 0.3, 2000
@@ -90,14 +84,12 @@ class Sweep(NamedTuple):
     settings: dict[str, Any] = {}
 
 
+_DEFAULT = "the default learning rate"
+_QUARTER = "a quarter of the default learning rate"
 SWEEPS = {
-    "betas": Sweep("figure3", "the default learning rate"),
-    "betas-slow": Sweep(
-        "figure3_slow", "a quarter of the default learning rate", settings={"learning_rate": SLOW}
-    ),
-    "betas-many": Sweep(
-        "figure3_many", "the default learning rate", 100, 50, 4, {"n_trajectories": 50}
-    ),
+    "betas": Sweep("figure3", _DEFAULT),
+    "betas-slow": Sweep("figure3_slow", _QUARTER, settings={"learning_rate": SLOW}),
+    "betas-many": Sweep("figure3_many", _DEFAULT, 100, 50, 4, {"n_trajectories": 50}),
 }
 
 
@@ -144,11 +136,8 @@ class Run:
         """What this part changes."""
         if self.part in SWEEPS:
             return {"anneal": False, **SWEEPS[self.part].settings}
-        return (
-            {"n_trajectories": 10, "gradient_steps": 10}
-            if (self.part, self.agent) == ("paper", "dpok")
-            else {}
-        )
+        paper = (self.part, self.agent) == ("paper", "dpok")
+        return {"n_trajectories": 10, "gradient_steps": 10} if paper else {}
 
     @property
     def points(self) -> list[int]:
@@ -158,44 +147,30 @@ class Run:
         return [*range(0, self.queries, apart), self.queries]
 
 
-def runs(part: str, seeds: Sequence[int], done: dict[str, dict[str, Any]]) -> list[Run]:
+def runs(part: str, seeds: Sequence[int], done: dict[str, bench.Line]) -> list[Run]:
     """All of a part, seed by seed; ``seconds`` only where seed 0 has told what a query costs."""
     made = []
     for seed in seeds:
         if part == "queries":
             made += [Run(part, agent, BETA, QUERIES, seed) for agent in AGENTS]
         if part == "seconds":
-            made += [
-                Run(part, agent, BETA, queries, seed) for agent, queries in longer(done).items()
-            ]
+            made += [Run(part, agent, BETA, n, seed) for agent, n in longer(done).items()]
         if sweep := SWEEPS.get(part):
-            made += [
-                Run(part, "pi-ft", beta, sweep.iterations * sweep.paths, seed)
-                for beta in reversed(BETAS)
-            ]
+            n = sweep.iterations * sweep.paths
+            made += [Run(part, "pi-ft", beta, n, seed) for beta in reversed(BETAS)]
         if part == "paper":
             made += [Run(part, agent, BETA, 10_000, seed) for agent in ("pi-ft", "dpok")]
     return made
 
 
-def longer(done: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Reward queries that cost the methods cheaper than PI-FT as many seconds, rounded up to 250,
-    by their seed 0.
-    """
+def longer(done: dict[str, bench.Line]) -> dict[str, int]:
+    """Queries that make each cheaper method as expensive as PI-FT, by their seeds 0."""
     first = {agent: done.get(Run("queries", agent, BETA, QUERIES, 0).name) for agent in AGENTS}
     ours = first.pop("pi-ft")
     if ours is None:
         return {}
-    ratios = {
-        agent: ours["seconds"] / found["seconds"]
-        for agent, found in first.items()
-        if found is not None
-    }
-    return {
-        agent: 250 * math.ceil(QUERIES / 250 * ratio)
-        for agent, ratio in ratios.items()
-        if ratio > 1
-    }
+    ratios = {a: ours["seconds"] / x["seconds"] for a, x in first.items() if x is not None}
+    return {a: 250 * math.ceil(QUERIES / 250 * r) for a, r in ratios.items() if r > 1}
 
 
 class Gauge(NamedTuple):
@@ -231,64 +206,47 @@ class Watch(Curve):
             self.norms.append(float(f"{norm:.4g}"))
 
 
-def reference_of(problem: Problem, paths: int, out: Path) -> Reference:
-    """J(0) and the bound at ``BETA``, from the folder's file."""
-    return cached_reference(
-        problem, {"env": ENV, "beta": BETA, "reference_paths": paths}, out / "reference.json"
-    )
-
-
 def execute(
     run: Run, out: Path, reference_paths: int, paths: int = 128, final_paths: int = 2000
-) -> dict[str, Any]:
+) -> bench.Line:
     """Learn, then measure on fresh paths."""
     torch.set_num_threads(1)
-    problem = make_problem(ENV, temperature=run.beta)
-    reference = reference_of(problem, reference_paths, out) if run.beta == BETA else None
+    problem, reference = make_problem(ENV, temperature=run.beta), None
+    if run.beta == BETA:
+        reference = bench.bound_of(out, problem, ENV, BETA, reference_paths)
     model = AGENTS[run.agent](problem, seed=run.seed, device="cpu", **run.settings)
     curve: list[dict[str, float]] = []
     watch = Watch(Gauge(problem, reference, paths), run.points, math.inf, curve.append)  # type: ignore[arg-type]
     model.learn(Budget(run.queries).timesteps(problem.horizon, model.n_envs), watch)
     policy = policy_of(model, problem)
     final = Gauge(problem, reference, final_paths).measure(policy, FINAL_SEED)
+    shown: bench.Line = {}
     if run.part in ("queries", "paper") and run.seed == 0:
-        keep_samples(problem, policy, out / f"samples_{run.part}_{run.agent}.npz")
-        keep_samples(problem, None, out / "samples_pre-trained.npz")
-    digits = [
-        {
-            key: float(f"{value:.5g}") if isinstance(value, float) else value
-            for key, value in row.items()
-        }
-        for row in curve
-    ]
+        shown = {"samples": images(problem, policy)}
+        bench.kept(out, "pre-trained samples", {}, lambda: images(problem, None))
+    digits = [{key: _rounded(value) for key, value in row.items()} for row in curve]
     spent = {name: digits[-1][name] for name in ("queries", "env_steps", "seconds")}
-    return {**spent, **final, "curve": digits, "gradient_norms": watch.norms}
+    return {**spent, **final, "curve": digits, "gradient_norms": watch.norms, **shown}
 
 
-def keep_samples(problem: Problem, policy: Policy | None, path: Path) -> None:
-    """The first images that the policy makes of the noises of ``SAMPLE_SEED``, the same for all."""
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def images(problem: Problem, policy: Policy | None) -> bench.Line:
+    """The first that the policy makes of the noises of ``SAMPLE_SEED``, the same for all."""
     states = evaluate(problem, policy, 32, generator_on(problem, SAMPLE_SEED)).states
-    np.savez_compressed(path, images=states.half().numpy())
-
-
-def finished(out: Path) -> dict[str, dict[str, Any]]:
-    """Runs by name; a torn last line does not count."""
-    return {line["run"]: line for line in read_lines(out / "runs.jsonl")}
+    return bench.as_text(states.half().numpy())
 
 
 def run(
     parts: tuple[PartName, ...] = (
-        "queries",
-        "betas",
-        "betas-slow",
-        "betas-many",
-        "seconds",
-        "paper",
+        *("queries", "betas", "betas-slow", "betas-many", "seconds", "paper"),
     ),
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     agents: tuple[str, ...] = tuple(AGENTS),
     reference_paths: int = 1 << 14,
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> None:
     """Make every run that is not finished.
 
@@ -302,22 +260,14 @@ def run(
     unknown = sorted(set(agents) - set(AGENTS))
     if unknown:
         raise ValueError(f"agents must be of {sorted(AGENTS)}; got {unknown}")
-    check_writable(out)
-    command = shlex.join(["python", "benchmarks/digits_fine_tuning.py", *sys.argv[1:]])
     for part in parts:
-        for one in runs(part, seeds, finished(out)):
-            if one.agent not in agents or one.name in finished(out):
-                continue
-            found = execute(one, out, reference_paths)
-            append(
-                out / "runs.jsonl",
-                {"run": one.name, **asdict(one), **found, "command": command, **provenance()},
-            )
-            print(
-                f"{one.name}: J {found['objective']:.3f}, KL {found['kl']:.2f},"
-                f" {found['seconds']:.0f} CPU s",
-                flush=True,
-            )
+        jobs = runs(part, seeds, bench.runs_of(out))
+        bench.resume(
+            [job for job in jobs if job.agent in agents],
+            out,
+            lambda one: execute(one, out, reference_paths),
+            lambda x: f"J {x['objective']:.3f}, KL {x['kl']:.2f}, {x['seconds']:.0f} CPU s",
+        )
 
 
 # --- report
@@ -334,230 +284,156 @@ def settled(
     return int(np.flatnonzero(off).max(initial=-1)) + 1
 
 
-def convergence(line: dict[str, Any]) -> dict[str, float]:
+def _at(line: bench.Line) -> list[float]:
+    """Iterations at which a run of a sweep was measured."""
+    return [row["queries"] // SWEEPS[line["job"]["part"]].paths for row in line["curve"]]
+
+
+def convergence(line: bench.Line) -> dict[str, float]:
     """Iterations until a run of ``betas`` has converged, by all three answers."""
-    curve = line["curve"]
-    at = [row["queries"] // SWEEPS[line["part"]].paths for row in curve]
-    column = {name: [row[name] for row in curve] for name in ("objective", "reward", "kl")}
+    at, names = _at(line), ("objective", "reward", "kl")
+    column = {name: [row[name] for row in line["curve"]] for name in names}
     policy = max(settled(column["reward"], 0.1), settled(column["kl"], 0.1))
     objective, nat = settled(column["objective"], 0.05), settled(column["kl"], within=1.0)
     return {"policy": at[policy], "objective": at[objective], "nat": at[nat]}
 
 
-def _spread(values: Sequence[float], digits: int = 3) -> str:
-    low, middle, high = (
-        f"{v:.{digits}f}" for v in (min(values), statistics.median(values), max(values))
-    )
-    return f"{middle} [{low}, {high}]" if len(values) > 1 else middle
+def _by(lines: Iterable[bench.Line], key: str) -> dict[Any, list[bench.Line]]:
+    return bench.groups(lines, lambda line: line["job"][key])
 
 
-def _groups(lines: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for line in lines:
-        found.setdefault(line[key], []).append(line)
-    return found
-
-
-def score_table(lines: Sequence[dict[str, Any]], rivals: Sequence[dict[str, Any]]) -> list[str]:
+def score_table(lines: Sequence[bench.Line], rivals: Sequence[bench.Line]) -> str:
     """Medians by agent, and how many of PI-FT's seeds score above the same seed of the agent."""
-    ours = {line["seed"]: line["score"] for line in rivals if line["agent"] == "pi-ft"}
-    text = [
-        (
-            "| method | reward queries | score | KL | taken for a 3 | CPU s | PI-FT's 2,000 queries"
-            " minus it, by seed |"
-        ),
-        "|" + " --- |" * 7,
-    ]
-    for agent, group in _groups(lines, "agent").items():
-        column = {
-            key: [line[key] for line in group] for key in ("score", "kl", "success", "seconds")
-        }
-        ahead = [
-            ours[line["seed"]] - line["score"]
-            for line in group
-            if line["seed"] in ours and agent != "pi-ft"
-        ]
-        cells = (
-            f"{group[0]['queries']:,}",
-            _spread(column["score"]),
-            _spread(column["kl"], 2),
-            _spread(column["success"], 2),
-        )
-        seconds = f"{statistics.median(column['seconds']):.0f}"
-        text.append(f"| {' | '.join((agent, *cells, seconds, _spread(ahead) if ahead else ''))} |")
-    return text
+    ours = {x["job"]["seed"]: x["score"] for x in _by(rivals, "agent").get("pi-ft", [])}
+    heads = "method|reward queries|score|KL|taken for a 3|CPU s"
+    rows = []
+    for agent, group in _by(lines, "agent").items():
+        rival = {x["job"]["seed"]: x["score"] for x in group if agent != "pi-ft"}
+        ahead = [ours[seed] - score for seed, score in rival.items() if seed in ours]
+        figures = (("score", 3), ("kl", 2), ("success", 2))
+        cells = [bench.spread([x[name] for x in group], digits) for name, digits in figures]
+        cells += [f"{bench.median(group, 'seconds'):.0f}", bench.spread(ahead) if ahead else ""]
+        rows.append([agent, f"{group[0]['queries']:,}", *cells])
+    return bench.table([*heads.split("|"), "PI-FT's 2,000 queries minus it, by seed"], rows)
 
 
-def beta_table(lines: Sequence[dict[str, Any]]) -> list[str]:
-    text = [
-        "| beta | converged as a policy | in its worth | KL within a nat | KL | reward | objective"
-        " | seeds |"
-    ]
-    text += ["|" + " --- |" * 8]
-    for beta, group in sorted(_groups(lines, "beta").items()):
+def beta_table(lines: Sequence[bench.Line]) -> str:
+    heads = "beta|converged as a policy|in its worth|KL within a nat|KL|reward|objective|seeds"
+    rows = []
+    for beta, group in sorted(_by(lines, "beta").items()):
         when = [convergence(line) for line in group]
-        cells = [_spread([w[name] for w in when], 0) for name in ("policy", "objective", "nat")]
-        cells += [
-            _spread([line[name] for line in group], 2) for name in ("kl", "reward", "objective")
-        ]
-        text.append(f"| {beta:g} | {' | '.join(cells)} | {len(group)} |")
-    return text
+        cells = [bench.spread([w[name] for w in when], 0) for name in when[0]]
+        final = ("kl", "reward", "objective")
+        cells += [bench.spread([line[name] for line in group], 2) for name in final]
+        rows.append([f"{beta:g}", *cells, str(len(group))])
+    return bench.table(heads.split("|"), rows)
 
 
-def draw_betas(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.8), dpi=100, layout="constrained")
+def draw_betas(lines: Sequence[bench.Line]) -> Any:
+    figure = bench.figure(12, 3.8)
     panels = figure.subplots(1, 3)
-    for i, (beta, group) in enumerate(sorted(_groups(lines, "beta").items())):
+    for i, (beta, group) in enumerate(sorted(_by(lines, "beta").items())):
         norms = np.median([line["gradient_norms"] for line in group], 0)
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(norms, 20), 1)
         curves = [(np.arange(len(smooth)) + 20, smooth)]
         for name in ("reward", "kl"):
-            at = [row["queries"] // SWEEPS[group[0]["part"]].paths for row in group[0]["curve"]]
-            curves.append(
-                (
-                    np.array(at),
-                    np.median([[row[name] for row in line["curve"]] for line in group], 0),
-                )
-            )
+            y = np.median([[row[name] for row in line["curve"]] for line in group], 0)
+            curves.append((np.array(_at(group[0])), y))
         for axes, (x, y) in zip(panels, curves, strict=True):
             axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
-    for axes, name in zip(
-        panels, ("gradient norm (running median of 20)", "reward", "KL (nats)"), strict=True
-    ):
-        axes.set(xlabel="iterations", title=name)
+    titles = ("gradient norm (running median of 20)", "reward", "KL (nats)")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(xlabel="iterations", title=title)
     panels[0].set_yscale("log")
     panels[2].set_yscale("symlog", linthresh=1)
     panels[2].legend(fontsize=8)
-    FigureCanvasAgg(figure).print_png(str(path))
+    return figure
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), dpi=100, layout="constrained")
+def draw_curves(parts: dict[str, list[bench.Line]]) -> Any:
+    figure = bench.figure(11, 4)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, part, unit in zip(
-        panels, ("queries", "seconds"), ("queries", "seconds"), strict=True
-    ):
+    found = {part: _by(parts.get(part, []), "agent") for part in ("queries", "seconds")}
+    for axes, unit in zip(panels, found, strict=True):
         for i, agent in enumerate(AGENTS):
-            chosen = [x for x in lines if x["agent"] == agent and x["part"] == part]
-            if not chosen:  # no cheaper than PI-FT: one run serves for both
-                chosen = [x for x in lines if x["agent"] == agent and x["part"] == "queries"]
+            # no cheaper than PI-FT: one run serves for both
+            chosen = found[unit].get(agent) or found["queries"].get(agent, [])
             for number, line in enumerate(chosen):
                 x, y = ([row[name] for row in line["curve"]] for name in (unit, "score"))
-                axes.plot(x, y, color=f"C{i}", linewidth=1, label=agent if number == 0 else None)
-        axes.set(
-            xlabel="reward queries" if unit == "queries" else "CPU seconds of training",
-            ylim=(-1, 1.02),
-        )
+                axes.plot(x, y, color=f"C{i}", linewidth=1, label=None if number else agent)
+        words = {"queries": "reward queries", "seconds": "CPU seconds of training"}
+        axes.set(xlabel=words[unit], ylim=(-1, 1.02))
     panels[0].set_ylabel("score")
     panels[0].legend(loc="lower right", fontsize=8)
-    FigureCanvasAgg(figure).print_png(str(path))
+    return figure
 
 
-def draw_samples(part: str, agents: Sequence[str], title: str, out: Path) -> str | None:
+def draw_samples(lines: Sequence[bench.Line], agents: Iterable[str], out: Path) -> Any | None:
     """One grid an agent, from the same noises; None if there are none."""
-    files = {"pre-trained": out / "samples_pre-trained.npz"}
-    files |= {
-        agent: path for agent in agents if (path := out / f"samples_{part}_{agent}.npz").is_file()
-    }
-    if len(files) < 2 or not files["pre-trained"].is_file():
+    before = bench.references_of(out).get("pre-trained samples")
+    shown = {x["job"]["agent"]: x["samples"] for x in lines if "samples" in x}
+    if before is None or not shown:
         return None
-    figure = samples(
-        {name: np.load(path)["images"].astype(np.float32) for name, path in files.items()}, title
-    )
-    figure.savefig(out / f"samples_{part}.png")
-    return f"![samples](samples_{part}.png)"
+    grids = {"pre-trained": before["value"], **{a: shown[a] for a in agents if a in shown}}
+    arrays = {name: bench.as_array(text).astype(np.float32) for name, text in grids.items()}
+    return samples(arrays, "the same noises")
 
 
-def report(out: Path = RESULTS) -> None:
+def report(out: Path = HERE) -> None:
     """Write ``report.md`` and its figures: medians over seeds, and the worst and the best."""
-    lines = sorted(
-        finished(out).values(), key=lambda line: (list(AGENTS).index(line["agent"]), line["seed"])
-    )
-    if not lines:
-        raise ValueError(f"out must hold finished runs; got none in {out}")
-    parts = _groups(lines, "part")
+    found = bench.runs_of(out, some=True).values()
+    order = list(AGENTS)
+    lines = sorted(found, key=lambda x: (order.index(x["job"]["agent"]), x["job"]["seed"]))
+    parts, pictures = _by(lines, "part"), {}
     queries = parts.get("queries", [])
     text = [
         "# Fine-tuning Digits-v0",
-        "",
-        (
-            "Medians over seeds; brackets hold the least and the largest. What each part is:"
-            " `benchmarks/digits_fine_tuning.py`."
-        ),
+        "Medians over seeds; brackets hold the least and the largest. What each part is:"
+        " `benchmarks/digits_fine_tuning.py`.",
     ]
+
+    def show(part: str, agents: Iterable[str]) -> None:
+        if (figure := draw_samples(parts[part], agents, out)) is not None:
+            pictures[f"samples_{part}"] = figure
+            text.append(f"![samples](samples_{part}.png)")
+
     if queries:
-        bound = Reference.from_json(
-            json.loads((out / "reference.json").read_text())["reference"]
-        ).certificate
+        known = bench.references_of(out)[f"Digits-v0-beta{BETA:g}"]["value"]
+        bound = Reference.from_json(known).certificate
+        pictures["curves"] = draw_curves(parts)
         text += [
-            "",
             f"## Equal reward queries and environment steps (beta {BETA})",
-            "",
-            *score_table(queries, queries),
-            "",
-        ]
-        text.append(
+            score_table(queries, queries),
             f"Scores: 0 the pre-trained model, 1 the bound {bound.bound:.3f} ({bound.ess:.0f} of"
-            f" {bound.n} paths carry it)."
-        )
-        draw_curves([*queries, *parts.get("seconds", [])], out / "curves.png")
-        text += ["", "![scores against cost](curves.png)", ""]
-        text += (
-            [line]
-            if (line := draw_samples("queries", list(AGENTS), "the same noises", out))
-            else []
-        )
+            f" {bound.n} paths carry it).",
+            "![scores against cost](curves.png)",
+        ]
+        show("queries", AGENTS)
     if "seconds" in parts:
-        text += ["", "## Equal CPU seconds", "", *score_table(parts["seconds"], queries), ""]
-        text.append(
+        text += [
+            "## Equal CPU seconds",
+            score_table(parts["seconds"], queries),
             "Cheaper methods that are missing here were not run; those that are not cheaper need no"
-            " second run."
-        )
+            " second run.",
+        ]
     for part, sweep in SWEEPS.items():
         if part in parts:
-            draw_betas(parts[part], out / f"{sweep.figure}.png")
+            pictures[sweep.figure] = draw_betas(parts[part])
             text += [
-                "",
-                (
-                    f"## Figure 3: {sweep.iterations} iterations of {sweep.paths} paths at five"
-                    f" temperatures, {sweep.words}"
-                ),
+                f"## Figure 3: {sweep.iterations} iterations of {sweep.paths} paths at five"
+                f" temperatures, {sweep.words}",
+                beta_table(parts[part]),
+                f"![Figure 3]({sweep.figure}.png)",
             ]
-            text += ["", *beta_table(parts[part]), "", f"![Figure 3]({sweep.figure}.png)"]
     if "paper" in parts:
-        text += [
-            "",
-            "## Figure 1: the paper's costs",
-            "",
-            *score_table(parts["paper"], queries),
-            "",
-        ]
-        text += (
-            [line]
-            if (line := draw_samples("paper", ["dpok", "pi-ft"], "the same noises", out))
-            else []
-        )
-    made = sorted(
-        {
-            f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})"
-            for x in lines
-        }
-    )
-    write_whole(
-        out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode()
-    )
-    print(out / "report.md")
+        text += ["## Figure 1: the paper's costs", score_table(parts["paper"], queries)]
+        show("paper", ("dpok", "pi-ft"))
+    bench.write(out, [*text, bench.made_by(lines)], **pictures)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("digits_fine_tuning.py", __doc__, run, report, arguments)
+    return bench.command_line("digits_fine_tuning.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -31,22 +31,19 @@ Killed and started again, ``run`` makes what is missing and repeats no finished 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-import multiprocessing
-import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import resumable as bench
 import torch
-from frontier_report import CURVES, RESULTS, read, report
-from resumable import append, command_line
+from frontier_report import HERE, report
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
@@ -58,7 +55,6 @@ from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Policy, Problem, rollout
 from girsanov.scoreboard.evaluation import CURVE_SEED, REFERENCE_SEED, generator_on, policy_of
-from girsanov.scoreboard.records import check_writable, provenance, read_json, write_json
 from girsanov.scoreboard.spec import Budget
 
 ENV = "girsanov/GaussianMixture-v0"
@@ -145,11 +141,8 @@ class Reference(NamedTuple):
     @torch.no_grad()
     def of(cls, problem: Problem, paths: int, batch: int = 4096) -> Reference:
         """Estimate all of it from ``paths`` uncontrolled and as many controlled paths."""
-        beta, generator, control = (
-            problem.temperature,
-            generator_on(problem, REFERENCE_SEED),
-            closed_form(problem),
-        )
+        beta, generator = problem.temperature, generator_on(problem, REFERENCE_SEED)
+        control = closed_form(problem)
         nothing, controlled, log_weights = [], [], []
         for start in range(0, paths, batch):
             n = min(batch, paths - start)
@@ -160,36 +153,25 @@ class Reference(NamedTuple):
         log_weight = torch.cat(log_weights)
         log_mean = torch.logsumexp(log_weight, 0) - math.log(paths)
         weight = torch.exp(log_weight - log_mean)  # mean 1
-        bound = Estimate(
-            beta * float(log_mean), beta * float(weight.std()) / math.sqrt(paths)
-        )  # delta method
+        stderr = beta * float(weight.std()) / math.sqrt(paths)  # delta method
+        bound = Estimate(beta * float(log_mean), stderr)
         share = float(weight.sum() ** 2 / weight.square().sum()) / paths
-        return cls(
-            Estimate.of(torch.cat(nothing)), bound, Estimate.of(torch.cat(controlled)), share, paths
-        )
+        nothing, controlled = (Estimate.of(torch.cat(values)) for values in (nothing, controlled))
+        return cls(nothing, bound, controlled, share, paths)
 
     @classmethod
     def cached(cls, cell: Cell, paths: int, out: Path) -> Reference:
-        """From the cell's file, written if it is not there; a ValueError names one that was made
-        from other numbers.
+        """The cell's line, made if it is not there; a ValueError names one that was made from other
+        numbers.
         """
-        path = out / "cells" / f"{cell.name}.json"
-        if not path.is_file():
-            made = {
-                name: v._asdict() if isinstance(v, Estimate) else v
-                for name, v in cls.of(cell.problem(), paths)._asdict().items()
-            }
-            write_json(path, {"env": ENV, **cell._asdict(), **made, **provenance()})
-        found = read_json(path)
-        if found["paths"] != paths:
-            raise ValueError(
-                f"{path} was made with reference-paths {found['paths']}, not {paths}; use another"
-                " --out"
-            )
-        uncontrolled, bound, controlled = (
-            Estimate(**found[name]) for name in ("uncontrolled", "bound", "closed_form")
-        )
-        return cls(uncontrolled, bound, controlled, found["ess_share"], paths)
+
+        def make() -> bench.Line:
+            found = cls.of(cell.problem(), paths)
+            values = found._asdict().items()
+            return {name: v._asdict() if isinstance(v, Estimate) else v for name, v in values}
+
+        kept = bench.kept(out, cell.name, {"reference_paths": paths}, make)
+        return cls(**{k: Estimate(**v) if isinstance(v, dict) else v for k, v in kept.items()})
 
 
 def closed_form(problem: Any) -> Policy:
@@ -213,11 +195,8 @@ class Yardstick:
 
     def __init__(self, problem: Problem, reference: Reference, paths: int) -> None:
         self.problem, self.reference, self.paths = problem, reference, paths
-        known = (
-            (None, reference.uncontrolled.mean),
-            (closed_form(problem), reference.closed_form.mean),
-        )
-        controls = [self._run(policy)[0] - mean for policy, mean in known]
+        known = {None: reference.uncontrolled, closed_form(problem): reference.closed_form}
+        controls = [self._run(policy)[0] - value.mean for policy, value in known.items()]
         self._design = torch.stack([torch.ones_like(controls[0]), *controls], 1)
         self._inverse = torch.linalg.inv(self._design.T @ self._design)
 
@@ -277,13 +256,8 @@ class Curve(BaseCallback):
         on_row: Callable[[dict[str, Any]], None],
     ) -> None:
         super().__init__()
-        self.yardstick, self.due, self.limit, self.on_row = (
-            yardstick,
-            list(points),
-            cpu_seconds,
-            on_row,
-        )
-        self.in_time = True
+        self.yardstick, self.due, self.limit = yardstick, list(points), cpu_seconds
+        self.on_row, self.in_time = on_row, True
         self._last, self._before, self._since = -1, 0.0, time.process_time()
 
     @property
@@ -329,44 +303,23 @@ class Curve(BaseCallback):
         self._since = time.process_time()
 
 
-def execute(run: Run, out: Path, reference_paths: int, command: str) -> dict[str, Any]:
-    """Make one run, every evaluation a line of ``curves.jsonl`` at once, and return its last
-    line.
-    """
+def execute(run: Run, out: Path, reference_paths: int) -> bench.Line:
+    """Make one run: its evaluations, how it ended and what it was told."""
     torch.set_num_threads(1)
     problem, reference = run.cell.problem(), Reference.cached(run.cell, reference_paths, out)
     yardstick = Yardstick(problem, reference, run.paths)
     model = AGENTS[run.agent](problem, seed=run.seed, device="cpu")
-    # tells a finished run from one that was killed
-    attempt = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{os.getpid()}"
-    head = {"run": run.name, "attempt": attempt}
-    cell = {"beta": run.beta, "dimension": run.dimension, "agent": run.agent, "seed": run.seed}
-
-    def on_row(row: dict[str, Any]) -> None:
-        append(out / CURVES, {"kind": "row", **head, **cell, **row})
-
-    curve = Curve(yardstick, evaluation_points(run.queries), run.cpu_seconds, on_row)
+    rows: list[bench.Line] = []
+    curve = Curve(yardstick, evaluation_points(run.queries), run.cpu_seconds, rows.append)
     outcome = "queries spent"
     try:
         model.learn(Budget(run.queries).timesteps(problem.horizon, model.n_envs), curve)
         outcome = outcome if curve.in_time else "seconds spent"
-    except (
-        ValueError
-    ) as error:  # SB3's distributions refuse NaN, a problem an infinite reward: the policy diverged
+    except ValueError as error:
+        # SB3's distributions refuse NaN, a problem an infinite reward: the policy diverged
         outcome = f"diverged: {str(error).splitlines()[0][:100]}"
-    end = {
-        "kind": "end",
-        **head,
-        "outcome": outcome,
-        **curve.spent(),
-        "settings": asdict(run),
-        "hyperparameters": _hyperparameters(run.agent, model, problem),
-        "command": command,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **provenance(),
-    }
-    append(out / CURVES, end)
-    return end
+    told = _hyperparameters(run.agent, model, problem)
+    return {"outcome": outcome, **curve.spent(), "hyperparameters": told, "rows": rows}
 
 
 def _hyperparameters(agent: str, model: Any, problem: Problem) -> dict[str, Any]:
@@ -374,27 +327,8 @@ def _hyperparameters(agent: str, model: Any, problem: Problem) -> dict[str, Any]
     if agent in tables:
         return hyperparameters.settings_for(tables[agent], problem)
     values = {name: getattr(model, name) for name in model.hyperparameters}
-    return {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in values.items()
-    }
-
-
-def missing(runs: Sequence[Run], out: Path) -> list[Run]:
-    """The runs that are not finished; a ValueError names one that was made with other settings."""
-    done = read(out)
-    for run in runs:
-        if run.name in done and (found := done[run.name][0]["settings"]) != asdict(run):
-            differs = "; ".join(
-                f"{key} {found.get(key)}, not {value}"
-                for key, value in asdict(run).items()
-                if found.get(key) != value
-            )
-            raise ValueError(
-                f"{out / CURVES} holds {run.name} with other settings ({differs}); use another"
-                " --out"
-            )
-    return [run for run in runs if run.name not in done]
+    plain = (bool, int, float, str)
+    return {name: v if isinstance(v, plain) else str(v) for name, v in values.items()}
 
 
 def run(
@@ -410,7 +344,7 @@ def run(
     paths: int = 512,
     reference_paths: int = 1 << 17,
     workers: int = 1,
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> None:
     """Make every run of the grid that is not finished, the first seed of all cells first.
 
@@ -432,76 +366,37 @@ def run(
     """
     if large:
         betas, dimensions, seeds = LARGE["betas"], LARGE["dimensions"], LARGE["seeds"]  # type: ignore[assignment]
-    _check("agents", agents, "names, each once,", lambda name: name in AGENTS)
-    _check(
-        "betas",
-        betas,
-        "positive numbers, each once,",
-        lambda beta: math.isfinite(beta) and beta > 0,
+    bench.check("agents", agents, "names", lambda name: name in AGENTS)
+    bench.check("betas", betas, "positive numbers", lambda b: math.isfinite(b) and b > 0)
+    bench.check(
+        "dimensions", dimensions, "even numbers of at least 2", lambda d: d >= 2 and d % 2 == 0
     )
-    _check(
-        "dimensions",
-        dimensions,
-        "even numbers of at least 2, each once,",
-        lambda d: d >= 2 and d % 2 == 0,
-    )
-    counts = {
-        "seeds": seeds,
-        "pde-queries": pde_queries,
-        "ppo-queries": ppo_queries,
-        "sac-queries": sac_queries,
-    }
-    for name, value in {**counts, "workers": workers}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
-    for name, value in {"paths": paths, "reference-paths": reference_paths}.items():
-        if value < 16:
-            raise ValueError(f"{name} must be at least 16; got {value}")
+    queries = {"pde_queries": pde_queries, "ppo_queries": ppo_queries, "sac_queries": sac_queries}
+    bench.at_least(1, seeds=seeds, **queries, workers=workers)
+    bench.at_least(16, paths=paths, reference_paths=reference_paths)
     if not (math.isfinite(cpu_seconds) and cpu_seconds > 0):
         raise ValueError(f"cpu-seconds must be a positive number; got {cpu_seconds}")
-    check_writable(out)
     budgets = {"pde": pde_queries, "pde-off": pde_queries, "ppo": ppo_queries, "sac": sac_queries}
     grid = itertools.product(range(seeds), dimensions, betas, agents)
-    runs = [
-        Run(agent, beta, d, seed, budgets[agent], cpu_seconds, paths)
-        for seed, d, beta, agent in grid
-    ]
-    todo = missing(runs, out)
-    print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished", flush=True)
-    torch.set_num_threads(1)
-    for cell in dict.fromkeys(run.cell for run in todo):
-        Reference.cached(cell, reference_paths, out)
-    command = " ".join(["python", "benchmarks/frontier.py", shlex.join(sys.argv[1:])])
-    for number, end in enumerate(_executed(todo, out, reference_paths, command, workers), 1):
-        figures = f"{end['queries']:,} queries, {end['seconds']:.0f} CPU s ({end['outcome']})"
-        print(f"[{number}/{len(todo)}] {end['run']}: {figures}", flush=True)
+    runs = [Run(a, beta, d, seed, budgets[a], cpu_seconds, paths) for seed, d, beta, a in grid]
 
+    def references(todo: Sequence[Run]) -> None:
+        for cell in dict.fromkeys(run.cell for run in todo):
+            Reference.cached(cell, reference_paths, out)
 
-def _check(name: str, given: Sequence[Any], allowed: str, good: Callable[[Any], bool]) -> None:
-    if not given or len(set(given)) < len(given) or not all(good(value) for value in given):
-        raise ValueError(
-            f"{name} must be {allowed} at least one; got {' '.join(map(str, given)) or 'none'}"
-        )
-
-
-def _executed(
-    todo: Sequence[Run], out: Path, reference_paths: int, command: str, workers: int
-) -> Iterator[dict[str, Any]]:
-    if workers == 1:
-        yield from (execute(run, out, reference_paths, command) for run in todo)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(execute, run, out, reference_paths, command) for run in todo]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    bench.resume(
+        runs,
+        out,
+        functools.partial(execute, out=out, reference_paths=reference_paths),
+        lambda x: f"{x['queries']:,} queries, {x['seconds']:.0f} CPU s ({x['outcome']})",
+        workers,
+        references,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("frontier.py", __doc__, run, report, arguments)
+    return bench.command_line("frontier.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

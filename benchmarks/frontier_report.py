@@ -4,21 +4,16 @@ nothing.
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from resumable import read_lines
+import resumable as bench
 
-from girsanov.scoreboard.records import check_writable, read_json, write_json, write_whole
-
-RESULTS = Path(__file__).parent / "results" / "frontier"
-CURVES = "curves.jsonl"
+HERE = bench.RESULTS / "frontier"
 THRESHOLD = 0.9
 #: Scores that the report also gives the cost of.
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98)
@@ -37,22 +32,6 @@ VERDICTS = {
     None: "Only one side has run",
 }
 
-Rows = list[dict[str, Any]]
-Finished = tuple[dict[str, Any], Rows]
-
-
-def read(out: Path) -> dict[str, Finished]:
-    """Finished runs by name: their last line and their evaluations. Rows of attempts that were
-    killed are left out.
-    """
-    every = read_lines(out / CURVES)
-    ends = {line["run"]: line for line in every if line["kind"] == "end"}
-    rows: dict[tuple[str, str], Rows] = {}
-    for line in every:
-        if line["kind"] == "row":
-            rows.setdefault((line["run"], line["attempt"]), []).append(line)
-    return {name: (end, rows.get((name, end["attempt"]), [])) for name, end in ends.items()}
-
 
 def crossing(scores: Sequence[float], threshold: float = THRESHOLD) -> int | None:
     """Index of the first evaluation whose mean with its two neighbours is at least ``threshold``;
@@ -66,7 +45,7 @@ def crossing(scores: Sequence[float], threshold: float = THRESHOLD) -> int | Non
     return int(reached[0]) + 1 if len(reached) else None
 
 
-def report(out: Path = RESULTS, threshold: float = THRESHOLD) -> None:
+def report(out: Path = HERE, threshold: float = THRESHOLD) -> None:
     """Write frontier.png, report.md and report.json for the finished runs.
 
     Args:
@@ -75,69 +54,45 @@ def report(out: Path = RESULTS, threshold: float = THRESHOLD) -> None:
     """
     if not (math.isfinite(threshold) and 0 < threshold < 1):
         raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
-    runs = read(out)
-    if not runs:
-        raise ValueError(f"out must hold finished runs ({CURVES}); found none in {str(out)!r}")
-    check_writable(out)
-    summary = summarise(out, list(runs.values()), threshold)
-    write_json(out / "report.json", summary)
-    write_whole(out / "report.md", markdown(summary).encode())
-    picture = io.BytesIO()
-    draw(summary).savefig(picture, format="png")
-    write_whole(out / "frontier.png", picture.getvalue())
-    print(
-        f"{markdown(summary)}\nwritten: {out / 'report.md'}, {out / 'report.json'},"
-        f" {out / 'frontier.png'}"
-    )
+    summary = summarise(out, list(bench.runs_of(out, some=True).values()), threshold)
+    bench.write(out, markdown(summary), summary, frontier=draw(summary))
 
 
 # --- figures
 
 
-def summarise(out: Path, runs: Sequence[Finished], threshold: float) -> dict[str, Any]:
+def summarise(out: Path, runs: Sequence[bench.Line], threshold: float) -> bench.Line:
     """Everything that the report says, as plain JSON values."""
-    grid = sorted(
-        {(end["settings"]["dimension"], end["settings"]["beta"]) for end, _ in runs},
-        key=lambda c: (c[0], -c[1]),
-    )
-    cells = [_cell(out, runs, beta, d, threshold) for d, beta in grid]
+    by_cell = bench.groups(runs, lambda run: (run["job"]["dimension"], run["job"]["beta"]))
+    grid = {key: by_cell[key] for key in sorted(by_cell, key=lambda c: (c[0], -c[1]))}
+    known = {name: line["value"] for name, line in bench.references_of(out).items()}
+    cells = [_cell(known[f"beta{b:g}-d{d}"], r, b, d, threshold) for (d, b), r in grid.items()]
     return {
         "threshold": threshold,
         "cells": cells,
         "wins": {unit: [cell[unit]["winner"] for cell in cells] for unit in UNITS},
-        "levels": [row for level in LEVELS for row in _levels(runs, grid, level)],
-        "commands": _distinct(end["command"] for end, _ in runs),
-        "hardware": _distinct(end["hardware"] for end, _ in runs),
-        "versions": _distinct(end["versions"] for end, _ in runs),
+        "levels": [row for level in LEVELS for row in _levels(grid, level)],
+        "commands": bench.distinct(run["command"] for run in runs),
+        "hardware": bench.distinct(run["hardware"] for run in runs),
+        "versions": bench.distinct(run["versions"] for run in runs),
     }
 
 
+def _by_agent(runs: Sequence[bench.Line], threshold: float) -> bench.Line:
+    found = bench.groups(runs, lambda run: run["job"]["agent"])
+    return {name: _agent(found[name], threshold) for name in NAMES if name in found}
+
+
 def _cell(
-    out: Path, runs: Sequence[Finished], beta: float, d: int, threshold: float
-) -> dict[str, Any]:
-    here = [
-        run
-        for run in runs
-        if (run[0]["settings"]["beta"], run[0]["settings"]["dimension"]) == (beta, d)
-    ]
-    agents = {}
-    for agent in NAMES:
-        group = sorted(
-            (r for r in here if r[0]["settings"]["agent"] == agent),
-            key=lambda r: r[0]["settings"]["seed"],
-        )
-        if group:
-            agents[agent] = _agent(group, threshold)
-    found = read_json(out / "cells" / f"beta{beta:g}-d{d}.json")
-    room = found["bound"]["mean"] - found["uncontrolled"]["mean"]
-    ceiling = (found["closed_form"]["mean"] - found["uncontrolled"]["mean"]) / room
+    found: bench.Line, runs: Sequence[bench.Line], beta: float, d: int, threshold: float
+) -> bench.Line:
+    agents = _by_agent(runs, threshold)
+    low = found["uncontrolled"]["mean"]
     figures = {
         "beta": beta,
         "dimension": d,
-        "uncontrolled": found["uncontrolled"],
-        "bound": found["bound"],
-        "ess_share": found["ess_share"],
-        "ceiling": ceiling,
+        **{name: found[name] for name in ("uncontrolled", "bound", "ess_share")},
+        "ceiling": (found["closed_form"]["mean"] - low) / (found["bound"]["mean"] - low),
         "agents": agents,
     }
     verdicts = {unit: _verdict(agents, unit) for unit in UNITS}
@@ -145,70 +100,52 @@ def _cell(
     return {**figures, **verdicts, "words": " ".join(words)}
 
 
-def _agent(group: Sequence[Finished], threshold: float) -> dict[str, Any]:
+def _agent(group: Sequence[bench.Line], threshold: float) -> bench.Line:
     """Medians and ranges over the seeds of one agent in one cell; None is never."""
-    at = [crossing([row["score"] for row in rows], threshold) for _, rows in group]
-    out: dict[str, Any] = {
-        "seeds": [end["settings"]["seed"] for end, _ in group],
+    group = sorted(group, key=lambda run: run["job"]["seed"])
+    scores = [[row["score"] for row in run["rows"]] for run in group]
+    at = [crossing(curve, threshold) for curve in scores]
+    out: bench.Line = {
+        "seeds": [run["job"]["seed"] for run in group],
         "reached": sum(i is not None for i in at),
-        "last_score": median(rows[-1]["score"] if rows else -math.inf for _, rows in group),
-        "best_score": median(
-            max((row["score"] for row in rows), default=-math.inf) for _, rows in group
-        ),
-        "outcomes": [end["outcome"] for end, _ in group],
+        "last_score": _finite(median(curve[-1] if curve else -math.inf for curve in scores)),
+        "best_score": _finite(median(max(curve, default=-math.inf) for curve in scores)),
+        "outcomes": [run["outcome"] for run in group],
     }
-    for name in ("last_score", "best_score"):
-        out[name] = _finite(out[name])
     for unit in UNITS:
-        each = [
-            math.inf if i is None else float(rows[i][unit])
-            for i, (_, rows) in zip(at, group, strict=True)
-        ]
+        reached = zip(at, group, strict=True)
+        each = [math.inf if i is None else float(run["rows"][i][unit]) for i, run in reached]
         out[unit] = {
-            "median": _finite(median(each)),
-            "low": _finite(min(each)),
-            "high": _finite(max(each)),
+            **{n: _finite(f(each)) for n, f in (("median", median), ("low", min), ("high", max))},
             "each": [_finite(value) for value in each],
-            "spent": [
-                float(end[unit]) for end, _ in group
-            ],  # what a run that never got there has used
+            # what a run that never got there has used
+            "spent": [float(run[unit]) for run in group],
         }
     return out
 
 
-def _levels(
-    runs: Sequence[Finished], grid: Sequence[tuple[int, float]], level: float
-) -> list[dict[str, Any]]:
+def _at_least(figure: Mapping[str, Any]) -> float:
+    """Until an agent gets there: its median, or the least that its runs have spent without it."""
+    return min(figure["spent"]) if figure["median"] is None else figure["median"]
+
+
+def _levels(grid: Mapping[tuple[int, float], Sequence[bench.Line]], level: float) -> list[Any]:
     """The cheaper of each side's agents to ``level`` in every cell that either side reaches, and
     their ratio.
     """
     rows = []
-    for d, beta in grid:
-        here = [
-            r
-            for r in runs
-            if (r[0]["settings"]["beta"], r[0]["settings"]["dimension"]) == (beta, d)
-        ]
-        groups = {
-            name: [run for run in here if run[0]["settings"]["agent"] == name] for name in NAMES
-        }
-        agents = {name: _agent(group, level) for name, group in groups.items() if group}
-        row: dict[str, Any] = {"beta": beta, "dimension": d, "level": level}
+    for (d, beta), runs in grid.items():
+        agents = _by_agent(runs, level)
+        row: bench.Line = {"beta": beta, "dimension": d, "level": level}
         for unit in UNITS:
             for side, names in (("PDE", REGRESSION), ("RL", RL)):
                 figures = [agents[name][unit] for name in names if name in agents]
                 # who was stopped first might have been there next
-                best = min(
-                    figures,
-                    key=lambda f: min(f["spent"]) if f["median"] is None else f["median"],
-                    default=None,
-                )
-                row[f"{side} {unit}"] = best
+                row[f"{side} {unit}"] = min(figures, key=_at_least, default=None)
         sides = [row[f"{side} {unit}"] for unit in UNITS for side in ("PDE", "RL")]
         if all(sides) and any(figure["median"] is not None for figure in sides):
-            rows.append(
-                {**row, **{f"ratio {u}": _ratio(row[f"RL {u}"], row[f"PDE {u}"]) for u in UNITS}}
-            )
+            ratios = {f"ratio {u}": _ratio(row[f"RL {u}"], row[f"PDE {u}"]) for u in UNITS}
+            rows.append({**row, **ratios})
     return rows
 
 
@@ -223,21 +160,13 @@ def _verdict(agents: Mapping[str, Any], unit: str) -> dict[str, Any]:
     Who was stopped before the other side got there is not beaten: that the other side alone got
     there is all one can say.
     """
-    ratios = {
-        f"{rl}/{pde}": _ratio(agents[rl][unit], agents[pde][unit])
-        for rl in RL
-        for pde in REGRESSION
-        if rl in agents and pde in agents
-    }
+    pairs = [(rl, pde) for rl in RL for pde in REGRESSION if rl in agents and pde in agents]
+    ratios = {f"{a}/{b}": _ratio(agents[a][unit], agents[b][unit]) for a, b in pairs}
     sides = [[agents[name][unit] for name in side if name in agents] for side in (REGRESSION, RL)]
     if not all(sides):
         return {"winner": None, "ratios": ratios}
-    reached = [
-        min(math.inf if f["median"] is None else f["median"] for f in side) for side in sides
-    ]
-    at_least = [
-        min(min(f["spent"]) if f["median"] is None else f["median"] for f in side) for side in sides
-    ]
+    reached = [min(math.inf if f["median"] is None else f["median"] for f in s) for s in sides]
+    at_least = [min(map(_at_least, side)) for side in sides]
     if reached[0] == reached[1]:
         winner = "nobody" if reached[0] == math.inf else "level"
     else:
@@ -254,9 +183,7 @@ def _ratio(over: Mapping[str, Any], under: Mapping[str, Any]) -> dict[str, Any] 
     if top is None and bottom is None:
         return None
     bound = "equals" if None not in (top, bottom) else "at least" if top is None else "at most"
-    top = min(over["spent"]) if top is None else top
-    bottom = min(under["spent"]) if bottom is None else bottom
-    return {"bound": bound, "ratio": top / bottom}
+    return {"bound": bound, "ratio": _at_least(over) / _at_least(under)}
 
 
 # --- words
@@ -265,41 +192,30 @@ def _ratio(over: Mapping[str, Any], under: Mapping[str, Any]) -> dict[str, Any] 
 def _amount(value: float | None, unit: str) -> str:
     if value is None:
         return "never"
-    return (
-        f"{value:,.0f}"
-        if unit == "queries" or value >= 100
-        else f"{value:.1f}"
-        if value >= 1
-        else f"{value:.2f}"
-    )
+    if unit == "queries" or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _sentence(agents: Mapping[str, Any], unit: str, winner: str | None, threshold: float) -> str:
     """One unit of one cell in words: who wins, and everybody's figure against the winner's."""
-    order = sorted(
-        agents, key=lambda a: math.inf if (m := agents[a][unit]["median"]) is None else m
-    )
+    middle = {name: agents[name][unit]["median"] for name in agents}
+    order = sorted(agents, key=lambda a: math.inf if middle[a] is None else middle[a])
     best = agents[order[0]][unit]
     if best["median"] is None:
         tried = ", ".join(f"{NAMES[a]} {_score(agents[a]['best_score'])}" for a in order)
         return f"In {UNITS[unit]} nobody reaches {threshold:g} (best scores: {tried})."
     parts = [f"{NAMES[order[0]]} {_amount(best['median'], unit)}"]
     for name in order[1:]:
-        figure, ratio = agents[name][unit], _ratio(agents[name][unit], best)
-        assert ratio is not None
+        figure, reached = agents[name][unit], agents[name]["reached"]
+        ratio = _at_least(figure) / best["median"]
         if figure["median"] is None:
-            within = f"never within {_amount(min(figure['spent']), unit)}"
-            some = (
-                f", but {agents[name]['reached']} of {len(agents[name]['seeds'])} seeds did"
-                if agents[name]["reached"]
-                else ""
-            )
-            over = f" (over {_times(ratio['ratio'])})" if ratio["ratio"] > 1 else ""
-            parts.append(f"{NAMES[name]} {within}{some}{over}")
+            some = f", but {reached} of {len(agents[name]['seeds'])} seeds did" if reached else ""
+            over = f" (over {_times(ratio)})" if ratio > 1 else ""
+            within = _amount(min(figure["spent"]), unit)
+            parts.append(f"{NAMES[name]} never within {within}{some}{over}")
         else:
-            parts.append(
-                f"{NAMES[name]} {_amount(figure['median'], unit)} ({_times(ratio['ratio'])})"
-            )
+            parts.append(f"{NAMES[name]} {_amount(figure['median'], unit)} ({_times(ratio)})")
     return f"{VERDICTS[winner]} in {UNITS[unit]}: {'; '.join(parts)}."
 
 
@@ -311,10 +227,10 @@ def _score(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.2f}"
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """The whole report."""
+def markdown(summary: Mapping[str, Any]) -> list[str]:
+    """The whole report, in parts."""
     goal = f"{summary['threshold']:g}"
-    parts = [
+    return [
         f"# What a score of {goal} costs",
         (
             "Reward queries (terminal rewards seen) and CPU seconds of training until the score of"
@@ -351,9 +267,13 @@ def markdown(summary: Mapping[str, Any]) -> str:
         _level_table(summary),
         "## References",
         _references(summary),
-        _made_with(summary),
+        "## Made with",
+        bench.made_with(
+            *(summary[name] for name in ("commands", "hardware", "versions")),
+            "{cpu}, {cores} cores; {system}",
+            ("Command: ", "Hardware: ", "Versions: "),
+        ),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _cell_name(cell: Mapping[str, Any]) -> str:
@@ -364,74 +284,43 @@ def _cell_name(cell: Mapping[str, Any]) -> str:
 def _overall(summary: Mapping[str, Any]) -> str:
     """Cells won, in each unit."""
     lines = []
+    more = {"only PDE": "reached by PDE alone", "only RL": "reached by RL alone"}
+    more |= {"level": "level", "nobody": "reached by nobody"}
     for unit, winners in summary["wins"].items():
         judged = [winner for winner in winners if winner is not None]
         if not judged:
             continue
-        words = {
-            "only PDE": "reached by PDE alone",
-            "only RL": "reached by RL alone",
-            "level": "level",
-            "nobody": "reached by nobody",
-        }
-        line = (
-            f"In {UNITS[unit]} PDE wins {judged.count('PDE')} of {len(judged)} cells, RL"
-            f" {judged.count('RL')}"
-        )
-        line += "".join(
-            f", {judged.count(key)} {word}" for key, word in words.items() if key in judged
-        )
-        cells = [
-            cell
-            for cell, winner in zip(summary["cells"], winners, strict=True)
-            if winner in ("RL", "only RL")
-        ]
-        where = "; ".join(f"beta {cell['beta']:g}, d {cell['dimension']}" for cell in cells)
+        won = {side: judged.count(side) for side in ("PDE", "RL", *more)}
+        line = f"In {UNITS[unit]} PDE wins {won['PDE']} of {len(judged)} cells, RL {won['RL']}"
+        line += "".join(f", {won[key]} {word}" for key, word in more.items() if won[key])
+        cells = zip(summary["cells"], winners, strict=True)
+        ahead = [cell for cell, winner in cells if winner in ("RL", "only RL")]
+        where = "; ".join(f"beta {cell['beta']:g}, d {cell['dimension']}" for cell in ahead)
         lines.append(f"{line}{f'. RL is ahead at {where}' if where else ''}.")
     return " ".join(lines) or "Only one side has run yet: there is nothing to compare."
 
 
+def _place(cell: Mapping[str, Any]) -> list[str]:
+    return [f"{cell['beta']:g}", str(cell["dimension"])]
+
+
 def _table(summary: Mapping[str, Any]) -> str:
-    heads = [
-        "beta",
-        "d",
-        "agent",
-        "reached by",
-        "reward queries",
-        "CPU seconds",
-        "last score",
-        "best score",
-        "outcomes",
-    ]
-    lines = [heads, ["---"] * len(heads)]
+    heads = "beta|d|agent|reached by|reward queries|CPU seconds|last score|best score|outcomes"
+    rows = []
     for cell in summary["cells"]:
         for name, agent in cell["agents"].items():
             reached = f"{agent['reached']} of {len(agent['seeds'])}"
             figures = [_figure(agent[unit], unit) for unit in UNITS]
             scores = [_score(agent["last_score"]), _score(agent["best_score"])]
             outcomes = ", ".join(dict.fromkeys(agent["outcomes"]))
-            lines.append(
-                [
-                    f"{cell['beta']:g}",
-                    str(cell["dimension"]),
-                    NAMES[name],
-                    reached,
-                    *figures,
-                    *scores,
-                    outcomes,
-                ]
-            )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            rows.append([*_place(cell), NAMES[name], reached, *figures, *scores, outcomes])
+    return bench.table(heads.split("|"), rows)
 
 
 def _level_table(summary: Mapping[str, Any]) -> str:
-    heads = [
-        "d",
-        "beta",
-        "score",
-        *(f"{side}: {word}" for word in UNITS.values() for side in ("PDE", "RL", "RL / PDE")),
-    ]
-    lines = [heads, ["---"] * len(heads)]
+    sides = ("PDE", "RL", "RL / PDE")
+    heads = ["d", "beta", "score", *(f"{s}: {word}" for word in UNITS.values() for s in sides)]
+    rows = []
     signs = {"equals": "", "at least": "over ", "at most": "under "}
     for row in sorted(summary["levels"], key=lambda r: (r["dimension"], -r["beta"], r["level"])):
         line = [str(row["dimension"]), f"{row['beta']:g}", f"{row['level']:g}"]
@@ -439,13 +328,13 @@ def _level_table(summary: Mapping[str, Any]) -> str:
             ratio = row[f"ratio {unit}"]
             line += [_figure(row[f"{side} {unit}"], unit) for side in ("PDE", "RL")]
             line.append(f"{signs[ratio['bound']]}{_times(ratio['ratio'])}" if ratio else "")
-        lines.append(line)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append(line)
+    return bench.table(heads, rows)
 
 
 def _figure(figure: Mapping[str, Any], unit: str) -> str:
-    within = f"never in {_amount(min(figure['spent']), unit)}"
-    middle = within if figure["median"] is None else _amount(figure["median"], unit)
+    never = figure["median"] is None
+    middle = ("never in " if never else "") + _amount(_at_least(figure), unit)
     if figure["low"] == figure["high"]:
         return middle
     return f"{middle} [{_amount(figure['low'], unit)}, {_amount(figure['high'], unit)}]"
@@ -453,42 +342,12 @@ def _figure(figure: Mapping[str, Any], unit: str) -> str:
 
 def _references(summary: Mapping[str, Any]) -> str:
     heads = ["beta", "d", "J(0)", "J_ref", "effective share of paths behind J_ref", "ceiling"]
-    lines = [heads, ["---"] * len(heads)]
+    rows = []
     for cell in summary["cells"]:
-        values = [
-            f"{cell[name]['mean']:.4f} +- {cell[name]['stderr']:.4f}"
-            for name in ("uncontrolled", "bound")
-        ]
-        cells = [
-            f"{cell['beta']:g}",
-            str(cell["dimension"]),
-            *values,
-            f"{cell['ess_share']:.0%}",
-            f"{cell['ceiling']:.3f}",
-        ]
-        lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _made_with(summary: Mapping[str, Any]) -> str:
-    lines = ["## Made with", ""]
-    lines += [f"- Command: `{command}`" for command in summary["commands"]]
-    lines += [
-        f"- Hardware: {found['cpu']}, {found['cores']} cores; {found['system']}"
-        for found in summary["hardware"]
-    ]
-    for versions in summary["versions"]:
-        lines.append(
-            "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items())
-        )
-    return "\n".join(lines)
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return [
-        json.loads(text)
-        for text in dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)
-    ]
+        known = (cell["uncontrolled"], cell["bound"])
+        values = [f"{value['mean']:.4f} +- {value['stderr']:.4f}" for value in known]
+        rows.append([*_place(cell), *values, f"{cell['ess_share']:.0%}", f"{cell['ceiling']:.3f}"])
+    return bench.table(heads, rows)
 
 
 # --- picture
@@ -498,32 +357,22 @@ def draw(summary: Mapping[str, Any]) -> Any:
     """Reward queries above, CPU seconds below, a column for each dimension; what was never reached
     has open triangles.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     dimensions = sorted({cell["dimension"] for cell in summary["cells"]})
     agents = [name for name in NAMES if any(name in cell["agents"] for cell in summary["cells"])]
-    figure = Figure(
-        figsize=(max(8.0, 2.0 + 3.7 * len(dimensions)), 7.5), dpi=110, layout="constrained"
-    )
+    figure = bench.figure(max(8.0, 2.0 + 3.7 * len(dimensions)), 7.5, 110)
     panels = figure.subplots(2, len(dimensions), sharex=True, sharey="row", squeeze=False)
     for row, unit in zip(panels, UNITS, strict=True):
         for axes, d in zip(row, dimensions, strict=True):
             cells = [cell for cell in summary["cells"] if cell["dimension"] == d]
             for i, name in enumerate(agents):
-                aside = 1.06 ** (
-                    i - (len(agents) - 1) / 2
-                )  # so that equal figures do not hide each other
-                _draw_agent(
-                    axes,
-                    [
-                        (aside / c["beta"], c["agents"][name][unit])
-                        for c in cells
-                        if name in c["agents"]
-                    ],
-                    name,
-                )
+                here = [c for c in cells if name in c["agents"]]
+                # aside, so that equal figures do not hide each other
+                aside = 1.06 ** (i - (len(agents) - 1) / 2)
+                points = [(aside / c["beta"], c["agents"][name][unit]) for c in here]
+                _draw_agent(axes, points, name)
             strengths = sorted(1 / cell["beta"] for cell in cells)
             axes.set(xscale="log", yscale="log", title=f"d = {d}" if unit == "queries" else "")
             axes.set_xticks(strengths, [f"{x:g}" for x in strengths])
@@ -534,27 +383,15 @@ def draw(summary: Mapping[str, Any]) -> Any:
         row[0].set_ylabel(f"{UNITS[unit]} to score {summary['threshold']:g}")
     for axes in panels[-1]:
         axes.set_xlabel("reward strength 1/beta")
-    handles = [
-        Line2D([], [], color=_colour(name), marker="o", label=NAMES[name]) for name in agents
-    ]
-    never = Line2D(
-        [],
-        [],
-        color="0.3",
-        marker="^",
-        markersize=9,
-        markerfacecolor="none",
-        linestyle="",
-        label="never within this",
-    )
-    figure.legend(
-        handles=[*handles, never], loc="outside lower center", ncols=len(handles) + 1, fontsize=9
-    )
-    figure.suptitle(
-        f"girsanov/GaussianMixture-v0: what a score of {summary['threshold']:g} costs (lower is"
-        " better)"
-    )
+    handles = [Line2D([], [], color=_colour(n), marker="o", label=NAMES[n]) for n in agents]
+    handles.append(Line2D([], [], color="0.3", linestyle="", label="never within this", **_NEVER))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    goal = f"what a score of {summary['threshold']:g} costs (lower is better)"
+    figure.suptitle(f"girsanov/GaussianMixture-v0: {goal}")
     return figure
+
+
+_NEVER: bench.Line = {"marker": "^", "markersize": 9, "markerfacecolor": "none"}
 
 
 def _colour(name: str) -> str:
@@ -565,33 +402,15 @@ def _draw_agent(axes: Any, points: Sequence[tuple[float, Mapping[str, Any]]], na
     """Medians joined by a line; ranges over the seeds that got there; open triangles where the
     median seed did not.
     """
-    points = sorted(points, key=lambda point: point[0])
-    heights = [
-        max(min(f["spent"]) if f["median"] is None else f["median"], 1e-3) for _, f in points
-    ]
-    axes.plot([x for x, _ in points], heights, color=_colour(name), linewidth=1.2, alpha=0.5)
+    points, colour = sorted(points, key=lambda point: point[0]), _colour(name)
+    heights = [max(_at_least(f), 1e-3) for _, f in points]
+    axes.plot([x for x, _ in points], heights, color=colour, linewidth=1.2, alpha=0.5)
     for (x, figure), height in zip(points, heights, strict=True):
         never = figure["median"] is None
-        style = (
-            {"marker": "^", "markersize": 9, "markerfacecolor": "none"}
-            if never
-            else {"marker": "o", "markersize": 6}
-        )
-        axes.plot(
-            [x],
-            [height],
-            color=_colour(name),
-            linestyle="",
-            label="never" if never else "reached",
-            **style,
-        )
+        style = _NEVER if never else {"marker": "o", "markersize": 6}
+        label = "never" if never else "reached"
+        axes.plot([x], [height], color=colour, linestyle="", label=label, **style)
         reached = [max(value, 1e-3) for value in figure["each"] if value is not None]
         if reached and len(figure["each"]) > 1:
-            axes.vlines(
-                x,
-                min(reached),
-                max([*reached, height]),
-                color=_colour(name),
-                linewidth=2,
-                alpha=0.6,
-            )
+            high = max([*reached, height])
+            axes.vlines(x, min(reached), high, color=colour, linewidth=2, alpha=0.6)

@@ -9,13 +9,13 @@ Writes ``benchmarks/results/gpu.json``. Without a CUDA device it says so and end
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import resumable as bench
 import torch
 import tyro
 
@@ -25,8 +25,7 @@ from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.records import provenance, read_json, write_json
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, slug
 
-RESULTS = Path(__file__).parent / "results" / "gpu.json"
-
+HERE = bench.RESULTS / "gpu.json"
 
 #: Steps between two looks at the clock.
 CHUNK = 25
@@ -64,15 +63,11 @@ def throughput(
     rows = []
     for env_id in envs:
         for n in lanes:
-            rate = {
-                device: steps_per_second(env_id, device, n, seconds) for device in ("cpu", "cuda")
-            }
-            rows.append({"env": env_id, "lanes": n, **rate, "ratio": rate["cuda"] / rate["cpu"]})
-            print(
-                f"{slug(env_id):32} {n:7,} lanes: {rate['cuda']:14,.0f} steps/s,"
-                f" {rows[-1]['ratio']:8.2f} x CPU",
-                flush=True,
-            )
+            rate = {d: steps_per_second(env_id, d, n, seconds) for d in ("cpu", "cuda")}
+            ratio = rate["cuda"] / rate["cpu"]
+            rows.append({"env": env_id, "lanes": n, **rate, "ratio": ratio})
+            told = f"{rate['cuda']:14,.0f} steps/s, {ratio:8.2f} x CPU"
+            print(f"{slug(env_id):32} {n:7,} lanes: {told}", flush=True)
     return rows
 
 
@@ -80,23 +75,15 @@ def comparison(agents: tuple[str, ...], env: str, budget: float) -> list[dict[st
     """Seconds of training of each agent on both devices at the same budget of reward queries, one
     seed, one at a time.
     """
-    rows: dict[str, dict[str, Any]] = {
+    rows: dict[str, bench.Line] = {
         agent: {"agent": agent, "env": env, "reward_queries": budget} for agent in agents
     }
     plan = EvaluationPlan(points=2, paths=64, final_paths=1000, reference_paths=4096, samples=32)
+    told: Any = {"plan": plan, "command": "gpu.py"}
     with tempfile.TemporaryDirectory() as folder:
         for device in ("cuda", "cpu"):
             out = Path(folder) / device
-            job = Comparison(
-                agents,
-                (env,),
-                (0,),
-                Budget(budget),
-                out,
-                device=device,
-                plan=plan,
-                command="gpu.py",
-            )
+            job = Comparison(agents, (env,), (0,), Budget(budget), out, device=device, **told)
             for path in compare(job):
                 record = read_json(path / "record.json")
                 row = rows[record["spec"]["agent"]]
@@ -104,11 +91,8 @@ def comparison(agents: tuple[str, ...], env: str, budget: float) -> list[dict[st
                 row[f"score_{device}"] = record["final"]["score"]
     for row in rows.values():
         row["ratio"] = row["cpu"] / row["cuda"]
-        print(
-            f"{row['agent']:8} {row['cuda']:8.1f} s on the GPU, {row['cpu']:8.1f} s on the CPU:"
-            f" {row['ratio']:6.2f} x",
-            flush=True,
-        )
+        told = f"{row['cuda']:8.1f} s on the GPU, {row['cpu']:8.1f} s on the CPU"
+        print(f"{row['agent']:8} {told}: {row['ratio']:6.2f} x", flush=True)
     return list(rows.values())
 
 
@@ -119,7 +103,7 @@ def main(
     envs: tuple[str, ...] = tuple(sorted(PROBLEMS.keys() - NEED_WEIGHTS)),
     lanes: tuple[int, ...] = (256, 4096, 65536),
     seconds: float = 1.0,
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> int:
     """Measure, print and write.
 
@@ -136,7 +120,7 @@ def main(
         print("error: this benchmark needs a CUDA device; torch finds none here", file=sys.stderr)
         return 2
     found = {
-        "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "command": bench.command(),
         **provenance(),
         "cpu_threads": torch.get_num_threads(),
         "throughput": throughput(envs, lanes, seconds),

@@ -24,19 +24,18 @@ missing.
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import resumable as bench
 import torch
 from pipelines import build_stable_diffusion
-from resumable import append, command_line, read_lines
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from girsanov.agents import PDE, PIFT
@@ -48,9 +47,8 @@ from girsanov.envs.problem import Problem, rollout
 from girsanov.envs.rewards.image_reward import Architecture, ImageReward
 from girsanov.envs.rewards.images import Brightness, Incompressibility
 from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on, policy_of
-from girsanov.scoreboard.records import check_writable, provenance, write_whole
 
-RESULTS = Path(__file__).parent / "results" / "image_rewards"
+HERE = bench.RESULTS / "image_rewards"
 PROMPT, STEPS, TRAJECTORIES = "a yellow three", 10, 10
 ModelName = Literal["latent-digits", "random"]
 RewardName = Literal["brightness", "jpeg", "image-reward"]
@@ -87,21 +85,21 @@ REWARDS: dict[str, Callable[[], Any]] = {
     "image-reward": _image_reward,
 }
 
-_ROUND = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": STEPS}
-
 
 def _pi_ft(problem: Any, **kwargs: Any) -> BaseAlgorithm:
-    policy, rate = (
-        ("LoraPolicy", 3e-3) if problem.reward.differentiable else ("LoraValuePolicy", 1e-3)
-    )
+    black_box = not problem.reward.differentiable
+    policy, rate = ("LoraValuePolicy", 1e-3) if black_box else ("LoraPolicy", 3e-3)
     return PIFT(policy, problem, rate, TRAJECTORIES, anneal=True, **kwargs)
 
 
+def _score(problem: Any, **kwargs: Any) -> BaseAlgorithm:
+    return PIFT("LoraScorePolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kwargs)
+
+
+_ROUND = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": STEPS}
 AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
     "pi-ft": _pi_ft,
-    "pi-ft-score": lambda problem, **kw: PIFT(
-        "LoraScorePolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kw
-    ),
+    "pi-ft-score": _score,
     "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
     "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
     "pde": lambda problem, **kw: PDE("CnnPolicy", problem, adaptive=False, **kw),
@@ -141,36 +139,31 @@ def make(model: str | Path, reward: str, price: float, paths: int = 256) -> tupl
     """The problem whose temperature is ``price`` standard deviations of the reward, and that
     deviation.
     """
-    settings: dict[str, Any] = {
-        "model": model,
-        "prompts": PROMPT,
-        "steps": STEPS,
-        "guidance_scale": 1.0,
-        "batch_size": paths,
-    }
-    problem: Problem = stable_diffusion(reward=REWARDS[reward](), temperature=1.0, **settings)
+    settings: dict[str, Any] = {"model": model, "prompts": PROMPT, "steps": STEPS}
+    settings |= {"guidance_scale": 1.0, "batch_size": paths}
+
+    def at(temperature: float) -> Problem:
+        return stable_diffusion(reward=REWARDS[reward](), temperature=temperature, **settings)
+
+    problem = at(1.0)
     with torch.no_grad():
         spread = float(rollout(problem, None, paths, generator_on(problem, 1)).reward.std())
-    return (
-        stable_diffusion(reward=REWARDS[reward](), temperature=price * spread, **settings),
-        spread,
-    )
+    return at(price * spread), spread
 
 
-def execute(cell: Cell, untrained: Path) -> dict[str, Any]:
+def execute(cell: Cell, untrained: Path) -> bench.Line:
     """Train and measure, beside the pre-trained model on the same noises."""
     torch.set_num_threads(1)
-    problem, spread = make(
-        untrained if cell.model == "random" else cell.model, cell.reward, cell.price
-    )
+    model_of = untrained if cell.model == "random" else cell.model
+    problem, spread = make(model_of, cell.reward, cell.price)
     model: Any = AGENTS[cell.agent](problem, seed=cell.seed, device="cpu")
     start = time.process_time()
     model.learn(cell.rounds * TRAJECTORIES * STEPS)
     seconds = time.process_time() - start
     with torch.no_grad():
-        before = rollout(problem, None, cell.paths, generator_on(problem, FINAL_SEED))
-        after = rollout(
-            problem, policy_of(model, problem), cell.paths, generator_on(problem, FINAL_SEED)
+        before, after = (
+            rollout(problem, policy, cell.paths, generator_on(problem, FINAL_SEED))
+            for policy in (None, policy_of(model, problem))
         )
     return {
         "deviation": spread,
@@ -187,11 +180,6 @@ def _rounded(values: torch.Tensor) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def finished(out: Path) -> dict[str, dict[str, Any]]:
-    """Lines by name; a torn last one does not count."""
-    return {line["name"]: line for line in read_lines(out / "rows.jsonl")}
-
-
 def run(
     models: tuple[ModelName, ...] = ("latent-digits", "random"),
     rewards: tuple[RewardName, ...] = ("brightness", "jpeg", "image-reward"),
@@ -200,7 +188,7 @@ def run(
     seeds: tuple[int, ...] = (0, 1, 2),
     rounds: int = 30,
     paths: int = 256,
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> None:
     """Make every cell that is not finished, then the report.
 
@@ -217,8 +205,6 @@ def run(
     unknown = sorted(set(agents) - set(AGENTS))
     if unknown:
         raise ValueError(f"agents must be of {sorted(AGENTS)}; got {unknown}")
-    check_writable(out)
-    command = shlex.join(["python", "benchmarks/image_rewards.py", *sys.argv[1:]])
     cells = [
         Cell(model, reward, agent, price, seed, rounds, paths)
         for seed in seeds
@@ -226,135 +212,76 @@ def run(
         for reward in rewards
         for agent in agents
     ]
+
+    def words(line: bench.Line) -> str:
+        gain, seconds = _pm(*paired([line], value, "before")), line["cpu_seconds"]
+        return f"J {gain} deviations, {seconds:.0f} CPU s"
+
     with tempfile.TemporaryDirectory() as folder:
         untrained = build_stable_diffusion(Path(folder))
-        for cell in cells:
-            if cell.name in finished(out):
-                continue
-            line = {
-                "name": cell.name,
-                "cell": asdict(cell),
-                **execute(cell, untrained),
-                "command": command,
-                **provenance(),
-            }
-            append(out / "rows.jsonl", line)
-            gain, error = paired([line], value, "before")
-            print(
-                f"{cell.name}: J {gain:+.3f} +- {error:.3f} deviations, {line['cpu_seconds']:.0f}"
-                " CPU s",
-                flush=True,
-            )
+        bench.resume(cells, out, lambda cell: execute(cell, untrained), words)
     report(out)
 
 
 # --- report
 
 
-def value(line: dict[str, Any]) -> np.ndarray:
+def value(line: bench.Line) -> np.ndarray:
     """J path by path, in standard deviations of the reward."""
-    return np.array(line["reward"]) - line["cell"]["price"] * np.array(line["kl"])
+    return np.array(line["reward"]) - line["job"]["price"] * np.array(line["kl"])
 
 
 def paired(
-    lines: Sequence[dict[str, Any]], of: Any, against: str | Sequence[dict[str, Any]]
+    lines: Sequence[bench.Line], of: Any, against: str | Sequence[bench.Line]
 ) -> tuple[float, float]:
     """Mean over paths and seeds of ``of`` less a column or the same of other lines; the error
     counts paths and seeds.
     """
-    other = (
-        [np.array(line[against]) for line in lines]
-        if isinstance(against, str)
-        else [of(line) for line in against]
-    )
+    column = isinstance(against, str)
+    other = [np.array(x[against]) for x in lines] if column else [of(x) for x in against]
     gaps = np.array([of(line) for line in lines]) - np.array(other)
     seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
     mean = gaps.mean(0)
     return float(mean.mean()), float(math.sqrt(mean.var(ddof=1) / len(mean) + seeds))
 
 
-def chosen(lines: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    """Those whose cells have all these values, by seed."""
-    found = [
-        line for line in lines if all(line["cell"][key] == wish for key, wish in wanted.items())
-    ]
-    return sorted(found, key=lambda line: line["cell"]["seed"])
-
-
-def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+def table(lines: Sequence[bench.Line]) -> str:
     """One row a reward and method: gains over the pre-trained model, and what is lost to PI-FT."""
-    text = [
-        "| reward | method | seeds | rewards seen | gain of the reward | KL | gain of J | J above"
-        " PI-FT's | CPU s |"
-    ]
-    text.append("|" + " --- |" * 9)
+    heads = "reward|method|seeds|rewards seen|gain of the reward|KL|gain of J|J above PI-FT's|CPU s"
+    rows = []
     for reward in REWARDS:
-        ours = {line["cell"]["seed"]: line for line in chosen(lines, reward=reward, agent="pi-ft")}
+        ours = {x["job"]["seed"]: x for x in bench.chosen(lines, reward=reward, agent="pi-ft")}
         for agent in AGENTS:
-            group = chosen(lines, reward=reward, agent=agent)
+            group = bench.chosen(lines, reward=reward, agent=agent)
             if not group:
                 continue
-            both = [line for line in group if line["cell"]["seed"] in ours and agent != "pi-ft"]
-            against = (
-                _pm(*paired(both, value, [ours[line["cell"]["seed"]] for line in both]))
-                if both
-                else ""
-            )
-            gain, worth = (
-                _pm(*paired(group, of, "before"))
-                for of in (lambda line: np.array(line["reward"]), value)
-            )
-            kl, seconds = (
-                np.mean([np.mean(line[key]) for line in group]) for key in ("kl", "cpu_seconds")
-            )
-            cells = [
-                reward,
-                agent,
-                str(len(group)),
-                f"{group[0]['reward_queries']:,}",
-                gain,
-                f"{kl:.2f}",
-                worth,
-                against,
-            ]
-            text.append(f"| {' | '.join([*cells, f'{seconds:.0f}'])} |")
-    return text
+            both = [x for x in group if x["job"]["seed"] in ours and agent != "pi-ft"]
+            rivals = [ours[x["job"]["seed"]] for x in both]
+            gain = _pm(*paired(group, lambda x: np.array(x["reward"]), "before"))
+            kl, seconds = (np.mean([np.mean(x[k]) for x in group]) for k in ("kl", "cpu_seconds"))
+            cells = [reward, agent, str(len(group)), f"{group[0]['reward_queries']:,}", gain]
+            cells += [f"{kl:.2f}", _pm(*paired(group, value, "before"))]
+            cells += [_pm(*paired(both, value, rivals)) if both else "", f"{seconds:.0f}"]
+            rows.append(cells)
+    return bench.table(heads.split("|"), rows)
 
 
-def report(out: Path = RESULTS) -> None:
+def report(out: Path = HERE) -> None:
     """Write ``report.md``: gains over the pre-trained model, and PI-FT against DPOK."""
-    lines = list(finished(out).values())
-    if not lines:
-        raise ValueError(f"out must hold finished cells; got none in {out}")
+    lines = list(bench.runs_of(out, some=True).values())
     text = [
         "# Every kind of image reward, on two tiny pipelines",
-        "",
-        (
-            f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. Prices of a nat are in"
-            " standard deviations of the reward."
-        ),
-        (
-            "Gains over the pre-trained model in those deviations, paired over noises, with"
-            " standard errors over noises and seeds."
-        ),
-        "How: `benchmarks/image_rewards.py`.",
+        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. Prices of a nat are in standard"
+        " deviations of the reward.\nGains over the pre-trained model in those deviations, paired"
+        " over noises, with standard errors over noises and seeds.\nHow:"
+        " `benchmarks/image_rewards.py`.",
     ]
     for model, words in MODELS.items():
-        for price, rounds in sorted(
-            {(line["cell"]["price"], line["cell"]["rounds"]) for line in chosen(lines, model=model)}
-        ):
-            text += ["", f"## {words}; a nat costs {price:g}; {rounds} rounds", ""]
-            text += table(chosen(lines, model=model, price=price, rounds=rounds))
-    made = sorted(
-        {
-            f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})"
-            for x in lines
-        }
-    )
-    write_whole(
-        out / "report.md", "\n".join([*text, "", "Made by " + "; ".join(made) + ".", ""]).encode()
-    )
-    print(out / "report.md")
+        here = [x["job"] for x in bench.chosen(lines, model=model)]
+        for price, rounds in sorted({(job["price"], job["rounds"]) for job in here}):
+            text.append(f"## {words}; a nat costs {price:g}; {rounds} rounds")
+            text.append(table(bench.chosen(lines, model=model, price=price, rounds=rounds)))
+    bench.write(out, [*text, bench.made_by(lines)])
 
 
 def _pm(mean: float, error: float) -> str:
@@ -363,7 +290,7 @@ def _pm(mean: float, error: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("image_rewards.py", __doc__, run, report, arguments)
+    return bench.command_line("image_rewards.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

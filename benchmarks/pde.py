@@ -18,35 +18,27 @@ Seconds are CPU seconds of one thread, learning alone.
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import resumable as bench
 import torch
 from frontier import Cell, Yardstick
 from frontier import Reference as MixtureReference
-from resumable import append, command_line, read_lines
 
 from girsanov.agents import PDE
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Policy, Problem, rollout
-from girsanov.scoreboard.evaluation import (
-    FINAL_SEED,
-    cached_reference,
-    evaluate,
-    generator_on,
-    policy_of,
-)
-from girsanov.scoreboard.records import check_writable, provenance, write_whole
+from girsanov.scoreboard.evaluation import FINAL_SEED, evaluate, generator_on, policy_of
 
-RESULTS = Path(__file__).parent / "results" / "pde"
+HERE = bench.RESULTS / "pde"
 Table = Literal["mixture", "dimensions", "digits", "ablation"]
 
 #: One ingredient changed at a time; the names say what is missing or added.
@@ -66,16 +58,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "control scaled by a factor chosen on 200 of the paths": {},
 }
 #: Settings of single rows of the other tables.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "200 gradient steps, gradient averaged over noise": {
-        "gradient_steps": 200,
-        "policy_kwargs": {"draws": 2},
-    },
-}
-_RAW, _SCALED = (
-    "states in place of clean estimates",
-    "control scaled by a factor chosen on 200 of the paths",
-)
+_LONG = "200 gradient steps, gradient averaged over noise"
+SETTINGS = {**VARIANTS, _LONG: {"gradient_steps": 200, "policy_kwargs": {"draws": 2}}}
+_RAW = "states in place of clean estimates"
+_SCALED = "control scaled by a factor chosen on 200 of the paths"
 _FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1)
 #: Variants that are other agents, with the settings of ``baselines/hyperparameters.py``.
 _RL: dict[str, Callable[..., Any]] = {"PPO": make_ppo, "SAC": make_sac}
@@ -112,53 +98,21 @@ class Run:
         cell = f"{cell}-bound{self.action_bound:g}"
         return f"{self.table}-{cell}-{self.variant}-{self.seed}"
 
-    @property
-    def row(self) -> str:
-        """What its seeds share."""
-        return self.name.rsplit("-", 1)[0]
-
 
 def runs(tables: Sequence[str], seeds: int) -> list[Run]:
     """All of them, the first seed of every row first."""
+    mixtures = [(0.5, 500, 1.0), (0.5, 1000, 1.0), (2.0, 1000, 1.0), (0.1, 1000, 1.0)]
+    mixtures += [(0.1, 1000, 2.0)]
+    digits = [(0.3, 1000), (0.3, 2000), (1.0, 1000)]
     made = []
     for seed in range(seeds):
-        if "mixture" in tables:
-            cells = [
-                (0.5, 500, 1.0),
-                (0.5, 1000, 1.0),
-                (2.0, 1000, 1.0),
-                (0.1, 1000, 1.0),
-                (0.1, 1000, 2.0),
-            ]
-            made += [
-                Run("mixture", "mixture", b, q, seed, action_bound=bound) for b, q, bound in cells
-            ]
-            made.append(
-                Run(
-                    "mixture",
-                    "mixture",
-                    0.1,
-                    1000,
-                    seed,
-                    variant="200 gradient steps, gradient averaged over noise",
-                    action_bound=2.0,
-                )
-            )
-        if "dimensions" in tables:
-            made += [Run("dimensions", "mixture", 0.5, 1000, seed, d) for d in (2, 8, 32, 64)]
-        if "digits" in tables:
-            made += [
-                Run("digits", "digits", beta, q, seed, 64)
-                for beta, q in ((0.3, 1000), (0.3, 2000), (1.0, 1000))
-            ]
-            made += [
-                Run("digits", "digits", beta, 4000, seed, 64, name)
-                for name in _RL
-                for beta in (0.3, 1.0)
-            ]
-        if "ablation" in tables:
-            made += [Run("ablation", "digits", 0.3, 1000, seed, 64, v) for v in VARIANTS]
-    return made
+        made += [Run("mixture", "mixture", b, q, seed, 2, "default", to) for b, q, to in mixtures]
+        made += [Run("mixture", "mixture", 0.1, 1000, seed, 2, _LONG, 2.0)]
+        made += [Run("dimensions", "mixture", 0.5, 1000, seed, d) for d in (2, 8, 32, 64)]
+        made += [Run("digits", "digits", beta, q, seed, 64) for beta, q in digits]
+        made += [Run("digits", "digits", b, 4000, seed, 64, a) for a in _RL for b in (0.3, 1.0)]
+        made += [Run("ablation", "digits", 0.3, 1000, seed, 64, v) for v in VARIANTS]
+    return [run for run in made if run.table in tables]
 
 
 def problem_of(run: Run) -> Problem:
@@ -193,7 +147,7 @@ def execute(run: Run, out: Path, reference_paths: int) -> dict[str, Any]:
     if run.variant in _RL:
         agent: Any = _RL[run.variant](env, seed=run.seed, device="cpu")
     else:
-        settings = {"policy": "MlpPolicy", **{**VARIANTS, **SETTINGS}[run.variant]}
+        settings = {"policy": "MlpPolicy", **SETTINGS[run.variant]}
         agent = PDE(env=env, seed=run.seed, device="cpu", **settings)
     began = time.process_time()
     chosen = 200 if run.variant == _SCALED else 0
@@ -207,21 +161,13 @@ def execute(run: Run, out: Path, reference_paths: int) -> dict[str, Any]:
         found = Yardstick(problem, reference, 4096).measure(policy)
         found["ceiling"] = reference.score(reference.closed_form.mean)
     else:
-        identity = {"env": run.env, "beta": run.beta, "reference_paths": reference_paths // 4}
-        known = cached_reference(problem, identity, out / "cells" / f"digits-beta{run.beta:g}.json")
+        known = bench.bound_of(out, problem, run.env, run.beta, reference_paths // 4)
         value = evaluate(problem, policy, 2000, generator_on(problem, FINAL_SEED)).value
         score = known.score(value.objective)
+        mean, stderr = (None, None) if score is None else score
         found = {"objective": value.objective.mean, "kl": value.kl.mean}
-        found |= {
-            "score": None if score is None else score.mean,
-            "score_stderr": None if score is None else score.stderr,
-        }
+        found |= {"score": mean, "score_stderr": stderr}
     return {**found, "seconds": round(seconds, 2)}
-
-
-def done(out: Path) -> dict[str, dict[str, Any]]:
-    """Finished runs by name; a torn last line does not count."""
-    return {line["run"]: line for line in read_lines(out / "runs.jsonl")}
 
 
 def run(
@@ -229,7 +175,7 @@ def run(
     seeds: int = 5,
     reference_paths: int = 1 << 16,
     only: str = "",
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> None:
     """Make every run that is not finished.
 
@@ -240,90 +186,60 @@ def run(
         only: runs whose name holds this, such as ``beta0.3-1000`` or ``SAC``.
         out: folder of everything.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1; got {seeds}")
-    check_writable(out)
-    todo = [run for run in runs(tables, seeds) if only in run.name and run.name not in done(out)]
-    command = shlex.join(["python", "benchmarks/pde.py", *sys.argv[1:]])
-    for number, one in enumerate(todo, 1):
-        found = execute(one, out, reference_paths)
-        append(
-            out / "runs.jsonl",
-            {"run": one.name, **asdict(one), **found, "command": command, **provenance()},
-        )
-        print(
-            f"[{number}/{len(todo)}] {one.name}: score {found['score']}, {found['seconds']:.0f}"
-            " CPU s",
-            flush=True,
-        )
+    bench.at_least(1, seeds=seeds)
+    bench.resume(
+        [run for run in runs(tables, seeds) if only in run.name],
+        out,
+        lambda one: execute(one, out, reference_paths),
+        lambda line: f"score {line['score']}, {line['seconds']:.0f} CPU s",
+    )
 
 
-def report(out: Path = RESULTS) -> None:
+def _title(job: bench.Line) -> str:
+    """A row's name within its table."""
+    if job["table"] == "ablation":
+        return job["variant"]
+    words = f"beta {job['beta']:g}, {job['queries']:,} queries"
+    if job["table"] == "dimensions":
+        return f"d = {job['dimension']}, {words}"
+    if job["table"] == "digits":
+        return f"{job['variant']}, {words}" if job["variant"] in _RL else words
+    rest = f", {job['variant']}" if job["variant"] != "default" else ""
+    return f"{words}, action bound {job['action_bound']:g}{rest}"
+
+
+def report(out: Path = HERE) -> None:
     """Write ``report.md``: medians over seeds, and the worst."""
-    lines = list(done(out).values())
-    if not lines:
-        raise ValueError(f"out must hold finished runs; got none in {out}")
+    lines = list(bench.runs_of(out, some=True).values())
     text = [
-        "# What the PDE agent reaches\n",
-        (
-            "Medians over seeds; brackets hold the worst and the best seed. The ceiling is the"
-            " closed form's score, clipped to an action bound of 1. Each row of the ablation"
-            " changes one thing and leaves the rest as it is: with settings of their own, observed"
-            " next states five visits ahead reach 0.91 (docs/pde.md).\n"
-        ),
+        "# What the PDE agent reaches",
+        "Medians over seeds; brackets hold the worst and the best seed. The ceiling is the closed"
+        " form's score, clipped to an action bound of 1. Each row of the ablation changes one thing"
+        " and leaves the rest as it is: with settings of their own, observed next states five"
+        " visits ahead reach 0.91 (docs/pde.md).",
     ]
-    heads: dict[str, Callable[[dict[str, Any]], str]] = {
-        "mixture": lambda x: (
-            f"beta {x['beta']:g}, {x['queries']:,} queries, action bound {x['action_bound']:g}"
-            + (f", {x['variant']}" if x["variant"] != "default" else "")
-        ),
-        "dimensions": lambda x: (
-            f"d = {x['dimension']}, beta {x['beta']:g}, {x['queries']:,} queries"
-        ),
-        "digits": lambda x: (
-            (f"{x['variant']}, " if x["variant"] in _RL else "")
-            + f"beta {x['beta']:g}, {x['queries']:,} queries"
-        ),
-        "ablation": lambda x: x["variant"],
-    }
-    for table, head in heads.items():
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for line in lines:
-            if line["table"] == table:
-                groups.setdefault(head(line), []).append(line)
-        if groups:
-            text += [
-                f"\n## {table.capitalize()}\n",
-                "| | score | ceiling | KL | CPU s | seeds |",
-                "| " + "--- | " * 6,
-            ]
-            text += [_row(name, group) for name, group in groups.items()]
-    made = sorted(
-        {
-            f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})"
-            for x in lines
-        }
-    )
-    text += ["\nMade by " + "; ".join(made) + ".\n"]
-    write_whole(out / "report.md", "\n".join(text).encode())
-    print(out / "report.md")
+    for name in ("mixture", "dimensions", "digits", "ablation"):
+        here = [line for line in lines if line["job"]["table"] == name]
+        rows = [_row(*row) for row in bench.groups(here, lambda x: _title(x["job"])).items()]
+        if rows:
+            text.append(f"## {name.capitalize()}")
+            text.append(bench.table(["", "score", "ceiling", "KL", "CPU s", "seeds"], rows))
+    bench.write(out, [*text, bench.made_by(lines)])
 
 
-def _row(name: str, group: list[dict[str, Any]]) -> str:
+def _row(name: str, group: list[bench.Line]) -> list[str]:
     scores = [x["score"] for x in group if x["score"] is not None]
-    score = (
-        f"{statistics.median(scores):.3f} [{min(scores):.3f}, {max(scores):.3f}]"
-        if scores
-        else "not certified"
-    )
+    # brackets always, of a single seed too
+    low, high = (f"{f(scores):.3f}" for f in (min, max)) if scores else ("", "")
+    score = f"{statistics.median(scores):.3f} [{low}, {high}]" if scores else "not certified"
     ceiling = f"{group[0]['ceiling']:.3f}" if "ceiling" in group[0] else ""
-    kl, seconds = (statistics.median(x[key] for x in group) for key in ("kl", "seconds"))
-    return f"| {name} | {score} | {ceiling} | {kl:.2f} | {seconds:.0f} | {len(group)} |"
+    kl, seconds = (bench.median(group, key) for key in ("kl", "seconds"))
+    return [name, score, ceiling, f"{kl:.2f}", f"{seconds:.0f}", str(len(group))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("pde.py", __doc__, run, report, arguments)
+    return bench.command_line("pde.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -41,18 +41,17 @@ along their lines.
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import resumable as bench
 import torch
-from rates_report import RESULTS, ROWS, report
-from resumable import append, command_line, read_lines
+from rates_report import HERE, report
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
@@ -63,7 +62,6 @@ from girsanov.baselines.sb3 import deterministic_policy, make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Estimate, Policy, Trajectories, rollout
-from girsanov.scoreboard.records import check_writable, provenance
 
 Study = Literal["rates", "size", "rl"]
 QUICK = Path("runs") / "rates_quick"
@@ -71,28 +69,15 @@ RECORDED = {"lookahead": "observed"}  # nothing but the recorded paths
 PARAMETRIC = {"policy": "PolynomialPolicy", "ridge": 1e-8, "select": False, **RECORDED}
 #: Arguments of PDE by method; ``policy_kwargs`` of those of the size study hold what their size
 #: counts.
+_EIGHT = {**PARAMETRIC, "policy_kwargs": {"times": 8}}
+_KERNEL = {"policy": "KernelPolicy", **RECORDED}
 METHODS: dict[str, dict[str, Any]] = {
-    "polynomial": {**PARAMETRIC, "policy_kwargs": {"times": 8}},
-    "polynomial-fresh": {
-        **PARAMETRIC,
-        "policy_kwargs": {"times": 8},
-        "lookahead": "fresh",
-        "draws": 2,
-    },
-    "kernel": {
-        "policy": "KernelPolicy",
-        "policy_kwargs": {"centres": 40, "length": 2.0},
-        **RECORDED,
-    },
+    "polynomial": _EIGHT,
+    "polynomial-fresh": {**_EIGHT, "lookahead": "fresh", "draws": 2},
+    "kernel": {**_KERNEL, "policy_kwargs": {"centres": 40, "length": 2.0}},
     "network": {"policy": "MlpPolicy", "policy_kwargs": {"hidden": (64, 64)}, **RECORDED},
     "times": {**PARAMETRIC, "policy_kwargs": {}},
-    "centres": {
-        "policy": "KernelPolicy",
-        "ridge": 1e-6,
-        "select": False,
-        "policy_kwargs": {"times": 6},
-        **RECORDED,
-    },
+    "centres": {**_KERNEL, "ridge": 1e-6, "select": False, "policy_kwargs": {"times": 6}},
 }
 #: Uncontrolled paths behind errors of f; a quarter as many of the optimum behind errors of the
 #: control, and behind a regret.
@@ -124,6 +109,12 @@ class Job:
     size: int = 0
     cpu_seconds: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """Unlike any other's."""
+        where = f"{self.study} {self.method} beta {self.temperature:g} d {self.dimension}"
+        return f"{where} n {self.n} size {self.size} seed {self.seed}"
+
 
 def jobs(studies: Sequence[str], quick: bool = False) -> list[Job]:
     """The whole benchmark, of each study the first seed of every line, then the others line by
@@ -138,10 +129,8 @@ def jobs(studies: Sequence[str], quick: bool = False) -> list[Job]:
         (2.0, 4, "kernel", ns[:6], 5),
         (2.0, 4, "network", ns, 3),
     ]
-    sizes = [
-        ("times", 0.5, (1, 2, 3, 4, 6, 8, 12, 16, 24), 3),
-        ("centres", 2.0, (10, 20, 40, 80, 160), 2),
-    ]
+    sizes = [("times", 0.5, (1, 2, 3, 4, 6, 8, 12, 16, 24), 3)]
+    sizes += [("centres", 2.0, (10, 20, 40, 80, 160), 2)]
     many, rl_n, rl_seeds, seconds = (500, 8000), 20_000, 2, 60.0
     if quick:
         lines = [(2.0, 4, "polynomial", [200, 400, 800], 2), (2.0, 4, "kernel", [200, 400], 2)]
@@ -152,29 +141,20 @@ def jobs(studies: Sequence[str], quick: bool = False) -> list[Job]:
             1,
             5.0,
         )
-    out = []
-    if "rates" in studies:
-        every = [
-            Job("rates", b, d, m, n, s)
-            for b, d, m, grid, count in lines
-            for n in grid
-            for s in range(count)
-        ]
-        out += sorted(every, key=lambda job: job.seed > 0)
-    if "size" in studies:
-        every = [
+    fits = [Job("rates", b, d, m, n, s) for b, d, m, ns, k in lines for n in ns for s in range(k)]
+    every = {
+        "rates": fits,
+        "size": [
             Job("size", b, 4, m, n, s, z)
             for m, b, grid, count in sizes
             for z in grid
             for n in many
             for s in range(count)
-        ]
-        out += sorted(every, key=lambda job: job.seed > 0)
-    if "rl" in studies:
-        out += [
-            Job("rl", 2.0, 4, m, rl_n, s, cpu_seconds=seconds) for m in RL for s in range(rl_seeds)
-        ]
-    return out
+        ],
+        "rl": [Job("rl", 2.0, 4, m, rl_n, s, 0, seconds) for m in RL for s in range(rl_seeds)],
+    }
+    first: Callable[[Job], bool] = lambda job: job.study != "rl" and job.seed > 0  # noqa: E731
+    return [job for study in every if study in studies for job in sorted(every[study], key=first)]
 
 
 # --- measuring
@@ -241,14 +221,11 @@ def yardstick(temperature: float, dimension: int) -> Yardstick:
         "girsanov/LinearQuadratic-v0", temperature=temperature, dimension=dimension
     )
     assert isinstance(problem, LinearQuadratic)
+    drawn = [torch.Generator().manual_seed(seed) for seed in (1, 2, 4)]
     with torch.no_grad():
-        free = rollout(problem, None, PATHS, torch.Generator().manual_seed(1))
-        best = rollout(
-            problem, problem.optimal_control, PATHS // 4, torch.Generator().manual_seed(2)
-        )
-    return Yardstick(
-        problem, free, best, regret(problem, None, 4 * PATHS, torch.Generator().manual_seed(4)).mean
-    )
+        free = rollout(problem, None, PATHS, drawn[0])
+        best = rollout(problem, problem.optimal_control, PATHS // 4, drawn[1])
+    return Yardstick(problem, free, best, regret(problem, None, 4 * PATHS, drawn[2]).mean)
 
 
 # --- jobs
@@ -313,22 +290,24 @@ class RegretCurve(BaseCallback):
         self._since = time.process_time()
 
 
-def execute(job: Job) -> list[dict[str, Any]]:
-    """The rows of one job: one of a fit, one a look of RL."""
+def execute(job: Job) -> bench.Line:
+    """Rows of one job, one of a fit, one a look of RL; what blew up is null."""
     ruler = yardstick(job.temperature, job.dimension)
-    if job.study != "rl":
+    if job.study == "rl":
+        model = RL[job.method](ruler.problem, seed=job.seed, device="cpu")
+        horizon = ruler.problem.horizon
+        policy: Any = lambda m: deterministic_policy(m, ruler.problem)  # noqa: E731
+        curve = RegretCurve(lambda m: ruler.control(policy(m)), horizon, job.cpu_seconds)
+        model.learn(job.n * horizon, curve)
+        rows = curve.rows
+    else:
         start = time.process_time()
         agent = fit(job)
         seconds = round(time.process_time() - start, 3)
         control = ruler.control(agent.policy.control) if job.study == "rates" else {}
-        return [{"n": job.n, "seconds": seconds, **ruler.value(agent), **control}]
-    model = RL[job.method](ruler.problem, seed=job.seed, device="cpu")
-    horizon = ruler.problem.horizon
-    curve = RegretCurve(
-        lambda m: ruler.control(deterministic_policy(m, ruler.problem)), horizon, job.cpu_seconds
-    )
-    model.learn(job.n * horizon, curve)
-    return curve.rows
+        rows = [{"n": job.n, "seconds": seconds, **ruler.value(agent), **control}]
+    finite = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in rows]
+    return {"rows": finite, "regret_without_control": ruler.room}
 
 
 def run(
@@ -336,53 +315,25 @@ def run(
     quick: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Make the jobs that are missing; each is one line of ``rows.jsonl`` as soon as it is done.
+    """Make the jobs that are missing; each is one line of ``runs.jsonl`` as soon as it is done.
 
     Args:
         studies: which.
         quick: a minute's worth, to see that it works.
         out: folder; ``benchmarks/results/rates``, or ``runs/rates_quick`` if quick.
     """
-    if not studies or len(set(studies)) < len(studies):
-        raise ValueError(
-            f"studies must be names, each once, at least one; got {' '.join(studies) or 'none'}"
-        )
-    out = out or (QUICK if quick else RESULTS)
-    check_writable(out)
-    torch.set_num_threads(1)
-    wanted = jobs(studies, quick)
-    done = {tuple(sorted(line["job"].items())) for line in read_lines(out / ROWS)}
-    todo = [job for job in wanted if tuple(sorted(asdict(job).items())) not in done]
-    print(f"{len(wanted) - len(todo)} of {len(wanted)} jobs are finished", flush=True)
-    command = f"python benchmarks/rates.py {shlex.join(sys.argv[1:])}".strip()
-    for number, job in enumerate(todo, 1):
-        rows = [{name: _finite(value) for name, value in row.items()} for row in execute(job)]
-        made = {
-            "command": command,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **provenance(),
-        }
-        room = yardstick(job.temperature, job.dimension).room
-        append(
-            out / ROWS, {"job": asdict(job), "rows": rows, "regret_without_control": room, **made}
-        )
-        figures = ", ".join(
-            f"{name} {value:.3g}" for name, value in rows[-1].items() if value is not None
-        )
-        label = (
-            f"{job.study} {job.method} beta {job.temperature:g} d {job.dimension} size {job.size}"
-            f" seed {job.seed}"
-        )
-        print(f"[{number}/{len(todo)}] {label}: {figures}", flush=True)
+    bench.check("studies", studies, "names", lambda study: True)
 
+    def words(line: bench.Line) -> str:
+        last = line["rows"][-1].items()
+        return ", ".join(f"{name} {value:.3g}" for name, value in last if value is not None)
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # a fit that blew up
+    bench.resume(jobs(studies, quick), out or (QUICK if quick else HERE), execute, words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("rates.py", __doc__, run, report, arguments)
+    return bench.command_line("rates.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

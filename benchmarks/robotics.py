@@ -4,29 +4,30 @@
     python benchmarks/robotics.py --envs girsanov/Pendulum-v0 girsanov/Reacher-v0 --seeds 1
     python benchmarks/robotics.py report
 
-Each run is one of ``train.py run``: the same folders, curves and judges. Seeds come before
+Each run is one of ``train.py run``: the same curves and judges. All of them
+in one file, ``runs.jsonl``, is what is committed; the report is made from it. Seeds come before
 environments and the cheap environments before the dear ones, so that every table fills evenly. One
 thread; the seconds are wall clock, and so upper bounds on a machine that does other things.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import resumable as bench
 import torch
-from resumable import command_line
 
+from girsanov.scoreboard import archive
 from girsanov.scoreboard.records import check_writable
 from girsanov.scoreboard.report import report as write_report
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 
-RESULTS = Path(__file__).parent / "results" / "robotics"
+HERE = bench.RESULTS / "robotics"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Task:
         return EvaluationPlan(
             5, 100, 1000, self.reference_paths, reference_starts=self.reference_starts
         )
+
+    def spec(self, env: str, agent: str, seed: int) -> RunSpec:
+        """One run on the CPU."""
+        given = self.agent_kwargs.get(agent, {})
+        budget = Budget(self.queries)
+        return RunSpec(env, agent, seed, budget, self.env_kwargs, given, "cpu", self.plan)
 
 
 #: Where the equations of motion are known; chosen on the arm with seed 0, the same for all.
@@ -84,7 +91,7 @@ def run(
     envs: tuple[str, ...] = tuple(TASKS),
     agents: tuple[str, ...] = ("pde", "pi-ft", "ppo", "sac"),
     seeds: int = 5,
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> None:
     """Make every run that is not finished, then write the report.
 
@@ -97,45 +104,28 @@ def run(
     unknown = sorted(set(envs) - set(TASKS))
     if unknown:
         raise ValueError(f"envs must be any of {list(TASKS)}; got {unknown}")
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1; got {seeds}")
+    bench.at_least(1, seeds=seeds)
     check_writable(out)
     torch.set_num_threads(1)
-    command = shlex.join(["python", "benchmarks/robotics.py", *sys.argv[1:]])
-    specs = [
-        RunSpec(
-            env,
-            agent,
-            seed,
-            Budget(task.queries),
-            task.env_kwargs,
-            task.agent_kwargs.get(agent, {}),
-            "cpu",
-            task.plan,
-        )
-        for seed in range(seeds)
-        for env, task in ((env, TASKS[env]) for env in envs)
-        for agent in agents
-    ]
+    specs = [TASKS[env].spec(env, a, seed) for seed in range(seeds) for env in envs for a in agents]
     for number, spec in enumerate(specs, 1):
-        final = execute(spec, out, command)["final"]
+        final = execute(spec, out, bench.command())["final"]
         score = "not certified" if final["score"] is None else f"{final['score']:.3f}"
-        words = (
-            f"score {score}, J {final['objective']:.2f}, success {final['success']:.1%},"
-            f" {final['seconds']:.0f} s"
-        )
-        print(f"[{number}/{len(specs)}] {spec.folder(out).relative_to(out)}: {words}", flush=True)
+        words = f"score {score}, J {final['objective']:.2f}, success {final['success']:.1%}"
+        name = spec.folder(out).relative_to(out)
+        print(f"[{number}/{len(specs)}] {name}: {words}, {final['seconds']:.0f} s", flush=True)
+    archive.pack(out)
     report(out)
 
 
-def report(out: Path = RESULTS) -> None:
+def report(out: Path = HERE) -> None:
     """Write ``report.md`` and the learning curves of the runs that are finished."""
     print(write_report(out))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("robotics.py", __doc__, run, report, arguments)
+    return bench.command_line("robotics.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

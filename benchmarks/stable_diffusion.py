@@ -29,34 +29,20 @@ out. Killed and started again, it makes what is missing.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import resumable as bench
 import torch
-from resumable import append, command_line
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_diffusion_report import (
-    BETAS,
-    PRETRAINED,
-    PROMPTS,
-    RESULTS,
-    ROWS,
-    SAMPLES,
-    SWEPT,
-    name_of,
-    read,
-    report,
-)
+from stable_diffusion_report import BETAS, HERE, PRETRAINED, PROMPTS, SWEPT, report
 
 from girsanov.agents import PDE, PIFT
 from girsanov.baselines.ddpo import DDPO
@@ -68,7 +54,6 @@ from girsanov.envs.pretraining.digit_images import load_images
 from girsanov.envs.pretraining.quality import Judge
 from girsanov.envs.problem import Policy, Problem, rollout
 from girsanov.scoreboard.evaluation import FINAL_SEED, SAMPLE_SEED, generator_on, policy_of
-from girsanov.scoreboard.records import check_writable, provenance
 
 ENV = "girsanov/StableDiffusion-v0"
 STEPS, TRAJECTORIES, TEMPERATURE = 10, 10, 0.1
@@ -80,18 +65,16 @@ _DPOK = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": STE
 #: Policy, agent: what makes it. Learning rates: see the report.
 AGENTS: dict[str, dict[str, Callable[..., BaseAlgorithm]]] = {
     "lora": {
-        "pi-ft": lambda problem, **kw: PIFT(
-            "LoraPolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kw
-        ),
-        "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 1e-3, **_DPOK, **kw),
-        "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 1e-3, **_DPOK, **kw),
-        "pde": lambda problem, **kw: PDE("CnnPolicy", problem, adaptive=False, **kw),
+        "pi-ft": lambda env, **kw: PIFT("LoraPolicy", env, 3e-3, TRAJECTORIES, anneal=True, **kw),
+        "dpok": lambda env, **kw: DPOK("LoraPolicy", env, 1e-3, **_DPOK, **kw),
+        "ddpo": lambda env, **kw: DDPO("LoraPolicy", env, 1e-3, **_DPOK, **kw),
+        "pde": lambda env, **kw: PDE("CnnPolicy", env, adaptive=False, **kw),
     },
     "mlp": {
-        "pi-ft": lambda problem, **kw: PIFT("PathwisePolicy", problem, 1e-3, TRAJECTORIES, **kw),
-        "dpok": lambda problem, **kw: DPOK("MlpPolicy", problem, 2e-4, **_DPOK, **kw),
-        "ddpo": lambda problem, **kw: DDPO("MlpPolicy", problem, 2e-4, **_DPOK, **kw),
-        "pde": lambda problem, **kw: PDE("MlpPolicy", problem, **kw),
+        "pi-ft": lambda env, **kw: PIFT("PathwisePolicy", env, 1e-3, TRAJECTORIES, **kw),
+        "dpok": lambda env, **kw: DPOK("MlpPolicy", env, 2e-4, **_DPOK, **kw),
+        "ddpo": lambda env, **kw: DDPO("MlpPolicy", env, 2e-4, **_DPOK, **kw),
+        "pde": lambda env, **kw: PDE("MlpPolicy", env, **kw),
     },
 }
 
@@ -123,16 +106,17 @@ class Cell:
     @property
     def name(self) -> str:
         """Unlike any other cell's."""
-        return name_of(asdict(self))
+        what = [self.study, self.policy, self.prompt.replace(" ", "_"), self.agent]
+        name = "-".join([*what, f"beta{self.temperature:g}", f"seed{self.seed}"])
+        return name.replace("---", "-")
 
     def problem(self) -> Problem:
         """On the CPU."""
-        reward = "brightness" if self.study == "brightness" else "digit-prompt"
         return make_problem(
             ENV,
             model="latent-digits",
             prompts=self.prompt,
-            reward=reward,
+            reward="brightness" if self.study == "brightness" else "digit-prompt",
             temperature=self.temperature,
             steps=STEPS,
             guidance_scale=1.0,
@@ -144,31 +128,25 @@ def cells(
     studies: Sequence[str], policy: str, seeds: Sequence[int], rounds: int, paths: int
 ) -> list[Cell]:
     """What the studies consist of; seeds count for ``prompts``, the others have the first alone."""
-    first = seeds[0]
+    first, agents = seeds[0], AGENTS[policy]
+
+    def trained(study: str, prompt: str, agent: str, beta: float, seed: int = first) -> Cell:
+        return Cell(study, policy, prompt, agent, beta, seed, rounds, paths)
+
     before = [Cell("prompts", "-", p, PRETRAINED, TEMPERATURE, 0, 0, paths) for p in PROMPTS]
     main = [
-        Cell("prompts", policy, p, a, TEMPERATURE, seed, rounds, paths)
+        trained("prompts", prompt, agent, TEMPERATURE, seed)
         for seed in seeds
-        for a in AGENTS[policy]
-        for p in PROMPTS
+        for agent in agents
+        for prompt in PROMPTS
     ]
-    swept = [
-        Cell("betas", policy, SWEPT, "pi-ft", b, first, rounds, paths)
-        for b in BETAS
-        if b != TEMPERATURE
-    ]
+    swept = [trained("betas", SWEPT, "pi-ft", b) for b in BETAS if b != TEMPERATURE]
     bright = [Cell("brightness", "-", SWEPT, PRETRAINED, 0.01, 0, 0, paths)]
-    bright += [
-        Cell("brightness", policy, SWEPT, a, 0.01, first, rounds, paths) for a in ("pi-ft", "dpok")
-    ]
+    bright += [trained("brightness", SWEPT, agent, 0.01) for agent in ("pi-ft", "dpok")]
     # the claims first: PI-FT and DPOK on every prompt, the sweep, then the rest
     claimed = [c for c in main if c.agent in ("pi-ft", "dpok") and c.seed == first]
     order = [*before, *claimed, *swept, *bright, *(c for c in main if c not in claimed)]
-    return [
-        cell
-        for cell in order
-        if cell.study in studies and (cell.policy == "-" or cell.agent in AGENTS[policy])
-    ]
+    return [c for c in order if c.study in studies and (c.policy == "-" or c.agent in agents)]
 
 
 # --- one cell
@@ -199,12 +177,8 @@ def train(model: Any, rounds: int) -> list[dict[str, float]]:
 
     def watched(policy: Policy | None, n: int | None = None) -> Any:
         paths = collect(policy, n)
-        line = {
-            "reward": float(paths.reward.mean()),
-            "kl": float(paths.kl.mean()),
-            "reward_queries": model.reward_queries,
-        }
-        lines.append(line)
+        line = {"reward": float(paths.reward.mean()), "kl": float(paths.kl.mean())}
+        lines.append({**line, "reward_queries": model.reward_queries})
         return paths
 
     model.collect = watched
@@ -219,40 +193,34 @@ def evaluate(problem: Problem, policy: Policy | None, paths: int, stream: int) -
     return rollout(problem, policy, paths, generator_on(problem, stream))
 
 
-def execute(cell: Cell, out: Path, command: str) -> dict[str, Any]:
-    """Train, measure, keep pictures, and append the line."""
+def execute(cell: Cell) -> bench.Line:
+    """Train, measure, and keep pictures."""
     torch.set_num_threads(1)
-    problem, policy, lines, cpu = cell.problem(), None, [], 0.0
+    problem, policy, curve, cpu = cell.problem(), None, [], 0.0
     if cell.agent != PRETRAINED:
         model = AGENTS[cell.policy][cell.agent](problem, seed=cell.seed, device="cpu")
         problem = model.problem
         start = time.process_time()
-        lines = train(model, cell.rounds)
+        curve = train(model, cell.rounds)
         cpu = time.process_time() - start
         policy = policy_of(model, problem)
     found = evaluate(problem, policy, cell.paths, FINAL_SEED)
     images = problem.images(found.states[-1])
     shown = problem.images(evaluate(problem, policy, SHOWN, SAMPLE_SEED).states[-1])
-    line = {
-        "cell": asdict(cell),
-        "name": cell.name,
+    bounds = {}
+    if cell.agent == PRETRAINED:
+        every = {f"{b:g}": certificate_of(found.reward, b) for b in {*BETAS, cell.temperature}}
+        bounds = {b: {**c._asdict(), "certified": c.certified} for b, c in every.items()}
+    return {
         "reward": [round(float(r), 4) for r in found.reward],
         "kl": [round(float(k), 4) for k in found.kl],
         "judged": judged(images, cell.prompt),
-        "curve": lines,
+        "curve": curve,
         "cpu_seconds": round(cpu, 1),
-        "reward_queries": lines[-1]["reward_queries"] if lines else 0,
-        "command": command,
-        **provenance(),
+        "reward_queries": curve[-1]["reward_queries"] if curve else 0,
+        **({"bounds": bounds} if bounds else {}),
+        "samples": bench.as_text((255 * shown).round().byte().cpu().numpy()),
     }
-    if cell.agent == PRETRAINED:
-        bounds = {f"{b:g}": certificate_of(found.reward, b) for b in {*BETAS, cell.temperature}}
-        line["bounds"] = {b: {**c._asdict(), "certified": c.certified} for b, c in bounds.items()}
-    folder = out / SAMPLES
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"{cell.name}.npy", (255 * shown).round().byte().cpu().numpy())
-    append(out / ROWS, line)
-    return line
 
 
 @functools.cache
@@ -282,7 +250,7 @@ def run(
     rounds: int = 30,
     paths: int = 128,
     workers: int = 2,
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> None:
     """Make the cells that are missing, then the report.
 
@@ -295,44 +263,19 @@ def run(
         workers: processes at a time.
         out: folder of everything.
     """
-    check_writable(out)
-    done = {line["name"]: line["cell"] for line in read(out)}
     asked = cells(studies, policy, seeds, rounds, paths)
-    for cell in asked:
-        if done.get(cell.name, asdict(cell)) != asdict(cell):
-            raise ValueError(
-                f"{out / ROWS} holds {cell.name} with other settings ({done[cell.name]}); use"
-                " another --out"
-            )
-    todo = [cell for cell in asked if cell.name not in done]
-    for line in _executed(todo, out, workers, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])):
-        reward, kl = np.mean(line["reward"]), np.mean(line["kl"])
-        text = (
-            f"reward {reward:.3f}, KL {kl:.2f}, judged {line['judged']['both']:.2f},"
-            f" {line['cpu_seconds']:.0f} s"
-        )
-        print(f"{line['name']}: {text}", flush=True)
+    bench.resume(asked, out, execute, _words, workers)
     report(out)
 
 
-def _executed(
-    todo: Sequence[Cell], out: Path, workers: int, command: str
-) -> Iterator[dict[str, Any]]:
-    if workers == 1:
-        yield from (execute(cell, out, command) for cell in todo)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(execute, cell, out, command) for cell in todo]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _words(line: bench.Line) -> str:
+    said = f"reward {np.mean(line['reward']):.3f}, KL {np.mean(line['kl']):.2f}"
+    return f"{said}, judged {line['judged']['both']:.2f}, {line['cpu_seconds']:.0f} s"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See ``command_line``."""
-    return command_line("stable_diffusion.py", __doc__, run, report, arguments)
+    return bench.command_line("stable_diffusion.py", __doc__, run, report, arguments)
 
 
 if __name__ == "__main__":

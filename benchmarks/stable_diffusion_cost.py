@@ -15,14 +15,13 @@ Writes ``results/stable_diffusion_cost.json``; ``measured`` is null where there 
 
 from __future__ import annotations
 
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import resumable as bench
 import torch
 import tyro
 from pipelines import build_stable_diffusion, full_size_networks, full_size_pipeline
@@ -35,7 +34,7 @@ from girsanov.envs.env import ProblemEnv
 from girsanov.envs.rewards.images import make_reward
 from girsanov.scoreboard.records import provenance, write_json
 
-RESULTS = Path(__file__).parent / "results" / "stable_diffusion_cost.json"
+HERE = bench.RESULTS / "stable_diffusion_cost.json"
 #: Form of PI-FT and a reward that suits it.
 FORMS = {
     "LoraPolicy": "brightness",
@@ -66,17 +65,13 @@ def count_networks() -> dict[str, float]:
     with torch.no_grad():
         found["unet_forward"] = teraflops(lambda: unet(x, time_, words))
         found["decoder_forward"] = teraflops(lambda: vae.decode(x))
-    found["decoder_forward_backward"] = teraflops(
-        lambda: vae.decode(1 * state).sample.sum().backward()
-    )
+    decoded = lambda: vae.decode(1 * state).sample.sum().backward()  # noqa: E731
+    found["decoder_forward_backward"] = teraflops(decoded)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=list(TARGETS)))
     found["lora_parameters"] = float(sum(p.numel() for p in unet.parameters() if p.requires_grad))
-    found["lora_forward_backward"] = teraflops(
-        lambda: unet(x, time_, words).sample.sum().backward()
-    )
-    found["lora_forward_backward_with_state"] = teraflops(
-        lambda: unet(1 * state, time_, words).sample.sum().backward()
-    )
+    for name, given in (("", x), ("_with_state", state)):
+        predicted = lambda y=given: unet(1 * y, time_, words).sample.sum().backward()  # noqa: E731
+        found[f"lora_forward_backward{name}"] = teraflops(predicted)
     return found
 
 
@@ -106,25 +101,22 @@ def count_passes(
     watch("unet", problem.unet)
     watch("decoder", problem.vae.decoder)
     agent.learn(paths * steps)
-    return {
-        name: count / (paths if name.startswith("decoder") else paths * steps)
-        for name, count in seen.items()
-    }
+    often = {name: paths if name.startswith("decoder") else paths * steps for name in seen}
+    return {name: count / often[name] for name, count in seen.items()}
 
 
 def count_gradient(
     networks: dict[str, float], passes: dict[str, float], paths: int, steps: int
 ) -> float:
     """PFLOP of one gradient."""
-    a_step = (
-        passes["unet"] * networks["unet_forward"]
-        + passes["unet_with_graph"] * networks["lora_forward_backward_with_state"]
-    )
-    image = (
-        passes["decoder"] * networks["decoder_forward"]
-        + passes["decoder_with_graph"] * networks["decoder_forward_backward"]
-    )
-    return paths * (steps * a_step + image) / 1000
+    costs = {
+        "unet": networks["unet_forward"],
+        "unet_with_graph": networks["lora_forward_backward_with_state"],
+        "decoder": networks["decoder_forward"],
+        "decoder_with_graph": networks["decoder_forward_backward"],
+    }
+    often = {name: steps if name.startswith("unet") else 1 for name in costs}
+    return paths * sum(often[name] * passes[name] * cost for name, cost in costs.items()) / 1000
 
 
 def measure(
@@ -141,14 +133,8 @@ def measure(
         gradient_checkpointing=True,
     )
     kwargs = {"micro_batch": max(2, paths // 5)}
-    agent = PIFT(
-        form,
-        ProblemEnv(problem.to(device)),
-        seed=0,
-        device=device,
-        n_trajectories=paths,
-        policy_kwargs=kwargs,
-    )
+    told: Any = {"seed": 0, "device": device, "n_trajectories": paths, "policy_kwargs": kwargs}
+    agent = PIFT(form, ProblemEnv(problem.to(device)), **told)
     cuda = device == "cuda"
     seconds = []
     for number in range(gradients + 1):
@@ -159,10 +145,8 @@ def measure(
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    found = {
-        "seconds_a_gradient": sorted(seconds[1:])[gradients // 2],
-        "micro_batch": float(kwargs["micro_batch"]),
-    }
+    middle = sorted(seconds[1:])[gradients // 2]
+    found = {"seconds_a_gradient": middle, "micro_batch": float(kwargs["micro_batch"])}
     return {**found, "gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else found
 
 
@@ -171,7 +155,7 @@ def main(
     steps: int = 50,
     gradients: int = 3,
     device: Literal["auto", "cuda", "none"] = "auto",
-    out: Path = RESULTS,
+    out: Path = HERE,
 ) -> None:
     """Count, measure where there is a GPU, write and print.
 
@@ -190,24 +174,16 @@ def main(
     forms: dict[str, Any] = {}
     for form in FORMS:
         passes = count_passes(form)
-        forms[form] = {
-            "passes": passes,
-            "pflop_a_gradient": count_gradient(networks, passes, paths, steps),
-        }
-        print(
-            f"{form}: {forms[form]['pflop_a_gradient']:.2f} PFLOP a gradient of {paths} paths of"
-            f" {steps} steps",
-            flush=True,
-        )
+        cost = count_gradient(networks, passes, paths, steps)
+        forms[form] = {"passes": passes, "pflop_a_gradient": cost}
+        print(f"{form}: {cost:.2f} PFLOP a gradient of {paths} paths of {steps} steps", flush=True)
     if device != "none" and torch.cuda.is_available():
         pipeline = full_size_pipeline("cuda", torch.bfloat16)
         for form in FORMS:
             forms[form]["measured"] = measure(form, pipeline, paths, steps, gradients, "cuda")
             print(f"{form}: {forms[form]['measured']}", flush=True)
-    command = shlex.join(["python", "benchmarks/stable_diffusion_cost.py", *sys.argv[1:]])
-    write_json(
-        out, {"networks_tflop": networks, "forms": forms, "command": command, **provenance()}
-    )
+    made = {"command": bench.command(), **provenance()}
+    write_json(out, {"networks_tflop": networks, "forms": forms, **made})
     print(out)
 
 

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -32,6 +30,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import mujoco
 import numpy as np
+import resumable as bench
 import torch
 import tyro
 from mujoco.rollout import Rollout
@@ -43,10 +42,11 @@ from girsanov.envs import NEED_MUJOCO, make_problem
 from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv
 from girsanov.envs.robots.mujoco import Robot
+from girsanov.scoreboard.records import provenance, write_json
 
 ENV = "girsanov/GaussianMixture-v0"
 PENDULUM = "girsanov/Pendulum-v0"
-RESULTS = Path(__file__).parent / "results" / "throughput.json"
+HERE = bench.RESULTS / "throughput.json"
 
 
 class NumpyMixture:
@@ -298,7 +298,7 @@ def scanned(lanes: int, steps: int) -> Callable[[], int] | None:
     return run
 
 
-def main(repetitions: int = 100, out: Path = RESULTS) -> None:
+def main(repetitions: int = 100, out: Path = HERE) -> None:
     """Measure the ratios and write them with the machine and the versions.
 
     Args:
@@ -306,136 +306,61 @@ def main(repetitions: int = 100, out: Path = RESULTS) -> None:
             long).
         out: JSON file to write.
     """
-    problem = make_problem(ENV)
+    problem, few = make_problem(ENV), 1 + repetitions // 10
     check_the_numpy_version(problem)
-    wide, single = (
-        ProblemVectorEnv(problem, 4096, autoreset_mode="same_step"),
-        DummyVecEnv([lambda: gym.make(ENV)] * 4096),
-    )
-    many = batched(wide, 4096, 20), batched(single, 4096, 1), 1 + repetitions // 10
-    pendulums = (
-        ProblemVectorEnv(make_problem(PENDULUM), 4096),
-        gym.make_vec("Pendulum-v1", 4096, vectorization_mode="sync"),
-    )
-    swinging = (
-        batched(pendulums[0], 4096, 20),
-        batched(pendulums[1], 4096, 1),
-        1 + repetitions // 10,
-    )
+    wide = ProblemVectorEnv(problem, 4096, autoreset_mode="same_step")
+    single = DummyVecEnv([lambda: gym.make(ENV)] * 4096)
+    ours = ProblemVectorEnv(make_problem(PENDULUM), 4096)
+    theirs = gym.make_vec("Pendulum-v1", 4096, vectorization_mode="sync")
+    found: dict[str, bench.Line] = {}
+
+    def measure(name: str, rival: str, sides: Any, times: int, clock: Any, **least: float) -> None:
+        ratio = compare(*sides, times, clock)
+        row = {"ours": ratio.first, rival: ratio.second, "speed_ratio": ratio.speed}
+        found[name] = {**row, **least}
+        print(f"{name}: {ratio.speed:.3g} times the speed of {rival}", flush=True)
+
+    many = batched(wide, 4096, 20), batched(single, 4096, 1)
+    swinging = batched(ours, 4096, 20), batched(theirs, 4096, 1)
+    wall, cpu = time.perf_counter, time.process_time
     torch.set_num_threads(2)
-    vector = compare(*many, time.perf_counter)
-    pendulum = compare(*swinging, time.perf_counter)
+    measure("vector_4096", "dummy_vec_env", many, few, wall, at_least=20)
+    measure("pendulum_4096", "sync_vector_env", swinging, few, wall, at_least=10)
     torch.set_num_threads(1)  # from here on one thread, whose CPU time no other process adds to
-    one_thread = compare(*many, time.process_time)
-    pendulum_one_thread = compare(*swinging, time.process_time)
-    rival = scanned(4096, 20)
-    jitted = {}
-    if rival is not None:
-        found = compare(swinging[0], rival, repetitions, time.perf_counter)
-        jitted = {
-            "ours": found.first,
-            "gymnax": found.second,
-            "speed_ratio": found.speed,
-            "at_least": 0.5,
-        }
+    measure("vector_4096_one_thread", "dummy_vec_env", many, few, cpu)
+    measure("pendulum_4096_one_thread", "sync_vector_env", swinging, few, cpu)
+    if (rival := scanned(4096, 20)) is not None:
+        name, sides = "pendulum_4096_gymnax_one_thread", (swinging[0], rival)
+        measure(name, "gymnax", sides, repetitions, wall, at_least=0.5)
     raw = ProblemVectorEnv(problem, 256, autoreset_mode="same_step")
-    both = batched(ProblemVecEnv(problem, 256), 256, 50), batched(raw, 256, 50)
-    adapter = compare(*both, repetitions, time.process_time)
-    both = episodes(ProblemEnv(problem), 1, 50), episodes(NumpyMixture(problem), 1, 50)
-    alone = compare(*both, 3 * repetitions, time.process_time)
-    robots = {}
+    sides = batched(ProblemVecEnv(problem, 256), 256, 50), batched(raw, 256, 50)
+    measure("adapter_256", "raw", sides, repetitions, cpu, at_least=0.5)
+    sides = episodes(ProblemEnv(problem), 1, 50), episodes(NumpyMixture(problem), 1, 50)
+    measure("single", "numpy", sides, 3 * repetitions, cpu)
+    found["single"] |= {"time_ratio": 1 / found["single"].pop("speed_ratio"), "at_most": 3}
     for name in sorted(NEED_MUJOCO):
-        both = (stepped(make_problem(name), 1024, 5, bare) for bare in (False, True))  # type: ignore[arg-type]
-        ratio = compare(*both, 1 + repetitions // 10, time.process_time)
-        robots[name] = {
-            "ours": ratio.first,
-            "bare_rollout": ratio.second,
-            "speed_ratio": ratio.speed,
-            "at_least": 0.8,
-        }
+        pair = tuple(stepped(make_problem(name), 1024, 5, bare) for bare in (False, True))  # type: ignore[arg-type]
+        measure(name, "bare_rollout", pair, few, cpu, at_least=0.8)
+    made = provenance()
+    packages = ("mujoco", "gymnax", "jax") if rival is not None else ("mujoco",)
+    made["versions"] |= {package: version(package) for package in packages}
     report = {
-        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
+        "command": bench.command(),
         "units": "microseconds for one step of one lane, medians",
         "clock": "wall for two threads and beside gymnax, CPU else",
-        "vector_4096": {
-            "ours": vector.first,
-            "dummy_vec_env": vector.second,
-            "speed_ratio": vector.speed,
-            "at_least": 20,
-        },
-        "vector_4096_one_thread": {
-            "ours": one_thread.first,
-            "dummy_vec_env": one_thread.second,
-            "speed_ratio": one_thread.speed,
-        },
-        "pendulum_4096": {
-            "ours": pendulum.first,
-            "sync_vector_env": pendulum.second,
-            "speed_ratio": pendulum.speed,
-            "at_least": 10,
-        },
-        "pendulum_4096_one_thread": {
-            "ours": pendulum_one_thread.first,
-            "sync_vector_env": pendulum_one_thread.second,
-            "speed_ratio": pendulum_one_thread.speed,
-        },
-        **({"pendulum_4096_gymnax_one_thread": jitted} if jitted else {}),
-        "adapter_256": {
-            "adapter": adapter.first,
-            "raw": adapter.second,
-            "speed_ratio": adapter.speed,
-            "at_least": 0.5,
-        },
-        "single": {
-            "ours": alone.first,
-            "numpy": alone.second,
-            "time_ratio": 1 / alone.speed,
-            "at_most": 3,
-        },
-        "mujoco_1024_one_thread": robots,
+        **{name: row for name, row in found.items() if name not in NEED_MUJOCO},
+        "mujoco_1024_one_thread": {name: found[name] for name in sorted(NEED_MUJOCO)},
         "repetitions": repetitions,
-        "machine": {
-            "processor": processor(),
-            "cores": cores(),
-            "load": load(),
-            "system": platform.platform(),
-        },
-        "versions": {
-            name: version(name)
-            for name in (
-                "torch",
-                "numpy",
-                "gymnasium",
-                "stable-baselines3",
-                "mujoco",
-                *(("gymnax", "jax") if jitted else ()),
-            )
-        }
-        | {"python": platform.python_version()},
+        "load": load(),
+        **made,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    write_json(out, report)
+    print(json.dumps(report, indent=1))
 
 
 def load() -> float | None:
     """Processes that wanted a core in the last minute, this one among them."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
 
 
 if __name__ == "__main__":

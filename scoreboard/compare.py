@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..envs.env import ProblemEnv
+from . import archive
 from .records import RunFolder, check_writable
 from .registry import find_agent, make_env
 from .runner import prepare_env
@@ -170,6 +171,8 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
     specs = comparison.specs()
     for agent in comparison.agents:
         find_agent(agent)
+    for spec in specs:
+        archive.restore(spec, comparison.out)
     missing = [spec for spec in specs if not RunFolder(comparison.out, spec).finished()]
     envs = {spec.env: make_env(spec.env, spec.env_kwargs, spec.device) for spec in missing}
     check_writable(comparison.out)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from . import plots
+from . import archive, plots
 from .evaluation import Reference
 from .intervals import interval, paired
-from .records import RunFolder, check_writable, read_record, write_json, write_whole
+from .records import RunFolder, check_writable, write_json, write_whole
 from .spec import UNITS, RunSpec, slug
 from .tables import markdown
 
@@ -33,14 +33,13 @@ def report(out: Path) -> Path:
     Raises:
         ValueError: no finished run there, or the folder can't be written to.
     """
-    found = sorted(out.glob("*/*/seed*/record.json"))
-    if not found:
+    records = archive.finished(out)
+    if not records:
         raise ValueError(
-            "out must hold finished runs (<env>/<agent>/seed<k>/record.json); found none under"
-            f" {str(out)!r}"
+            "out must hold finished runs (<env>/<agent>/seed<k>/record.json, or runs.jsonl); found"
+            f" none under {str(out)!r}"
         )
     check_writable(out)
-    records = [read_record(path) for path in found]
     unfinished = sorted(
         str(path.parent.relative_to(out))
         for path in out.glob("*/*/seed*/spec.json")
@@ -63,10 +62,7 @@ def report(out: Path) -> Path:
 def summarise(out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
     agents = _grouped(records, "agent")
-    rows = {
-        agent: [RunFolder(out, RunSpec.from_json(r["spec"])).rows() for r in group]
-        for agent, group in agents.items()
-    }
+    rows = {agent: [record["rows"] for record in group] for agent, group in agents.items()}
     reference, env = Reference.from_json(records[0]["reference"]), records[0]["spec"]["env"]
     quantity = (
         "score" if all(record["final"]["score"] is not None for record in records) else "objective"

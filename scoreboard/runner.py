@@ -23,6 +23,7 @@ import torch
 from ..envs.counting import Evaluations, counted
 from ..envs.env import ProblemEnv, shell_of
 from ..envs.problem import Policy, Problem
+from . import archive
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
 from .records import RunFolder, check_writable, provenance, read_record, write_json, write_whole
 from .registry import find_agent, make_env, resolve_device
@@ -69,6 +70,7 @@ def execute(
         on_row: called with each row of progress.
     """
     agent, folder = find_agent(spec.agent), RunFolder(out, spec)
+    archive.restore(spec, out)
     if folder.finished():
         return read_record(folder.record)
     from .callback import ScoreCallback  # imports SB3 and TensorBoard

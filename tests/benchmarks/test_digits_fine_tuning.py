@@ -4,7 +4,7 @@ resumed and shown.
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_convergence_waits_for_reward_and_kl() -> None:
         for i, (r, k) in enumerate(zip(rewards, kls, strict=True))
     ]
     for part, paths in (("betas", 10), ("betas-many", 50)):
-        found = dft.convergence({"part": part, "curve": curve})
+        found = dft.convergence({"job": {"part": part}, "curve": curve})
         wanted = {
             "policy": 500 // paths,
             "objective": 300 // paths,
@@ -66,15 +66,8 @@ def row(run: dft.Run, **more: Any) -> dict[str, Any]:
         "success": 0.5,
         "seconds": 20.0,
     }
-    return {
-        "run": run.name,
-        **run.__dict__,
-        **figures,
-        "curve": curve,
-        "gradient_norms": [1.0] * 30,
-        **made,
-        **more,
-    }
+    rest = {"queries": run.queries, "gradient_norms": [1.0] * 30, **made, **more}
+    return {"run": run.name, "job": asdict(run), **figures, "curve": curve, **rest}
 
 
 def test_equal_seconds_buy_the_cheaper_methods_more_queries() -> None:
@@ -96,11 +89,7 @@ def test_finished_runs_are_not_made_again_and_a_torn_line_does_not_count(
 
     def execute(run: dft.Run, out: Path, reference_paths: int) -> dict[str, Any]:
         made.append(run)
-        return {
-            key: value
-            for key, value in row(run).items()
-            if key not in ("run", "command", *run.__dict__)
-        }
+        return {key: value for key, value in row(run).items() if key not in ("run", "job")}
 
     monkeypatch.setattr(dft, "execute", execute)
     dft.run(("betas",), (0,), out=tmp_path)
@@ -138,7 +127,7 @@ def test_the_report_shows_medians_and_differences_by_seed(tmp_path: Path) -> Non
         "closed_form": None,
         "success": None,
     }
-    (tmp_path / "reference.json").write_text(json.dumps({"reference": reference}))
+    append(tmp_path / "runs.jsonl", {"reference": "Digits-v0-beta0.3", "value": reference})
     dft.report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| pi-ft | 2,000 | 0.940 [0.900, 0.950] |" in text

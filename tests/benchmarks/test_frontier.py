@@ -13,6 +13,7 @@ import frontier  # noqa: E402
 import frontier_report as fr  # noqa: E402
 import pytest
 import torch
+from resumable import RUNS, runs_of  # noqa: E402
 
 from girsanov.envs import make_problem
 
@@ -112,44 +113,31 @@ def test_control_variates_are_exact_for_the_policies_they_know_and_help_between(
 # --- runs
 
 
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (out / fr.CURVES).read_text().splitlines()]
-
-
 def test_every_agent_runs_is_resumed_and_never_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert frontier.main([*TINY, "--agents", "ppo", "--out", str(tmp_path)]) == 0
-    before = (tmp_path / fr.CURVES).read_text()
-    torn = {
-        "kind": "row",
-        "run": "beta0.5-d2-sac-seed0",
-        "attempt": "killed",
-        "queries": 10,
-        "score": 9.0,
-    }
-    (tmp_path / fr.CURVES).write_text(
-        before + json.dumps(torn) + "\n" + json.dumps(torn)[:30]
-    )  # as a kill leaves it
+    before = (tmp_path / RUNS).read_text()
+    (tmp_path / RUNS).write_text(before + before[-300:-1][:100])  # as a kill leaves it
     assert frontier.main([*TINY, "--out", str(tmp_path)]) == 0
-    after = (tmp_path / fr.CURVES).read_text()
-    assert after.startswith(before) and after.count('"kind": "end"') == 4
+    after = (tmp_path / RUNS).read_text()
+    assert after.startswith(before) and after.count('"run": ') == 4
     assert "1 of 4 runs are finished" in capsys.readouterr().out
-    runs = fr.read(tmp_path)
+    runs = runs_of(tmp_path)
     assert [name.split("-", 2)[2] for name in runs] == [
         "ppo-seed0",
         "pde-seed0",
         "pde-off-seed0",
         "sac-seed0",
     ]
-    for (end, rows), queries in zip(runs.values(), (80, 100, 100, 20), strict=True):
-        assert [row["queries"] for row in rows] == [0, queries] and end[
-            "outcome"
-        ] == "queries spent"
-        assert rows[-1]["env_steps"] == 50 * queries and 0 < rows[-1]["seconds"] <= end["seconds"]
-        assert end["versions"]["torch"] and end["hyperparameters"] and abs(rows[0]["score"]) < 0.2
+    for run, queries in zip(runs.values(), (80, 100, 100, 20), strict=True):
+        rows = run["rows"]
+        assert [row["queries"] for row in rows] == [0, queries]
+        assert run["outcome"] == "queries spent"
+        assert rows[-1]["env_steps"] == 50 * queries and 0 < rows[-1]["seconds"] <= run["seconds"]
+        assert run["versions"]["torch"] and run["hyperparameters"] and abs(rows[0]["score"]) < 0.2
     assert frontier.main([*TINY, "--out", str(tmp_path)]) == 0
-    assert (tmp_path / fr.CURVES).read_text() == after
+    assert (tmp_path / RUNS).read_text() == after
 
     assert frontier.main(["report", "--out", str(tmp_path)]) == 0
     text, found = (
@@ -174,9 +162,9 @@ def test_a_run_ends_when_its_seconds_are_spent(tmp_path: Path) -> None:
         )
         == 0
     )
-    for end, rows in fr.read(tmp_path).values():
-        assert end["outcome"] == "seconds spent" and end["queries"] < end["settings"]["queries"]
-        assert [row["queries"] for row in rows] == [0]
+    for run in runs_of(tmp_path).values():
+        assert run["outcome"] == "seconds spent" and run["queries"] < run["job"]["queries"]
+        assert [row["queries"] for row in run["rows"]] == [0]
 
 
 def test_the_same_seed_gives_the_same_curve_however_often_it_is_looked_at(tmp_path: Path) -> None:
@@ -207,8 +195,7 @@ def test_a_diverged_run_is_on_record_and_not_repeated(
     monkeypatch.setitem(frontier.AGENTS, "ppo", broken)
     for _ in range(2):
         assert frontier.main([*TINY, "--agents", "ppo", "--out", str(tmp_path)]) == 0
-    ends = [line for line in lines(tmp_path) if line["kind"] == "end"]
-    assert [end["outcome"] for end in ends] == [
+    assert [run["outcome"] for run in runs_of(tmp_path).values()] == [
         "diverged: Expected parameter loc to satisfy Real(), found nan"
     ]
 
@@ -228,9 +215,8 @@ def test_two_workers_share_one_file(tmp_path: Path) -> None:
         str(tmp_path),
     ]
     assert frontier.main(arguments) == 0
-    assert len(fr.read(tmp_path)) == 4 and all(
-        len(rows) == 2 for _, rows in fr.read(tmp_path).values()
-    )
+    runs = runs_of(tmp_path)
+    assert len(runs) == 4 and all(len(run["rows"]) == 2 for run in runs.values())
 
 
 # --- the door
@@ -279,7 +265,7 @@ def test_a_reference_made_from_other_paths_is_refused(tmp_path: Path) -> None:
     first = frontier.Reference.cached(cell, 64, tmp_path)
     assert frontier.Reference.cached(cell, 64, tmp_path) == first
     with pytest.raises(
-        ValueError, match="was made with reference-paths 64, not 128; use another --out"
+        ValueError, match=r"beta0.5-d2 made with .*: 64}, not .*: 128}; use another --out"
     ):
         frontier.Reference.cached(cell, 128, tmp_path)
 
@@ -289,9 +275,9 @@ def test_a_reference_made_from_other_paths_is_refused(tmp_path: Path) -> None:
 
 def finished(
     agent: str, seed: int, queries: list[int], scores: list[float], seconds: float = 1.0
-) -> fr.Finished:
+) -> dict[str, Any]:
     """A run that evaluates at ``queries`` with ``scores``, at ``seconds`` for 100 queries."""
-    settings = {"agent": agent, "beta": 0.5, "dimension": 2, "seed": seed}
+    job = {"agent": agent, "beta": 0.5, "dimension": 2, "seed": seed}
     made = {
         "command": "c",
         "hardware": {"cpu": "x", "cores": 2, "system": "s"},
@@ -302,14 +288,14 @@ def finished(
         for q, s in zip(queries, scores, strict=True)
     ]
     spent = {"queries": queries[-1], "seconds": queries[-1] * seconds / 100}
-    return {"settings": settings, "outcome": "queries spent", **spent, **made}, rows
+    return {"job": job, "outcome": "queries spent", **spent, **made, "rows": rows}
 
 
 RISE = [0.0, 0.5, 0.9, 0.9, 0.9, 0.9]  # there at the fourth evaluation
 FLAT = [0.0, 0.5, 0.8, 0.8, 0.99, 0.8]
 
 
-def summary_of(tmp_path: Path, *runs: fr.Finished) -> dict[str, Any]:
+def summary_of(tmp_path: Path, *runs: dict[str, Any]) -> dict[str, Any]:
     frontier.Reference.cached(frontier.Cell(0.5, 2), 256, tmp_path)
     return fr.summarise(tmp_path, runs, 0.9)
 
@@ -340,7 +326,7 @@ def test_ratios_winners_and_words_of_known_curves(tmp_path: Path) -> None:
     assert "PDE wins in reward queries: PDE (adaptive) 400; PPO 1,000 (2.5 times)" in cell["words"]
     assert "SAC never within 1,600, but 1 of 2 seeds did (over 4.0 times)" in cell["words"]
     assert "**RL wins** in CPU seconds: PPO 10.0; PDE (adaptive) 32.0 (3.2 times)" in cell["words"]
-    text = fr.markdown(summary)
+    text = "\n".join(fr.markdown(summary))
     assert "In CPU seconds PDE wins 0 of 1 cells, RL 1. RL is ahead at beta 0.5, d 2" in text
     assert "never in 1,600 [400, never]" in text
 
@@ -364,7 +350,9 @@ def test_the_cost_of_other_scores(tmp_path: Path) -> None:
     assert high["PDE queries"]["median"] == 400 and high["RL queries"]["median"] is None
     assert high["ratio queries"] == {"bound": "at least", "ratio": 4.0}
     assert {row["level"] for row in summary["levels"]} == {0.5, 0.8, 0.9}  # nobody is at 0.95
-    assert "| 2 | 0.5 | 0.8 | 400 | never in 1,600 | over 4.0 times |" in fr.markdown(summary)
+    assert "| 2 | 0.5 | 0.8 | 400 | never in 1,600 | over 4.0 times |" in "\n".join(
+        fr.markdown(summary)
+    )
 
 
 def test_who_was_stopped_early_is_not_called_beaten(tmp_path: Path) -> None:
@@ -390,7 +378,7 @@ def test_who_was_stopped_early_is_not_called_beaten(tmp_path: Path) -> None:
 def test_one_side_alone_is_not_judged(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, finished("ppo", 0, [0, 40, 80, 120, 160, 200], RISE))
     assert summary["wins"] == {"queries": [None], "seconds": [None]}
-    assert "Only one side has run yet" in fr.markdown(summary)
+    assert "Only one side has run yet" in "\n".join(fr.markdown(summary))
 
 
 def test_open_triangles_where_it_was_never_reached(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def line(agent: str, seed: int, gains: list[float], kl: float = 1.0, **cell: Any
         "versions": {"torch": "t"},
         "hardware": {"cpu": "p"},
     }
-    return {"name": f"{agent}{seed}", "cell": named, **measured, **made}
+    return {"run": f"{agent}{seed}", "job": named, **measured, **made}
 
 
 def test_gains_are_paired_and_their_error_counts_seeds() -> None:
@@ -58,14 +58,14 @@ def test_gains_are_paired_and_their_error_counts_seeds() -> None:
 def test_the_report_sets_the_others_against_pi_ft_on_the_seeds_that_both_have(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(ValueError, match="out must hold finished cells"):
+    with pytest.raises(ValueError, match="out must hold finished runs"):
         ir.report(tmp_path)
     for row in (
         line("pi-ft", 0, [0.5] * 8),
         line("dpok", 0, [0.2] * 8),
         line("dpok", 1, [0.4] * 8),
     ):
-        append(tmp_path / "rows.jsonl", row)
+        append(tmp_path / "runs.jsonl", row)
     ir.report(tmp_path)
     dpok = next(
         text for text in (tmp_path / "report.md").read_text().splitlines() if "| dpok |" in text
@@ -92,14 +92,14 @@ def test_cells_are_made_once_and_a_nat_costs_a_hundredth_of_the_deviation(
         str(tmp_path),
     ]
     assert ir.main([*arguments, "--rewards", "jpeg"]) == 0
-    first = read_lines(tmp_path / "rows.jsonl")
-    assert [row["cell"]["model"] for row in first] == ["latent-digits", "random"]
+    first = read_lines(tmp_path / "runs.jsonl")
+    assert [row["job"]["model"] for row in first] == ["latent-digits", "random"]
     assert all(
         len(row["reward"]) == 4 and row["reward_queries"] == 10 and row["deviation"] > 0
         for row in first
     )
     assert ir.main([*arguments, "--rewards", "jpeg"]) == 0
-    assert read_lines(tmp_path / "rows.jsonl") == first
+    assert read_lines(tmp_path / "runs.jsonl") == first
     problem, spread = ir.make("latent-digits", "brightness", 0.01, paths=16)
     assert problem.temperature == pytest.approx(0.01 * spread)
     assert ir.main([*arguments[:-2], "--agents", "sac", "--out", str(tmp_path)]) == 2

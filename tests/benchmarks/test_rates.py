@@ -16,7 +16,7 @@ import pytest
 import rates  # noqa: E402
 import rates_report as rr  # noqa: E402
 import torch
-from resumable import read_lines  # noqa: E402
+from resumable import RUNS, read_lines  # noqa: E402
 from torch import Tensor
 
 from girsanov.envs import make_problem
@@ -180,7 +180,8 @@ def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
 
 def test_more_trajectories_bring_the_known_model_near_the_truth() -> None:
     few, many = (
-        rates.execute(rates.Job("rates", 2.0, 4, "polynomial-fresh", n, 0))[0] for n in (100, 1000)
+        rates.execute(rates.Job("rates", 2.0, 4, "polynomial-fresh", n, 0))["rows"][0]
+        for n in (100, 1000)
     )
     assert few["n"] == 100 and 0 < many["seconds"]
     for measure in ("energy", "integral", "control"):
@@ -189,15 +190,18 @@ def test_more_trajectories_bring_the_known_model_near_the_truth() -> None:
 
 
 def test_the_same_job_gives_the_same_row_and_another_seed_another() -> None:
-    rows = [rates.execute(rates.Job("size", 2.0, 4, "times", 60, seed, 3))[0] for seed in (0, 0, 1)]
+    rows = [
+        rates.execute(rates.Job("size", 2.0, 4, "times", 60, seed, 3))["rows"][0]
+        for seed in (0, 0, 1)
+    ]
     assert rows[0]["energy"] == rows[1]["energy"] != rows[2]["energy"]
     assert set(rows[0]) == {"n", "seconds", "energy", "integral"}
 
 
 def test_rl_ends_when_its_seconds_or_its_trajectories_are_spent() -> None:
-    rows = rates.execute(rates.Job("rl", 2.0, 4, "ppo", 64, 0, cpu_seconds=60.0))
+    rows = rates.execute(rates.Job("rl", 2.0, 4, "ppo", 64, 0, cpu_seconds=60.0))["rows"]
     assert [row["n"] for row in rows] == [64] and rows[0]["regret"] > 0
-    rows = rates.execute(rates.Job("rl", 2.0, 4, "sac", 10_000, 0, cpu_seconds=0.05))
+    rows = rates.execute(rates.Job("rl", 2.0, 4, "sac", 10_000, 0, cpu_seconds=0.05))["rows"]
     assert rows[-1]["n"] < 60
 
 
@@ -216,16 +220,16 @@ def test_run_is_resumed_and_reported(
 ) -> None:
     monkeypatch.setattr(rates, "jobs", tiny)
     assert rates.main(["--studies", "rates", "--out", str(tmp_path)]) == 0
-    before = (tmp_path / rr.ROWS).read_text()
-    (tmp_path / rr.ROWS).write_text(before + before[:40])  # torn by a kill
+    before = (tmp_path / RUNS).read_text()
+    (tmp_path / RUNS).write_text(before + before[:40])  # torn by a kill
     assert rates.main(["--out", str(tmp_path)]) == 0
-    assert "4 of 7 jobs are finished" in capsys.readouterr().out
-    lines = read_lines(tmp_path / rr.ROWS)
+    assert "4 of 7 runs are finished" in capsys.readouterr().out
+    lines = read_lines(tmp_path / RUNS)
     assert [line["job"] for line in lines] == [asdict(job) for job in tiny(("rates", "size", "rl"))]
     assert all(line["versions"]["torch"] and line["finished"] and line["command"] for line in lines)
-    after = (tmp_path / rr.ROWS).read_text()
+    after = (tmp_path / RUNS).read_text()
     assert rates.main(["--out", str(tmp_path)]) == 0
-    assert (tmp_path / rr.ROWS).read_text() == after
+    assert (tmp_path / RUNS).read_text() == after
 
     assert rates.main(["report", "--out", str(tmp_path)]) == 0
     text, found = (
@@ -262,7 +266,7 @@ def test_what_meets_its_target_is_bold_and_what_blew_up_is_said() -> None:
     slopes = summary["entries"][0]["slopes"]
     assert slopes["energy"]["slope"] == pytest.approx(-0.5) and slopes["energy"]["meets_target"]
     assert slopes["regret"]["slope"] == pytest.approx(-0.6) and not slopes["regret"]["meets_target"]
-    text = rr.markdown(summary)
+    text = "\n".join(rr.markdown(summary))
     assert "**-0.50** | - | - | -0.60 |" in text and "blew up" in text
     assert summary["cpu_minutes"] == 1.5
     drawn = rr.draw(rr.collect(lines), summary).axes[0].lines[0]
@@ -274,7 +278,7 @@ def test_what_meets_its_target_is_bold_and_what_blew_up_is_said() -> None:
     [
         (["--studies", "rl", "rl"], "studies must be names, each once, at least one; got rl rl"),
         (["--studies"], "studies must be names, each once, at least one; got none"),
-        (["report"], "out must hold finished jobs (rows.jsonl); found none in"),
+        (["report"], "out must hold finished runs (runs.jsonl); found none in"),
     ],
 )
 def test_bad_arguments_are_one_line(

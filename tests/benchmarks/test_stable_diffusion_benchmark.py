@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("diffusers")
 import stable_diffusion as sd  # noqa: E402
 import stable_diffusion_report as report  # noqa: E402
+from resumable import as_array, runs_of  # noqa: E402
 
 
 def line(
@@ -32,7 +33,7 @@ def line(
         "temperature": beta,
         "seed": 0,
     }
-    return {"cell": {**base, **cell}, "reward": reward, "kl": [kl] * len(reward)}
+    return {"job": {**base, **cell}, "reward": reward, "kl": [kl] * len(reward)}
 
 
 def test_every_prompt_has_a_model_of_every_agent_and_names_are_unique() -> None:
@@ -107,8 +108,8 @@ def test_a_tiny_run_is_resumed_and_reported(
         str(tmp_path),
     ]
     assert sd.main([*tiny, "--paths", "4"]) == 0
-    lines = report.read(tmp_path)
-    assert [found["cell"]["agent"] for found in lines] == [report.PRETRAINED, "pi-ft", "dpok"]
+    lines = list(runs_of(tmp_path).values())
+    assert [found["job"]["agent"] for found in lines] == [report.PRETRAINED, "pi-ft", "dpok"]
     before, mine, other = lines
     assert (
         before["kl"] == [0.0] * 4
@@ -123,11 +124,12 @@ def test_a_tiny_run_is_resumed_and_reported(
     )  # the same seed, the same first noises
     assert all(step["gradient_norm"] > 0 for found in (mine, other) for step in found["curve"])
     assert set(json.loads((tmp_path / "report.json").read_text())) == {"mlp"}
-    for name in ("report.md", "rewards_mlp.png", "samples_mlp.png", f"samples/{mine['name']}.npy"):
+    for name in ("report.md", "rewards_mlp.png", "samples_mlp.png"):
         assert (tmp_path / name).stat().st_size > 500, name
+    assert as_array(mine["samples"]).shape[0] == 16
     capsys.readouterr()
     assert sd.main([*tiny, "--paths", "4"]) == 0  # nothing is made twice
-    assert len(report.read(tmp_path)) == 3
+    assert len(runs_of(tmp_path).values()) == 3
     assert sd.main([*tiny, "--paths", "5"]) == 2
     assert "with other settings" in capsys.readouterr().err
     assert sd.main(["report", "--out", str(tmp_path / "nowhere")]) == 2

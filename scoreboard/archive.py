@@ -1,0 +1,122 @@
+"""A finished comparison in one file, ``runs.jsonl``: small enough to keep beside its report.
+
+A line a run, which holds its whole record and its rows of progress, and a line an environment's
+reference. Models, samples and TensorBoard events stay in the folders of the runs. The report reads
+both, and a run that is in a folder counts before the same one in the file; ``restore`` writes a run
+back into its folder, so that a comparison goes on from an archive as it does from folders.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .records import RunFolder, read_json, read_record, write_json, write_whole
+from .spec import RunSpec, slug
+
+FILE = "runs.jsonl"
+Line = dict[str, Any]
+
+
+class Archive(NamedTuple):
+    """What the lines of a file hold: records with their ``rows``, and references, both by the
+    folder that they belong to, relative to that of the comparison.
+    """
+
+    runs: dict[Path, Line]
+    references: dict[Path, Line]
+
+
+def read(out: Path) -> Archive:
+    """The archive of a folder; empty if it has none.
+
+    Raises:
+        ValueError: a line that is no run and no reference, or whose names lead out of the folder.
+    """
+    archive, path = Archive({}, {}), out / FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            kind = line.pop("kind")
+            if kind == "reference":
+                archive.references[_inside(line["settings"]["env"])] = line
+            elif kind == "run" and line["rows"]:
+                archive.runs[_folder(line["spec"])] = line
+            else:
+                raise ValueError(f"kind {kind!r}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} must hold runs and references; line {number} does not ({error!r})"
+            ) from error
+    return archive
+
+
+def finished(out: Path) -> list[Line]:
+    """The records of all finished runs, each with its ``rows``, ordered by folder."""
+    return [run for _, run in sorted({**read(out).runs, **_in_folders(out)}.items())]
+
+
+def pack(folder: Path, out: Path | None = None) -> Path:
+    """Write the finished runs of a comparison, and its references, as ``runs.jsonl``.
+
+    Args:
+        folder: of the comparison; what its own archive holds is kept.
+        out: where to write; ``folder`` if absent.
+
+    Raises:
+        ValueError: no finished run there.
+    """
+    runs = finished(folder)
+    if not runs:
+        raise ValueError(f"folder must hold finished runs; got none in {str(folder)!r}")
+    references = dict(read(folder).references)
+    for path in folder.glob("*/reference.json"):
+        references[path.parent.relative_to(folder)] = read_json(path)
+    lines = [{"kind": "reference", **line} for _, line in sorted(references.items())]
+    lines += [{"kind": "run", **run} for run in runs]
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    path = (folder if out is None else out) / FILE
+    write_whole(path, text.encode())
+    return path
+
+
+def restore(spec: RunSpec, out: Path) -> None:
+    """Write a run that is in the archive alone, and its environment's reference, back into their
+    folders: the record last.
+    """
+    archive, run = read(out), RunFolder(out, spec)
+    reference = archive.references.get(spec.env_folder(out).relative_to(out))
+    file = spec.env_folder(out) / "reference.json"
+    if reference is not None and not file.exists():
+        write_json(file, reference)
+    line = archive.runs.get(run.path.relative_to(out))
+    if line is not None and not run.path.exists():
+        rows = "".join(json.dumps(row) + "\n" for row in line.pop("rows"))
+        write_whole(run.progress, rows.encode())
+        write_json(run.path / "spec.json", line["spec"])
+        write_json(run.record, line)
+
+
+def _in_folders(out: Path) -> dict[Path, Line]:
+    found = {}
+    for path in out.glob("*/*/seed*/record.json"):
+        record = read_record(path)
+        rows = RunFolder(out, RunSpec.from_json(record["spec"])).rows()
+        found[path.parent.relative_to(out)] = {**record, "rows": rows}
+    return found
+
+
+def _folder(spec: Line) -> Path:
+    if type(spec["seed"]) is not int:
+        raise ValueError(f"seed must be an integer; got {spec['seed']!r}")
+    return _inside(spec["env"]) / _inside(spec["agent"]) / f"seed{spec['seed']}"
+
+
+def _inside(name: str) -> Path:
+    """The folder of an environment or an agent: one plain name."""
+    folder = slug(name)
+    if folder in ("", ".", "..") or "\\" in folder or "\0" in folder:
+        raise ValueError(f"names must be of environments and agents; got {name!r}")
+    return Path(folder)
