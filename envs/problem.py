@@ -47,6 +47,7 @@ class Problem(ABC):
       the clean image.
     * ``images(x)``: states as pictures ``(n, channels, H, W)`` in 0..1; ``prompts_of(x)``: what
       each was asked to show.
+    * ``reward_bound``: a number that no path's total reward exceeds.
     * ``success(x) -> bool (n,)``: whether a terminal state solves the task, in the words of its
       field.
 

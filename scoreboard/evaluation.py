@@ -2,13 +2,15 @@
 
     score(pi) = (J(pi) - J(0)) / (J_ref - J(0)):    0 is the pre-trained model, 1 is optimal.
 
-``J_ref`` is the exact optimum where the problem offers one, else the Donsker-Varadhan bound. Where
-neither can be had (too few effective paths carry the bound) there is no score.
+``J_ref`` is the exact optimum where the problem offers one. Else it lies between the best J that
+anybody reached and the Donsker-Varadhan bound, and so does the score between two values. Where too
+few effective paths carry the bound, or a policy is worth more, there is no score.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +18,29 @@ import torch
 from torch import Tensor
 
 from ..baselines.sb3 import deterministic_policy
-from ..envs.certificates import Certificate, certificate_by_start, certificate_of
+from ..envs.certificates import (
+    Certificate,
+    Pooled,
+    certificate_by_start,
+    certificate_of,
+    pooled_certificate,
+    reward_bound_of,
+)
 from ..envs.env import device_of
 from ..envs.problem import Estimate, Objective, Policy, Problem, rollout
 from .records import read_json, write_json
 
 #: Seeds of evaluation, far from those of training: one stream each for the reference, the curves,
-#: the end, the pictures.
-REFERENCE_SEED, CURVE_SEED, FINAL_SEED, SAMPLE_SEED = (
+#: the end, the pictures, and the paths that policies lend.
+REFERENCE_SEED, CURVE_SEED, FINAL_SEED, SAMPLE_SEED, POOLED_SEED = (
     4_000_000_007,
     1_000_000_007,
     2_000_000_011,
     3_000_000_019,
+    5_000_000_029,
 )
-#: Uncontrolled paths from each start of the closer certificate.
-_PATHS_OF_A_START = 4096
+#: Paths from each start of the closer certificate: uncontrolled ones alone; all proposals together.
+_PATHS_OF_A_START, _POOLED_OF_A_START = 4096, 1024
 
 
 def generator_on(problem: Problem, seed: int) -> torch.Generator:
@@ -80,8 +90,17 @@ def evaluate(
     )
 
 
+class Reached(NamedTuple):
+    """What somebody's policy is worth."""
+
+    by: str  # an agent, or "closed form"
+    objective: Estimate
+
+
 class Reference(NamedTuple):
-    """What scores are measured against; computed once for an environment."""
+    """What scores are measured against; computed once for an environment, refined when its runs
+    end.
+    """
 
     uncontrolled: Estimate  # J(0)
     certificate: Certificate
@@ -89,52 +108,75 @@ class Reference(NamedTuple):
     closed_form: Objective | None  # the problem's own optimal or reference control
     success: Estimate | None  # of the uncontrolled process
     by_start: Certificate | None = None  # the closer bound, where it was asked for
+    pooled: Pooled | None = None  # both bounds with the paths of learnt policies
+    best: Reached | None = None  # the most that anybody reached: J_ref is no less
+
+    @property
+    def bounds(self) -> list[Certificate]:
+        """The certificates that are certified and not refuted, the closest first."""
+        pooled = self.pooled
+        found = [self.by_start, self.certificate]
+        if pooled is not None:
+            ours = [pooled.by_start, pooled.certificate]
+            found = ours if pooled.refutes else [ours[0], found[0], ours[1], found[1]]
+        return [c for c in found if c is not None and c.certified and not self.is_refuted(c)]
+
+    def is_refuted(self, certificate: Certificate) -> bool:
+        """Whether somebody's policy is worth more than a bound, beyond 3 standard errors."""
+        return self.best is not None and not _below(self.best.objective, certificate)
 
     @property
     def bound(self) -> Certificate:
-        """The closest certificate that is certified."""
-        return (
-            self.by_start
-            if self.by_start is not None and self.by_start.certified
-            else self.certificate
-        )
+        """The first of ``bounds``; where there is none, that of the uncontrolled paths."""
+        return next(iter(self.bounds), self.certificate)
 
     @property
     def target(self) -> Estimate | None:
-        """``J_ref``; None if there is no exact optimum and no bound is certified."""
+        """``J_ref``, or its upper end; None if there is no exact optimum and no bound stands."""
         if self.optimum is not None:
             return Estimate(self.optimum, 0.0)
-        return Estimate(self.bound.bound, self.bound.stderr) if self.bound.certified else None
+        return Estimate(self.bound.bound, self.bound.stderr) if self.bounds else None
 
     def score(self, objective: Estimate) -> Estimate | None:
         """The score and its standard error (delta method, the three estimates taken as
-        independent).
+        independent); where J_ref is not exact, the lower end of the score.
 
         None without a ``target``, or when J_ref - J(0) is within 3 standard errors of zero: then
         there is nothing to gain.
         """
-        if self.target is None:
+        return self._share(objective, self.target)
+
+    def score_of_best(self, objective: Estimate) -> Estimate | None:
+        """The upper end of the score: against the exact optimum, else the best J that anybody
+        reached.
+        """
+        if self.optimum is not None:
+            return self.score(objective)
+        return self._share(objective, None if self.best is None else self.best.objective)
+
+    def _share(self, objective: Estimate, target: Estimate | None) -> Estimate | None:
+        if target is None:
             return None
-        room = self.target.mean - self.uncontrolled.mean
-        if not room > 3 * math.hypot(self.target.stderr, self.uncontrolled.stderr):
+        room = target.mean - self.uncontrolled.mean
+        if not room > 3 * math.hypot(target.stderr, self.uncontrolled.stderr):
             return None
         score = (objective.mean - self.uncontrolled.mean) / room
-        parts = objective.stderr, (1 - score) * self.uncontrolled.stderr, score * self.target.stderr
+        parts = objective.stderr, (1 - score) * self.uncontrolled.stderr, score * target.stderr
         return Estimate(score, math.hypot(*parts) / room)
 
     def holds(self, objective: Estimate) -> bool | None:
         """Whether ``J <= bound + 3 standard errors`` (of both estimates); None if the bound is not
         certified.
         """
-        if not self.bound.certified:
-            return None
-        return objective.mean <= self.bound.bound + 3 * math.hypot(
-            objective.stderr, self.bound.stderr
-        )
+        return _below(objective, self.bound) if self.bound.certified else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``from_json`` and for the reader."""
-        closed = self.closed_form
+        closed, refined = self.closed_form, {}
+        if self.pooled is not None:
+            refined["pooled"] = pooled_to_json(self.pooled)
+        if self.best is not None:
+            refined["best"] = {"by": self.best.by, **self.best.objective._asdict()}
         return {
             "uncontrolled": self.uncontrolled._asdict(),
             "certificate": _plain(self.certificate),
@@ -146,12 +188,14 @@ class Reference(NamedTuple):
                 else {name: part._asdict() for name, part in closed._asdict().items()}
             ),
             "success": None if self.success is None else self.success._asdict(),
+            **refined,
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Reference:
         """The inverse of ``to_json``."""
         closed, success, by_start = values["closed_form"], values["success"], values.get("by_start")
+        pooled, best = values.get("pooled"), values.get("best")
         return cls(
             Estimate(**values["uncontrolled"]),
             _certificate(values["certificate"]),
@@ -163,7 +207,37 @@ class Reference(NamedTuple):
             ),
             None if success is None else Estimate(**success),
             None if by_start is None else _certificate(by_start),
+            None if pooled is None else pooled_from_json(pooled),
+            None if best is None else Reached(best["by"], Estimate(best["mean"], best["stderr"])),
         )
+
+
+def _below(objective: Estimate, bound: Certificate) -> bool:
+    return objective.mean <= bound.bound + 3 * math.hypot(objective.stderr, bound.stderr)
+
+
+def pooled_to_json(pooled: Pooled) -> dict[str, Any]:
+    """Plain values of a pooled certificate."""
+    return {
+        "certificate": _plain(pooled.certificate),
+        "uncontrolled": _plain(pooled.uncontrolled),
+        "difference": pooled.difference._asdict(),
+        "refutes": pooled.refutes,
+        "objectives": {name: value._asdict() for name, value in pooled.objectives.items()},
+        "by_start": None if pooled.by_start is None else _plain(pooled.by_start),
+    }
+
+
+def pooled_from_json(values: dict[str, Any]) -> Pooled:
+    """The inverse of ``pooled_to_json``."""
+    by_start = values["by_start"]
+    return Pooled(
+        _certificate(values["certificate"]),
+        _certificate(values["uncontrolled"]),
+        Estimate(**values["difference"]),
+        {name: Estimate(**value) for name, value in values["objectives"].items()},
+        None if by_start is None else _certificate(by_start),
+    )
 
 
 def _plain(certificate: Certificate) -> dict[str, Any]:
@@ -198,12 +272,33 @@ def reference_of(
     reward = torch.cat(returns).double()
     return Reference(
         Estimate.of(reward),
-        certificate_of(reward, problem.temperature),
+        certificate_of(reward, problem.temperature, reward_bound=reward_bound_of(problem)),
         _optimum(problem),
         _closed_form(problem, min(n, closed_form_paths), generator),
         Estimate.of(torch.cat(solved)) if solved else None,
         certificate_by_start(problem, starts, _PATHS_OF_A_START, generator) if starts else None,
     )
+
+
+@torch.no_grad()
+def pooled_reference(
+    problem: Problem, policies: Mapping[str, Policy], n: int, starts: int = 0
+) -> Pooled:
+    """The certificates from about ``n`` paths, in equal shares uncontrolled and of each policy;
+    with ``starts`` the closer one too, from 1,024 paths of each.
+    """
+    shares, generator = len(policies) + 1, generator_on(problem, POOLED_SEED)
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(POOLED_SEED)  # for policies that average over noise of their own
+        pooled = pooled_certificate(problem, policies, max(64, n // shares), generator)
+        if not starts:
+            return pooled
+        paths = max(8, _POOLED_OF_A_START // shares)
+        closer = certificate_by_start(
+            problem, starts, paths, generator, batch=2048, policies=policies
+        )
+    return pooled._replace(by_start=closer)
 
 
 def _optimum(problem: Problem) -> float | None:

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .spec import UNITS
+from .intervals import Rows, band, curve, known_costs, mean_curve
 
-Rows = list[dict[str, Any]]
-_LABELS = {
+COST_WORDS = {
     "env_steps": "environment steps",
     "reward_queries": "reward queries",
     "seconds": "seconds of training",
+    "model_evaluations": "model evaluations",
+    "cpu_seconds": "CPU seconds of training",
 }
+#: How each agent is spelt and coloured wherever it is shown: Okabe and Ito's palette, then Tol's.
+_LOOKS = {
+    "pde": ("PDE", "#0072B2"),
+    "pi-ft": ("PI-FT", "#009E73"),
+    "ppo": ("PPO", "#D55E00"),
+    "sac": ("SAC", "#CC79A7"),
+    "dpok": ("DPOK", "#E69F00"),
+    "ddpo": ("DDPO", "#56B4E9"),
+    "adjoint-matching": ("Adjoint Matching", "#000000"),
+    "ppo-control": ("PPO (control)", "#882255"),
+    "sac-control": ("SAC (control)", "#AA4499"),
+    "dyna": ("Dyna", "#999933"),
+}
+_OTHERS = ("#332288", "#661100", "#6699CC", "#117733", "#888888")
+
+
+def name_of(agent: str) -> str:
+    """The spelling of an agent in tables and pictures; yours keeps its own."""
+    return _LOOKS[agent][0] if agent in _LOOKS else agent
+
+
+def colour_of(agent: str) -> str:
+    """The colour of an agent in every picture."""
+    if agent in _LOOKS:
+        return _LOOKS[agent][1]
+    return _OTHERS[zlib.crc32(agent.encode()) % len(_OTHERS)]
+
+
+def encoded(figure: Any) -> Iterator[tuple[str, bytes]]:
+    """A figure as ``png`` and ``svg``, the same bytes for the same figure."""
+    import matplotlib
+
+    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "girsanov"}):
+            figure.savefig(buffer, format=kind, metadata=metadata)
+        yield kind, buffer.getvalue()
 
 
 def _figure(width: float, height: float) -> Any:
@@ -26,65 +66,88 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def curve(rows: Rows, unit: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """``x`` and ``y`` of one run against one unit of cost, the final evaluation included."""
-    x, y = np.array([(row[unit], row[quantity]) for row in rows], dtype=float).T
-    return x, y
-
-
-def mean_curve(
-    runs: Sequence[Rows], unit: str, quantity: str, points: int = 200
-) -> tuple[np.ndarray, np.ndarray]:
-    """A grid ``(points,)`` up to the end of the shortest run, and every run's curve on it, ``(runs,
-    points)``.
-    """
-    curves = [curve(rows, unit, quantity) for rows in runs]
-    grid = np.linspace(0.0, min(x[-1] for x, _ in curves), points)
-    return grid, np.stack([np.interp(grid, x, y) for x, y in curves])
-
-
 def learning_curves(
-    runs: Mapping[str, Sequence[Rows]], quantity: str, title: str, target: float | None = None
+    runs: Mapping[str, Sequence[Rows]],
+    quantity: str,
+    title: str,
+    lines: Mapping[str, float] | None = None,
 ) -> Any:
-    """One panel a unit of cost: thin lines are seeds, thick lines their mean, bands their range.
+    """One panel a unit of cost: thin lines are seeds, thick ones their interquartile mean, bands
+    its 95% bootstrap interval.
+
+    Units that differ by one factor in all runs, such as steps and episodes of a fixed length, share
+    a panel.
 
     Args:
         runs: by agent, the rows of each seed.
         quantity: ``score`` or ``objective``.
         title: of the figure.
-        target: where the optimum (or its bound) lies, drawn dotted.
+        lines: levels to draw across, by name.
     """
-    figure = _figure(13, 4)
-    panels = figure.subplots(1, len(UNITS), sharey=True)
-    for axes, unit in zip(panels, UNITS, strict=True):
-        for i, (agent, seeds) in enumerate(runs.items()):
-            colour = f"C{i}"
-            for rows in seeds:
-                axes.plot(*curve(rows, unit, quantity), color=colour, linewidth=0.6, alpha=0.5)
-            grid, values = mean_curve(seeds, unit, quantity)
-            axes.plot(grid, values.mean(0), color=colour, linewidth=2, label=agent)
-            axes.fill_between(
-                grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
-            )
-        if target is not None:
-            axes.axhline(target, color="0.4", linestyle=":", linewidth=1)
-        if quantity == "score":
-            axes.axhline(0.0, color="0.7", linewidth=0.8)
-        axes.set_xlabel(_LABELS[unit])
-        axes.locator_params(axis="x", nbins=5)
+    everything = [rows for seeds in runs.values() for rows in seeds]
+    units = _panels(everything)
+    across = min(3, len(units))
+    down = -(-len(units) // across)
+    figure = _figure(4.4 * across, 3.6 * down + 0.6)
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    for axes, (unit, label) in zip(panels, units.items(), strict=False):
+        for agent, seeds in runs.items():
+            _curves(axes, name_of(agent), colour_of(agent), seeds, unit, quantity)
+        for (name, level), style in zip((lines or {}).items(), ("-", ":", "--"), strict=False):
+            axes.axhline(level, color="0.5", linestyle=style, linewidth=1, label=name, zorder=1)
+        axes.set_xlabel(label)
         axes.grid(alpha=0.2)
-    ends = [rows[-1]["seconds"] for seeds in runs.values() for rows in seeds]
-    if max(ends) > 20 * max(min(ends), 1e-9):
-        panels[-1].set_xscale("symlog", linthresh=max(min(ends) / 4, 1e-3))
-    lowest = min(row[quantity] for seeds in runs.values() for rows in seeds for row in rows)
+        ends = [rows[-1][unit] for rows in everything]
+        if max(ends) > 20 * max(min(ends), 1e-9):
+            axes.set_xscale("symlog", linthresh=max(min(ends) / 4, 1e-3))
+        else:
+            axes.locator_params(axis="x", nbins=5)
+    for axes in panels[len(units) :]:
+        axes.set_axis_off()
+    lowest = min(row[quantity] for rows in everything for row in rows)
     if quantity == "score" and lowest < -1:
         panels[0].set_ylim(
             -1, 1.1
         )  # a learner far below the pre-trained model must not flatten the others
-    panels[0].set_ylabel(quantity)
-    panels[0].legend(loc="lower right", fontsize=8)
+    for row in range(down):
+        panels[row * across].set_ylabel(quantity)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
     figure.suptitle(title)
     return figure
+
+
+def _curves(
+    axes: Any, name: str, colour: str, seeds: Sequence[Rows], unit: str, quantity: str
+) -> None:
+    for rows in seeds:
+        axes.plot(*curve(rows, unit, quantity), color=colour, linewidth=0.6, alpha=0.4)
+    grid, values = mean_curve(seeds, unit, quantity)
+    middle, low, high = band(values[None])
+    axes.plot(grid, middle, color=colour, linewidth=2, label=name)
+    if len(seeds) > 1:
+        axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _panels(runs: Sequence[Rows]) -> dict[str, str]:
+    """The units to draw against and what to write below: one of those that are all but equal."""
+    panels: dict[str, str] = {}
+    for unit in known_costs(runs):
+        for other in panels:
+            pairs = np.array([(row[unit], row[other]) for rows in runs for row in rows])
+            pairs = pairs[(pairs > 0).any(1)]
+            ratio = pairs[:, 1] / np.maximum(pairs[:, 0], 1e-12)
+            if len(ratio) and np.ptp(ratio) < 1e-3 * ratio.max():
+                factor = f"{ratio.mean():.4g}"
+                panels[other] += (
+                    f"\n{COST_WORDS[unit]} x {factor}"
+                    if factor != "1"
+                    else (f" = {COST_WORDS[unit]}")
+                )
+                break
+        else:
+            panels[unit] = COST_WORDS[unit]
+    return panels
 
 
 def samples(states: Mapping[str, np.ndarray], title: str) -> Any | None:
@@ -100,7 +163,7 @@ def samples(states: Mapping[str, np.ndarray], title: str) -> Any | None:
         np.atleast_1d(figure.subplots(1, len(states))), states.items(), strict=True
     ):
         _scatter(axes, points, limit) if shape == (2,) else _images(axes, points)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(name_of(name), fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
 

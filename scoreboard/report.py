@@ -1,9 +1,10 @@
-"""From finished runs to a table, plots, and TensorBoard: reads records, runs nothing."""
+"""From finished runs to a table, plots, and TensorBoard: reads records, and makes no run.
+
+The reference is refined first: the policies that the runs left lend their paths to the bound.
+"""
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import shutil
 from collections import defaultdict
@@ -13,19 +14,41 @@ from typing import Any
 
 import numpy as np
 
+from ..envs.problem import Estimate, Policy
 from . import archive, plots
-from .evaluation import Reference
-from .intervals import interval, paired
-from .records import RunFolder, check_writable, write_json, write_whole
-from .spec import UNITS, RunSpec, slug
+from .evaluation import (
+    Reached,
+    Reference,
+    policy_of,
+    pooled_from_json,
+    pooled_reference,
+    pooled_to_json,
+)
+from .intervals import (
+    COSTS,
+    Rows,
+    cost_of_equals,
+    differences,
+    equal_cost,
+    interval,
+    overall,
+    wins,
+)
+from .records import RunFolder, check_writable, read_json, write_json, write_whole
+from .spec import RunSpec, slug
 from .tables import markdown
 
-_QUANTITIES = ("score", "objective", "reward", "kl", "success", *UNITS)
+_QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success", *COSTS)
 
 
-def report(out: Path) -> Path:
+def report(out: Path, refine: bool = True) -> Path:
     """Write ``report.md``, ``report.json``, plots and TensorBoard images for the finished runs
     under ``out``.
+
+    Args:
+        out: folder of a comparison.
+        refine: let the policies of the runs lend their paths to the bound where this was not done
+            for the same runs before (``<env>/pooled.json``).
 
     Returns:
         The path of ``report.md``.
@@ -45,8 +68,10 @@ def report(out: Path) -> Path:
         for path in out.glob("*/*/seed*/spec.json")
         if not (path.parent / "record.json").is_file()
     )
+    environments = [summarise(out, group, refine) for group in _grouped(records, "env").values()]
     summary = {
-        "environments": [summarise(out, group) for group in _grouped(records, "env").values()],
+        "environments": environments,
+        "overall": overall(environments),
         "unfinished": unfinished,
         "commands": _distinct(record["command"] for record in records if record["command"]),
         "hardware": _distinct(
@@ -59,15 +84,17 @@ def report(out: Path) -> Path:
     return out / "report.md"
 
 
-def summarise(out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(out: Path, records: list[dict[str, Any]], refine: bool = True) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
+    reference, env = _refined(out, records, refine), records[0]["spec"]["env"]
+    records = [_measured(record, reference) for record in records]
     agents = _grouped(records, "agent")
     rows = {agent: [record["rows"] for record in group] for agent, group in agents.items()}
-    reference, env = Reference.from_json(records[0]["reference"]), records[0]["spec"]["env"]
     quantity = (
         "score" if all(record["final"]["score"] is not None for record in records) else "objective"
     )
     pictures = _draw(out, env, agents, rows, quantity, reference)
+    pairs = differences(agents, quantity)
     spec = records[0]["spec"]
     return {
         "env": env,
@@ -78,13 +105,76 @@ def summarise(out: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
         "reference": reference.to_json(),
         "uncontrolled_score": 0.0 if quantity == "score" else None,
         "closed_form_score": _closed_form_score(reference),
-        "agents": [_agent(agent, group) for agent, group in agents.items()],
-        "differences": _differences(agents, quantity),
+        "agents": [
+            {**_agent(agent, group), "best_of_class": wins(agent, agents, pairs)}
+            for agent, group in agents.items()
+        ],
+        "differences": pairs,
         "compared": quantity,
-        "equal_cost": _equal_cost(rows, quantity),
-        "cost_of_equals": _cost_of_equals(rows, quantity),
+        "equal_cost": equal_cost(rows, quantity),
+        "cost_of_equals": cost_of_equals(rows, quantity),
         "pictures": pictures,
     }
+
+
+def _refined(out: Path, records: list[dict[str, Any]], refine: bool) -> Reference:
+    """The reference with the best J that anybody reached, and with pooled certificates."""
+    reference = Reference.from_json(records[0]["reference"])
+    top = max(records, key=lambda record: record["final"]["objective"])
+    best = Reached(top["spec"]["agent"], _objective(top["final"]))
+    closed = reference.closed_form
+    if closed is not None and closed.objective.mean > best.objective.mean:
+        best = Reached("closed form", closed.objective)
+    runs = [[r["spec"]["agent"], r["spec"]["seed"], r["final"]["objective"]] for r in records]
+    path, pooled = out / slug(top["spec"]["env"]) / "pooled.json", None
+    if path.is_file() and (found := read_json(path))["runs"] == runs:
+        pooled = pooled_from_json(found["pooled"])
+    elif refine and (lent := _lent(out, records)):
+        plan = RunSpec.from_json(top["spec"]).plan
+        problem, policies = lent
+        pooled = pooled_reference(problem, policies, plan.reference_paths, plan.reference_starts)
+        write_json(path, {"runs": runs, "pooled": pooled_to_json(pooled)})
+    return reference._replace(pooled=pooled, best=best)
+
+
+def _lent(out: Path, records: list[dict[str, Any]]) -> tuple[Any, dict[str, Policy]] | None:
+    """The problem and the policy of each agent's best run, where models were kept that load."""
+    from .registry import find_agent, make_env
+
+    policies, env = {}, None
+    for name, group in _grouped(records, "agent").items():
+        top = max(group, key=lambda record: record["final"]["objective"])
+        spec = RunSpec.from_json(top["spec"])
+        model = RunFolder(out, spec).model
+        if not model.is_file() or (load := find_agent(name).load) is None:
+            continue
+        env = env or make_env(spec.env, spec.env_kwargs)
+        agent = load(str(model), env, "auto")
+        agent.policy.set_training_mode(False)
+        policies[name] = policy_of(agent, env.problem)
+    return None if env is None else (env.problem, policies)
+
+
+def _objective(row: dict[str, Any]) -> Estimate:
+    return Estimate(row["objective"], row["objective_stderr"])
+
+
+def _measured(record: dict[str, Any], reference: Reference) -> dict[str, Any]:
+    """A record whose rows have their scores against the refined reference."""
+
+    def measured(row: dict[str, Any]) -> dict[str, Any]:
+        objective = _objective(row)
+        low, high = reference.score(objective), reference.score_of_best(objective)
+        return {
+            **row,
+            "score": None if low is None else low.mean,
+            "score_stderr": None if low is None else low.stderr,
+            "score_of_best": None if high is None else high.mean,
+            "certificate_holds": reference.holds(objective),
+        }
+
+    rows = [measured(row) for row in record["rows"]]
+    return {**record, "final": measured(record["final"]), "rows": rows}
 
 
 def _agent(agent: str, group: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +182,7 @@ def _agent(agent: str, group: list[dict[str, Any]]) -> dict[str, Any]:
     means = {
         name: (
             interval([final[name] for final in finals])._asdict()
-            if all(f[name] is not None for f in finals)
+            if all(f.get(name) is not None for f in finals)
             else None
         )
         for name in _QUANTITIES
@@ -101,6 +191,7 @@ def _agent(agent: str, group: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "agent": agent,
         "access": group[0]["access"],
+        "access_class": group[0].get("access_class"),
         "seeds": [record["spec"]["seed"] for record in group],
         **means,
         "median_score": (
@@ -111,82 +202,6 @@ def _agent(agent: str, group: list[dict[str, Any]]) -> dict[str, Any]:
         "certificate_holds": None if None in holds else sum(holds),
         "runs": finals,
     }
-
-
-def _differences(agents: dict[str, list[dict[str, Any]]], quantity: str) -> list[dict[str, Any]]:
-    values = {
-        agent: {r["spec"]["seed"]: r["final"][quantity] for r in group}
-        for agent, group in agents.items()
-    }
-    out = []
-    for first, second in itertools.combinations(values, 2):
-        difference = paired(values[first], values[second])
-        if difference is not None:
-            out.append({"first": first, "second": second, **difference._asdict()})
-    return out
-
-
-def _equal_cost(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[str, Any]]:
-    """Every agent, and its success, where the cheapest run stops, in each unit, read off the
-    learning curves.
-    """
-    known = all(run[0].get("success") is not None for seeds in rows.values() for run in seeds)
-    out = []
-    for unit in UNITS:
-        amount = min(run[-1][unit] for seeds in rows.values() for run in seeds)
-
-        def at(name: str, unit: str = unit, amount: float = amount) -> dict[str, Any]:
-            return {
-                agent: (
-                    interval(
-                        [float(np.interp(amount, *plots.curve(run, unit, name))) for run in seeds]
-                    )._asdict()
-                )
-                for agent, seeds in rows.items()
-            }
-
-        out.append(
-            {
-                "unit": unit,
-                "amount": amount,
-                "agents": at(quantity),
-                "success": at("success") if known else None,
-            }
-        )
-    return out
-
-
-def _cost_of_equals(rows: dict[str, list[plots.Rows]], quantity: str) -> list[dict[str, Any]]:
-    """What each agent, median over its seeds, spends until it is as good as another ends; None: it
-    never is.
-    """
-    out = []
-    for goal, seeds in rows.items():
-        target = float(np.median([run[-1][quantity] for run in seeds]))
-        spent = {
-            agent: {
-                unit: _finite(
-                    np.median([_first(*plots.curve(run, unit, quantity), target) for run in runs])
-                )
-                for unit in UNITS
-            }
-            for agent, runs in rows.items()
-        }
-        out.append({"agent": goal, "target": target, "spent": spent})
-    return out
-
-
-def _first(x: np.ndarray, y: np.ndarray, target: float) -> float:
-    """Where a curve first is at the target, linear between its points; infinity if it never is."""
-    reached = np.flatnonzero(y >= target)
-    if not len(reached):
-        return float("inf")
-    i = reached[0]
-    return float(x[i] if i == 0 else np.interp(target, y[i - 1 : i + 1], x[i - 1 : i + 1]))
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _closed_form_score(reference: Reference) -> dict[str, float] | None:
@@ -200,17 +215,16 @@ def _draw(
     out: Path,
     env: str,
     agents: dict[str, list[dict[str, Any]]],
-    rows: dict[str, list[plots.Rows]],
+    rows: dict[str, list[Rows]],
     quantity: str,
     reference: Reference,
 ) -> dict[str, str]:
     """Draw the pictures of one environment into its folder and TensorBoard; their paths relative to
     ``out``, by name.
     """
-    goal = reference.target
-    target = 1.0 if quantity == "score" else None if goal is None else goal.mean
     title = f"{env}: {quantity} of the deterministic policy"
-    figures = {"learning_curves": plots.learning_curves(rows, quantity, title, target)}
+    lines = _lines(quantity, reference)
+    figures = {"learning_curves": plots.learning_curves(rows, quantity, title, lines)}
     states = _states(out, env, agents)
     title = f"{env}: terminal states, all from the same noises (first seed)"
     picture = plots.samples(states, title) if states else None
@@ -218,11 +232,24 @@ def _draw(
         figures["samples"] = picture
     folder = out / slug(env)
     for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        write_whole(folder / f"{name}.png", buffer.getvalue())
+        for kind, content in plots.encoded(figure):
+            write_whole(folder / f"{name}.{kind}", content)
     _to_tensorboard(folder / "report", figures)
     return {name: f"{slug(env)}/{name}.png" for name in figures}
+
+
+def _lines(quantity: str, reference: Reference) -> dict[str, float]:
+    """The levels that a curve is read against, by name."""
+    levels = {"pre-trained": reference.uncontrolled}
+    if reference.target is not None:
+        exact = reference.optimum is not None
+        levels["optimum" if exact else "bound"] = reference.target
+    if reference.optimum is None and reference.best is not None:
+        levels["best reached"] = reference.best.objective
+    if quantity == "objective":
+        return {name: level.mean for name, level in levels.items()}
+    scores = {name: reference.score(level) for name, level in levels.items()}
+    return {name: score.mean for name, score in scores.items() if score is not None}
 
 
 def _states(out: Path, env: str, agents: dict[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:

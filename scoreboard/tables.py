@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..envs.certificates import Certificate
+from ..envs.problem import Estimate
+from .evaluation import Reference
 from .intervals import Interval
+from .plots import name_of
 
-_UNIT_WORDS = {"env_steps": "env steps", "reward_queries": "reward queries", "seconds": "seconds"}
+_UNIT_WORDS = {
+    "env_steps": "env steps",
+    "reward_queries": "reward queries",
+    "seconds": "seconds",
+    "model_evaluations": "model evaluations",
+    "cpu_seconds": "CPU seconds",
+}
 _NOTES = """`score = (J - J(0)) / (J_ref - J(0))`: 0 is the pre-trained model, 1 is J_ref, the exact
-optimum where there is one, else the certificate (no policy can be worth more than it; for given
-starts, where it was taken so). Brackets: 95% confidence interval over seeds (Student's t). J =
-reward - temperature x KL, measured on fresh paths that cost no budget. Seconds are training time
-without evaluation. Agents with the same seed are evaluated on the same noises: differences are
-paired by seed."""
+optimum where it is known. Else J_ref lies between the best J that anybody reached and the bound,
+and a score between two values: against the bound, and against the best. J = reward - temperature x
+KL, on fresh paths that cost no budget.
+
+Every figure over seeds is an interquartile mean, brackets are its 95% stratified bootstrap interval
+(as rliable computes them; five seeds give rough ones). Seconds are training time without
+evaluation; model evaluations are calls of the transition or the denoiser while learning. Agents
+with the same seed are evaluated on the same noises: differences are paired by seed. **Bold** is the
+winner of an access class: clearly better, pair by pair, than every other method that may use the
+same. Across classes nothing is claimed."""
 
 
 def markdown(summary: dict[str, Any]) -> str:
     """The whole report of ``report.report``'s summary."""
     parts = ["# Report", _NOTES, *(_environment(env) for env in summary["environments"])]
+    if summary["overall"]:
+        parts += ["## All environments", _overall(summary["overall"])]
     if summary["unfinished"]:
         parts.append(
             f"**Not finished** (the same command continues): {', '.join(summary['unfinished'])}."
@@ -44,14 +61,14 @@ def _environment(env: dict[str, Any]) -> str:
     ]
     if len(env["agents"]) > 1:
         told = (
-            "Env steps, and seconds, until an agent's curve is where another's ends; medians over"
-            " seeds."
+            "Env steps, calls of the model where they were counted, and seconds, until an agent's"
+            " curve is where another's ends; medians over seeds."
         )
         parts += [f"### The cost of another's {env['compared']}\n\n{told}", _cost_of_equals(env)]
     if env["differences"]:
         parts += [
             f"### Differences in {env['compared']}, paired by seed",
-            _differences(env["differences"]),
+            _differences(env),
         ]
     parts += [f"![{name.replace('_', ' ')}]({path})" for name, path in env["pictures"].items()]
     return "\n\n".join(parts)
@@ -66,69 +83,151 @@ def _budgets(budgets: list[dict[str, Any]]) -> str:
     )
 
 
-def _certificate(reference: dict[str, Any]) -> str:
-    found, closer = reference["certificate"], reference["by_start"]
-    if found["certified"]:
-        text = (
-            f"Certificate: no policy is worth more than {found['bound']:.3f} (95% interval"
-            f" {found['low']:.3f} to {found['high']:.3f}; {found['ess']:.0f} of {found['n']}"
-            f" uncontrolled paths, {found['ess'] / found['n']:.1%}, carry it)."
+def _certificate(values: dict[str, Any]) -> str:
+    """What is known of J_ref, in words."""
+    reference = Reference.from_json(values)
+    pooled, best = reference.pooled, reference.best
+    parts = [_bound(reference, reference.certificate, "uncontrolled paths")]
+    if pooled is not None:
+        lenders = ", ".join(name_of(name) for name in pooled.objectives)
+        together = f"paths, in equal parts uncontrolled and of {lenders}"
+        parts.insert(0, _bound(reference, pooled.certificate, together))
+        parts.append(_agreement(pooled.difference, pooled.refutes))
+    for closer in (reference.by_start, None if pooled is None else pooled.by_start):
+        if closer is not None:
+            parts.append(_from_starts(reference, closer))
+    limit = reference.certificate.limit
+    if limit is not None:
+        parts.append(
+            f"- The reward is bounded: with probability 95%, for this many uncontrolled paths, no"
+            f" more than {limit:.3f} (empirical Bernstein); modes that no path met are covered."
         )
-    elif closer is not None and closer["certified"]:
-        text = ""
+    if any(certificate.certified for certificate in _all(reference)):
+        parts.append(
+            "- These bounds are estimates: they hold if no mode matters that none of the paths met."
+        )
+    if reference.optimum is not None:
+        parts.append(f"- Exact optimum: {reference.optimum:.4f}, which is J_ref.")
     else:
-        text = (
-            f"**Not certified**: only {found['ess']:.1f} of {found['n']} uncontrolled paths carry"
-            " the bound, too few to trust it (50 are asked for)."
+        parts.append(_reference_value(reference))
+    if best is not None:
+        reached = f"{best.objective.mean:.3f} (s.e. {best.objective.stderr:.3f})"
+        parts.append(f"- Best J reached: {reached}, by {name_of(best.by)}.")
+    return "\n".join(parts)
+
+
+def _all(reference: Reference) -> list[Certificate]:
+    pooled = reference.pooled
+    found = [reference.certificate, reference.by_start]
+    found += [] if pooled is None else [pooled.certificate, pooled.by_start]
+    return [certificate for certificate in found if certificate is not None]
+
+
+def _bound(reference: Reference, found: Certificate, paths: str) -> str:
+    if not found.certified:
+        return (
+            f"- **Not certified**: only {found.ess:.1f} of {found.n} {paths} carry the bound, too"
+            " few to trust it (50 are asked for)."
         )
-    if closer is not None:
-        paths = closer["n"] // closer["starts"]
-        text += (
-            f" From given starts, which no policy chooses, no more than {closer['bound']:.3f}"
-            f" ({closer['low']:.3f} to {closer['high']:.3f}; {closer['starts']:,} starts,"
-            f" {closer['ess']:.0f} of {paths:,} paths of each carry it)"
+    text = (
+        f"- No policy is worth more than {found.bound:.3f} (95% interval {found.low:.3f} to"
+        f" {found.high:.3f}; {found.ess:.0f} of {found.n} {paths},"
+        f" {found.ess / found.n:.1%}, carry it)."
+    )
+    return text + _refutation(reference, found)
+
+
+def _refutation(reference: Reference, found: Certificate) -> str:
+    if not (reference.is_refuted(found) and reference.best is not None):
+        return ""
+    who, worth = name_of(reference.best.by), reference.best.objective
+    return (
+        f" **Refuted**: {who} is worth {worth.mean:.3f} (s.e. {worth.stderr:.3f}), more than 3"
+        " standard errors above it."
+    )
+
+
+def _agreement(difference: Estimate, refutes: bool) -> str:
+    told = f"by {difference.mean:.3f} (s.e. {difference.stderr:.3f})"
+    if refutes:
+        return (
+            "- The bound of the uncontrolled paths alone is **refuted**: with the paths of the"
+            f" policies it moves {told}, more than 3 standard errors."
         )
-        used = ": this one is J_ref." if reference["optimum"] is None else "."
-        text += used if closer["certified"] else ", **not certified**."
-    if reference["optimum"] is not None:
-        text += f" Exact optimum: {reference['optimum']:.4f}."
-    return text
+    return f"- The paths of the policies move the bound {told}: the two agree."
+
+
+def _from_starts(reference: Reference, closer: Certificate) -> str:
+    text = (
+        f"- From given starts, which no policy chooses, no more than {closer.bound:.3f}"
+        f" ({closer.low:.3f} to {closer.high:.3f}; {closer.starts:,} starts, {closer.ess:.0f} of"
+        f" {closer.n // closer.starts:,} paths of each carry it)"
+    )
+    return (
+        text
+        + ("." if closer.certified else ", **not certified**.")
+        + (_refutation(reference, closer) if closer.certified else "")
+    )
+
+
+def _reference_value(reference: Reference) -> str:
+    if reference.target is not None:
+        return f"- J_ref is at most {reference.target.mean:.3f}, the closest of these that stands."
+    if any(certificate.certified for certificate in _all(reference)):
+        return "- **No bound stands**: scores are upper ends, against the best J reached."
+    return "- J_ref is not known."
 
 
 def _agents(env: dict[str, Any]) -> str:
-    success = env["reference"]["success"] is not None
-    heads = [
-        "agent",
-        "score",
-        "objective",
-        "reward",
-        "KL (nats)",
-        *(["success"] if success else []),
-    ]
-    heads += ["J <= bound + 3 s.e.", "env steps", "reward queries", "seconds", "access"]
-    rows = [_reference_row("pre-trained", env, success)]
-    bounds = [
-        bound
-        for name in ("certificate", "by_start")
-        if (bound := env["reference"][name]) is not None
-    ]
-    known = any(bound["certified"] for bound in bounds) or env["reference"]["optimum"] is not None
-    no_score = "nothing to gain" if known else "not certified"  # see Reference.score
-    if env["reference"]["closed_form"] is not None:
-        rows.append(_reference_row("closed form", env, success))
+    reference = Reference.from_json(env["reference"])
+    success = reference.success is not None
+    shares = ["success"] if success else []
+    costs = [unit for unit in _UNIT_WORDS if all(a.get(unit) for a in env["agents"])]
+    classes = ["access class"] if any(a["access_class"] for a in env["agents"]) else []
+    heads = ["agent", *classes, "score", "objective", "reward", "KL (nats)", *shares]
+    heads += ["J <= bound + 3 s.e.", *(_UNIT_WORDS[unit] for unit in costs), "access"]
+    rest = [""] * (len(costs) + 2)
+    no_score = _no_score(reference)
+    rows = []
+    for name in ("pre-trained", "closed form"):
+        if name == "pre-trained" or env["reference"]["closed_form"] is not None:
+            first, *cells = _reference_row(name, env, success)
+            rows.append([first, *([""] * len(classes)), *cells, *rest])
     for agent in env["agents"]:
         seeds, holds = len(agent["seeds"]), agent["certificate_holds"]
-        cells = [f"**{agent['agent']}** ({seeds} seed{'s' if seeds > 1 else ''})"]
-        cells.append(_cell(agent["score"]) or no_score)
-        cells += [
-            _cell(agent[name])
-            for name in ("objective", "reward", "kl", *(["success"] if success else []))
-        ]
+        score, mark = _score(agent, no_score), "**" if agent["best_of_class"] else ""
+        cells = [f"{name_of(agent['agent'])} ({seeds} seed{'s' if seeds > 1 else ''})"]
+        cells += [agent["access_class"] or "" for _ in classes]
+        cells.append(f"{mark}{score}{mark}")
+        cells += [_cell(agent[name]) for name in ("objective", "reward", "kl", *shares)]
         cells.append("not certified" if holds is None else f"{holds} of {seeds}")
-        cells += [f"{agent[unit]['mean']:,.0f}" for unit in ("env_steps", "reward_queries")]
-        cells += [f"{agent['seconds']['mean']:,.1f}", agent["access"]]
-        rows.append(cells)
+        cells += [f"{agent[unit]['iqm']:,.{1 if 'seconds' in unit else 0}f}" for unit in costs]
+        rows.append([*cells, agent["access"]])
     return _table(heads, rows)
+
+
+def _no_score(reference: Reference) -> str:
+    """Why there is no score, where there is none (``Reference.score``)."""
+    if reference.target is not None:
+        return "nothing to gain"
+    return "refuted" if any(c.certified for c in _all(reference)) else "not certified"
+
+
+def _score(agent: dict[str, Any], no_score: str) -> str:
+    """The score over seeds, from its lower end to its upper one, the brackets around both."""
+    low, high = agent["score"], agent["score_of_best"]
+    if low is None:
+        known = high is not None and no_score != "nothing to gain"
+        return f"{no_score}; at most {_cell(high)}" if known else no_score
+    if high is None or f"{low['iqm']:.3f}" == f"{high['iqm']:.3f}":
+        return _cell(low)
+    text = f"{low['iqm']:.3f} to {high['iqm']:.3f}"
+    return text if low["low"] is None else f"{text} [{low['low']:.3f}, {high['high']:.3f}]"
+
+
+def _overall(agents: list[dict[str, Any]]) -> str:
+    rows = [[name_of(line["agent"]), f"{line['tasks']}", _cell(line)] for line in agents]
+    return _table(["agent", "environments", "score (lower end)"], rows)
 
 
 def _reference_row(name: str, env: dict[str, Any], success: bool) -> list[str]:
@@ -147,7 +246,7 @@ def _reference_row(name: str, env: dict[str, Any], success: bool) -> list[str]:
         cells += [f"{closed[part]['mean']:.3f}" for part in ("objective", "reward", "kl")]
     if success:
         cells.append("" if share is None else f"{share['mean']:.3f}")
-    return [name, *cells, *[""] * 5]
+    return [name, *cells]
 
 
 def _equal_cost(env: dict[str, Any]) -> str:
@@ -155,16 +254,16 @@ def _equal_cost(env: dict[str, Any]) -> str:
     rows = []
     for line in env["equal_cost"]:
         cells = [
-            f"{line['amount']:,.{1 if line['unit'] == 'seconds' else 0}f}"
+            f"{line['amount']:,.{1 if 'seconds' in line['unit'] else 0}f}"
             f" {_UNIT_WORDS[line['unit']]}"
         ]
         for name in names:
             solved = (
-                "" if line["success"] is None else f"; {line['success'][name]['mean']:.0%} succeed"
+                "" if line["success"] is None else f"; {line['success'][name]['iqm']:.0%} succeed"
             )
             cells.append(f"{_cell(line['agents'][name])}{solved}")
         rows.append(cells)
-    return _table(["at", *names], rows)
+    return _table(["at", *map(name_of, names)], rows)
 
 
 def _cost_of_equals(env: dict[str, Any]) -> str:
@@ -172,23 +271,31 @@ def _cost_of_equals(env: dict[str, Any]) -> str:
     rows = []
     for line in env["cost_of_equals"]:
         spent = [line["spent"][name] for name in names]
-        cells = [
-            "never" if s["env_steps"] is None else f"{s['env_steps']:,.0f}; {s['seconds']:,.1f} s"
-            for s in spent
-        ]
-        rows.append([f"{line['agent']}: {line['target']:.3f}", *cells])
-    return _table(["to be as good as", *names], rows)
+        cells = ["never" if s["env_steps"] is None else _spent(s) for s in spent]
+        rows.append([f"{name_of(line['agent'])}: {line['target']:.3f}", *cells])
+    return _table(["to be as good as", *map(name_of, names)], rows)
 
 
-def _differences(differences: list[dict[str, Any]]) -> str:
+def _spent(amounts: dict[str, float]) -> str:
+    calls = amounts.get("model_evaluations")
+    told = "" if calls is None else f"{calls:,.0f} calls; "
+    return f"{amounts['env_steps']:,.0f}; {told}{amounts['seconds']:,.1f} s"
+
+
+def _differences(env: dict[str, Any]) -> str:
+    classes = {agent["agent"]: agent["access_class"] for agent in env["agents"]}
+    told = any(classes.values())
     rows = []
-    for line in differences:
-        low, high = line["low"], line["high"]
+    for line in env["differences"]:
+        low, high, first, second = line["low"], line["high"], line["first"], line["second"]
         clear = (
             "one seed" if low is None or high is None else "yes" if low > 0 or high < 0 else "no"
         )
-        rows.append([f"{line['first']} - {line['second']}", _cell(line), clear])
-    return _table(["pair", "mean [95% interval]", "interval leaves out 0"], rows)
+        same = "same" if classes[first] == classes[second] else "differs: no claim"
+        pair = f"{name_of(first)} - {name_of(second)}"
+        rows.append([pair, _cell(line), clear, *([same] if told else [])])
+    heads = ["pair", "difference [95% interval]", "interval leaves out 0"]
+    return _table([*heads, *(["access class"] if told else [])], rows)
 
 
 def _made_with(summary: dict[str, Any]) -> str:

@@ -112,6 +112,16 @@ class Digits(DenoisingProblem):
             )
         return self.reward.success
 
+    @property
+    def reward_bound(self) -> float:
+        """No return is above 0: a log-probability; absent for rewards of unknown range."""
+        if not isinstance(self.reward, DigitLogProbability):
+            raise AttributeError(
+                "reward_bound is known for DigitLogProbability only; the reward is"
+                f" {type(self.reward).__name__}"
+            )
+        return 0.0
+
     def images(self, x: Tensor) -> Tensor:
         """States as pictures ``(n, 1, 8, 8)`` in 0..1."""
         return ((x + 1) / 2).clamp(0, 1)

@@ -51,6 +51,16 @@ class QuadraticReward(nn.Module):
         off = x - self.target.to(x)
         return -0.5 * ((off @ self.matrix.to(x)) * off).sum(1) + x @ self.slope.to(x)
 
+    def maximum(self) -> float:
+        """The largest value of ``y``; infinity where it has none."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        slope = self.slope @ vectors
+        flat = values <= 1e-12 * values.abs().max()
+        if (values < 0).any() or (slope[flat] != 0).any():
+            return math.inf
+        top = 0.5 * (slope[~flat].square() / values[~flat]).sum() + self.target @ self.slope
+        return float(top)
+
     def log_moment(self, mean: Tensor, variance: Tensor, temperature: float) -> Tensor:
         """``log E exp(y(X) / temperature)`` for ``X ~ N(mean, variance I)``; ``mean (..., d)``,
         ``variance (...)``.
@@ -210,6 +220,15 @@ class GaussianMixture(DenoisingProblem):
     def terminal_reward(self, x: Tensor) -> Tensor:
         """The reward of the clean sample."""
         return self.reward(x)
+
+    @property
+    def reward_bound(self) -> float:
+        """The largest reward of a quadratic that has one; absent for other rewards."""
+        if isinstance(self.reward, QuadraticReward) and math.isfinite(top := self.reward.maximum()):
+            return top
+        raise AttributeError(
+            f"reward_bound is known for a concave QuadraticReward only; got {self.reward!r}"
+        )
 
     def reference_value(self, k: int | Tensor, x: Tensor) -> Tensor:
         """``beta log E[exp(y(X_data) / beta) | X_k = x]`` from the posterior mixture: V_k up to the

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.envs import make_problem
-from girsanov.envs.certificates import certificate, certificate_of
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Problem, objective, rollout
 from girsanov.envs.robots.control_affine import ControlAffine
@@ -139,94 +138,6 @@ def test_the_objective_of_the_walk(generator: torch.Generator) -> None:
     assert worth.kl == pytest.approx((4 * 0.4**2 / 2, 0.0), abs=1e-6)
     assert worth.objective.mean == pytest.approx(worth.reward.mean - worth.kl.mean, abs=1e-5)
     assert worth.reward.stderr == pytest.approx(0.5 * math.sqrt(4) / 100, rel=0.05)
-
-
-def test_the_certificate_of_gaussian_returns(generator: torch.Generator) -> None:
-    """``beta log E exp(R / beta) = mean + variance / (2 beta)`` for Gaussian R; the walk attains it
-    with a = scale / beta.
-    """
-    problem = Walk(temperature=2.0)
-    exact = 1 + 0.5**2 * 4 / (2 * 2.0)
-    found = certificate(problem, 40_000, generator, batch=3_000)
-    assert found.n == 40_000 and abs(found.bound - exact) < 3 * found.stderr < 0.02
-    assert abs(found.bound - 1) > 10 * found.stderr  # the mean return is another number
-    best = objective(
-        problem, lambda k, x: torch.full_like(x, 0.5 / 2.0), 40_000, generator
-    ).objective
-    assert abs(best.mean - exact) < 3 * best.stderr
-    # the standard deviation of exp(R / beta) is known too
-    assert found.stderr == pytest.approx(2.0 * math.sqrt(math.expm1(0.25)) / 200, rel=0.1)
-    assert (
-        found.high - found.bound
-        == pytest.approx(found.bound - found.low)
-        == pytest.approx(1.96 * found.stderr, rel=1e-4)
-    )
-
-
-def test_the_certificate_survives_large_and_small_returns() -> None:
-    assert certificate_of(torch.tensor([0.0, math.log(3)]), 1.0).bound == pytest.approx(
-        math.log((1 + 3) / 2)
-    )
-    returns = torch.tensor([0.0, 1.0, 2.0])
-    base = certificate_of(returns, 0.5)
-    for shift in (-1e6, 1e6):
-        moved = certificate_of(returns.double() + shift, 0.5)
-        assert moved.bound == pytest.approx(
-            base.bound + shift, rel=1e-12
-        ) and moved.ess == pytest.approx(base.ess, rel=1e-6)
-
-
-@pytest.mark.parametrize("env_id", IDS)
-def test_no_policy_beats_the_certificate(env_id: str, generator: torch.Generator) -> None:
-    problem = make_problem(env_id)
-    bound = certificate(problem, 20_000, generator)
-    assert bound.certified
-    policies = [None, state_feedback(problem)]
-    policies += [
-        getattr(problem, name)
-        for name in ("reference_control", "optimal_control")
-        if hasattr(problem, name)
-    ]
-    for policy in policies:
-        worth = objective(problem, policy, 4_000, generator).objective
-        assert worth.mean <= bound.bound + 3 * math.hypot(worth.stderr, bound.stderr)
-
-
-def test_the_confidence_interval_covers(generator: torch.Generator) -> None:
-    repeats, spread = 1_000, 0.7
-    samples = spread * torch.randn(repeats, 2_000, generator=generator, dtype=torch.float64)
-    found = [certificate_of(row, 1.0) for row in samples]
-    covered = sum(c.low <= spread**2 / 2 <= c.high for c in found) / repeats
-    assert abs(covered - 0.95) < 4 * math.sqrt(
-        0.95 * 0.05 / repeats
-    )  # 95% up to 2.8 points: binomial, four deviations
-    half = [certificate_of(row, 1.0, confidence=0.5) for row in samples]
-    assert abs(
-        sum(c.low <= spread**2 / 2 <= c.high for c in half) / repeats - 0.5
-    ) < 4 * 0.5 / math.sqrt(repeats)
-
-
-def test_the_effective_sample_size(generator: torch.Generator) -> None:
-    assert certificate_of(torch.zeros(80), 1.0).ess == pytest.approx(80)
-    lonely = torch.zeros(80)
-    lonely[3] = 100.0
-    assert certificate_of(lonely, 1.0).ess == pytest.approx(1)
-    assert certificate_of(math.log(3) * torch.tensor([0.0, 1.0]), 1.0).ess == pytest.approx(
-        (1 + 3) ** 2 / (1 + 9)
-    )
-    # lognormal weights: ESS / n -> exp(-variance / temperature^2)
-    returns = torch.randn(200_000, generator=generator, dtype=torch.float64)
-    assert certificate_of(returns, 1.25).ess / 200_000 == pytest.approx(
-        math.exp(-1 / 1.25**2), rel=0.03
-    )
-
-
-def test_certified_needs_fifty_effective_paths() -> None:
-    assert certificate_of(torch.zeros(51), 1.0).certified
-    assert not certificate_of(torch.zeros(49), 1.0).certified
-    lonely = torch.zeros(1_000)
-    lonely[0] = 50.0
-    assert not certificate_of(lonely, 1.0).certified
 
 
 @pytest.mark.parametrize(

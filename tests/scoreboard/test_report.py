@@ -24,7 +24,7 @@ def _row(x: float, score: float | None, seconds: float) -> dict[str, Any]:
     }
     for name, value in {
         "score": score,
-        "objective": x / 100,
+        "objective": x / 50 - 4 if score is None else -4 + 3 * score,
         "reward": 1.0,
         "kl": 0.5,
         "success": None,
@@ -98,13 +98,14 @@ def finished(tmp_path: Path) -> Path:
 
 def test_table_and_differences(finished: Path) -> None:
     text = report(finished).read_text()
-    pde = _cells(text, "**pde**")
-    assert pde[0] == "**pde** (3 seeds)"
-    assert pde[1] == "0.600 [-0.057, 1.257]"  # t(0.975, 2) = 4.303 times 0.2646 / sqrt(3)
+    pde = _cells(text, "PDE (")
+    assert pde[0] == "PDE (3 seeds)"
+    # against the bound -1, and against the best J of -1.3: 0.6 / 0.9
+    assert pde[1] == "0.600 to 0.667 [0.400, 1.000]"
     assert pde[5:] == ["3 of 3", "5,000", "100", "10.0", "what pde needs"]
     assert _cells(text, "pre-trained")[:3] == ["pre-trained", "0.000", "-4.000"]
-    assert _cells(text, "pde - ppo") == [
-        "pde - ppo",
+    assert _cells(text, "PDE - PPO") == [
+        "PDE - PPO",
         "0.200 [0.200, 0.200]",
         "yes",
     ]  # the seeds' spread is shared
@@ -119,8 +120,8 @@ def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
     (env,) = json.loads((finished / "report.json").read_text())["environments"]
     seconds = next(line for line in env["equal_cost"] if line["unit"] == "seconds")
     assert seconds["amount"] == 10.0
-    assert seconds["agents"]["pde"]["mean"] == pytest.approx(0.6)
-    assert seconds["agents"]["ppo"]["mean"] == pytest.approx(
+    assert seconds["agents"]["pde"]["iqm"] == pytest.approx(0.6)
+    assert seconds["agents"]["ppo"]["iqm"] == pytest.approx(
         (0.05 + 0.1 + 0.3) / 3
     )  # half way to its second point
 
@@ -145,8 +146,8 @@ def test_the_cost_of_anothers_score_is_a_median_over_seeds(finished: Path) -> No
     text = report(finished).read_text()
     # pde's three seeds are at 0.3, the median end of ppo's, after 50, 37.5 and 18.75 episodes; of
     # ppo's own one never is
-    assert _cells(text, "ppo: 0.300") == ["ppo: 0.300", "1,875; 3.8 s", "5,000; 40.0 s"]
-    assert _cells(text, "pde: 0.500") == ["pde: 0.500", "5,000; 10.0 s", "never"]
+    assert _cells(text, "PPO: 0.300") == ["PPO: 0.300", "1,875; 3.8 s", "5,000; 40.0 s"]
+    assert _cells(text, "PDE: 0.500") == ["PDE: 0.500", "5,000; 10.0 s", "never"]
 
 
 def test_pictures_are_drawn_and_logged(finished: Path) -> None:
@@ -154,6 +155,7 @@ def test_pictures_are_drawn_and_logged(finished: Path) -> None:
         report(finished)
     for name in ("learning_curves", "samples"):
         assert (finished / "Fake-v0" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"</svg>" in (finished / "Fake-v0" / f"{name}.svg").read_bytes()
     events = EventAccumulator(str(finished / "Fake-v0" / "report"))
     events.Reload()
     assert events.Tags()["images"] == ["report/learning_curves", "report/samples"]
@@ -168,8 +170,8 @@ def test_nothing_uncertified_looks_certified(tmp_path: Path) -> None:
         and "no policy is worth more than" not in text
     )
     assert (
-        _cells(text, "**sac**")[1] == "not certified"
-        and _cells(text, "**sac**")[5] == "not certified"
+        _cells(text, "SAC (")[1] == "not certified; at most 1.000"
+        and _cells(text, "SAC (")[5] == "not certified"
     )
     assert _cells(text, "pre-trained")[1] == ""
     assert "### Objective at equal cost" in text
@@ -180,7 +182,50 @@ def test_a_certified_bound_that_leaves_nothing_to_gain_is_not_called_uncertified
     tmp_path: Path,
 ) -> None:
     _run(tmp_path, "sac", 0, [None, None], 10.0, 200.0, (1, 2, 2))
-    assert _cells(report(tmp_path).read_text(), "**sac**")[1] == "nothing to gain"
+    (path,) = tmp_path.rglob("record.json")
+    record = json.loads(path.read_text())
+    record["reference"]["certificate"] |= {"bound": -3.9, "low": -4.1, "high": -3.7}
+    record["final"]["objective"] = -3.95
+    path.write_text(json.dumps(record))
+    assert _cells(report(tmp_path).read_text(), "SAC (")[1] == "nothing to gain"
+
+
+def test_a_policy_above_the_bound_refutes_it_and_no_score_exceeds_one(finished: Path) -> None:
+    _run(finished, "pi-ft", 0, [0.0, 1.5], 10.0, 200.0, (1, 2, 2))  # J = 0.5, the bound -1
+    text = report(finished).read_text()
+    assert "**Refuted**: PI-FT is worth 0.500 (s.e. 0.010), more than 3 standard errors" in text
+    assert "**No bound stands**" in text
+    assert _cells(text, "PI-FT (")[1] == "refuted; at most 1.000"
+    assert _cells(text, "PDE (")[1] == "refuted; at most 0.400 [0.267, 0.600]"  # 1.8 of 4.5
+    (env,) = json.loads((finished / "report.json").read_text())["environments"]
+    assert env["compared"] == "objective"
+
+
+def test_the_winner_of_an_access_class_is_bold_and_costs_are_told_where_known(
+    finished: Path,
+) -> None:
+    text = report(finished).read_text()
+    assert "**0.6" not in text and "access class |" not in text  # records of before
+    for path in finished.rglob("record.json"):
+        record = json.loads(path.read_text())
+        record["access_class"] = "interaction"
+        record["final"] |= {"model_evaluations": 7000, "cpu_seconds": 12.5}
+        path.write_text(json.dumps(record))
+    for path in finished.rglob("progress.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row |= {
+                "model_evaluations": row["seconds"] ** 2,
+                "cpu_seconds": 2 * row["seconds"] ** 1.5,
+            }
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = report(finished).read_text()
+    pde = _cells(text, "PDE (")
+    assert pde[1:3] == ["interaction", "**0.600 to 0.667 [0.400, 1.000]**"]
+    assert pde[-3:-1] == ["7,000", "12.5"] and "| model evaluations | CPU seconds |" in text
+    assert _cells(text, "PPO (")[2] == "0.400 to 0.444 [0.200, 0.778]"
+    assert _cells(text, "100 model evaluations")[1].startswith("0.600 [")
+    assert _cells(text, "PDE - PPO")[3] == "same"
 
 
 def test_what_is_missing_is_named(finished: Path) -> None:
@@ -207,9 +252,3 @@ def test_image_grid() -> None:
     assert (grid[:2, :3] == 0).all() and (grid[:2, 4:] == 1).all() and (grid[3:, :3] == 1).all()
     assert (grid[2] == 0.5).all() and (grid[:, 3] == 0.5).all()
     assert plots.grid_of(np.zeros((40, 3, 2, 2))).shape == (11, 23, 3)
-
-
-def test_mean_curve_ends_with_the_shortest_run() -> None:
-    runs = [[_row(0, 0.0, 0.0), _row(100, 1.0, 4.0)], [_row(0, 0.0, 0.0), _row(100, 0.5, 8.0)]]
-    grid, values = plots.mean_curve(runs, "seconds", "score", points=5)
-    assert grid[-1] == 4.0 and values[:, -1] == pytest.approx([1.0, 0.25])

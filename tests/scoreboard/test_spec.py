@@ -3,9 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from girsanov.scoreboard.intervals import interval, paired
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec, Spent, slug
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
@@ -62,22 +60,6 @@ def test_evaluation_points_begin_at_zero_and_stop_before_the_end() -> None:
         EvaluationPlan(paths=1)
     with pytest.raises(ValueError, match=r"points must be an integer of at least 1; got 2\.5"):
         EvaluationPlan(points=2.5)  # type: ignore[arg-type]
-
-
-def test_interval_is_students() -> None:
-    values = [1.0, 2.0, 4.0]
-    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    found = interval(values)
-    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
-    assert interval([1.0]) == (1.0, None, None, 1)
-
-
-def test_pairing_removes_what_seeds_share() -> None:
-    shared = {0: 10.0, 1: -5.0, 2: 3.0}
-    difference = paired({k: v + 1 + 0.01 * k for k, v in shared.items()}, {**shared, 7: 99.0})
-    assert difference is not None and difference.n == 3
-    assert difference.low is not None and difference.low > 0.9
-    assert paired({0: 1.0}, {1: 1.0}) is None
 
 
 def test_a_configuration_file_is_a_spec(tmp_path: Path) -> None:

@@ -1,0 +1,284 @@
+"""Upper bounds against closed forms, with and without the paths of policies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from girsanov.envs import make_problem
+from girsanov.envs.certificates import (
+    certificate,
+    certificate_by_start,
+    certificate_of,
+    finite_sample_limit,
+    pooled_certificate,
+)
+from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
+from girsanov.envs.problem import Problem, objective
+
+
+class Walk(Problem):
+    """``X' = X + scale z`` from 1, rewarded by ``X_T``: returns are N(1, scale^2 T), and everything
+    is known.
+    """
+
+    state_shape = noise_shape = (1,)
+
+    def __init__(self, scale: float = 0.5, horizon: int = 4, temperature: float = 1.0) -> None:
+        self.scale, self.horizon, self.temperature = scale, horizon, temperature
+
+    def initial(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.ones(n, 1)
+
+    def transition(self, k: Any, x: Tensor, z: Tensor) -> Tensor:
+        return x + self.scale * z
+
+    def terminal_reward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+def state_feedback(problem: Problem) -> Any:
+    """Some policy of no merit: bounded, and different at every step and state."""
+    size = math.prod(problem.noise_shape)
+    mix = torch.randn(
+        math.prod(problem.state_shape), size, generator=torch.Generator().manual_seed(1)
+    )
+    return lambda k, x: (
+        0.15 / size**0.5 * torch.sin(x.flatten(1) @ mix + k).view(-1, *problem.noise_shape)
+    )
+
+
+IDS = ["girsanov/GaussianMixture-v0", "girsanov/Pendulum-v0", "girsanov/LinearQuadratic-v0"]
+
+
+def test_the_certificate_of_gaussian_returns(generator: torch.Generator) -> None:
+    """``beta log E exp(R / beta) = mean + variance / (2 beta)`` for Gaussian R; the walk attains it
+    with a = scale / beta.
+    """
+    problem = Walk(temperature=2.0)
+    exact = 1 + 0.5**2 * 4 / (2 * 2.0)
+    found = certificate(problem, 40_000, generator, batch=3_000)
+    assert found.n == 40_000 and abs(found.bound - exact) < 3 * found.stderr < 0.02
+    assert abs(found.bound - 1) > 10 * found.stderr  # the mean return is another number
+    best = objective(
+        problem, lambda k, x: torch.full_like(x, 0.5 / 2.0), 40_000, generator
+    ).objective
+    assert abs(best.mean - exact) < 3 * best.stderr
+    # the standard deviation of exp(R / beta) is known too
+    assert found.stderr == pytest.approx(2.0 * math.sqrt(math.expm1(0.25)) / 200, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * found.stderr, rel=1e-4)
+    assert found.low < found.bound < found.high
+
+
+def test_the_certificate_survives_large_and_small_returns() -> None:
+    # weights 1 and 3: relative variance of their mean 1 / 4, half of which Jensen takes
+    assert certificate_of(torch.tensor([0.0, math.log(3)]), 1.0).bound == pytest.approx(
+        math.log((1 + 3) / 2) + 1 / 8
+    )
+    returns = torch.tensor([0.0, 1.0, 2.0])
+    base = certificate_of(returns, 0.5)
+    for shift in (-1e6, 1e6):
+        moved = certificate_of(returns.double() + shift, 0.5)
+        assert moved.bound == pytest.approx(
+            base.bound + shift, rel=1e-12
+        ) and moved.ess == pytest.approx(base.ess, rel=1e-6)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_no_policy_beats_the_certificate(env_id: str, generator: torch.Generator) -> None:
+    problem = make_problem(env_id)
+    bound = certificate(problem, 20_000, generator)
+    assert bound.certified
+    policies = [None, state_feedback(problem)]
+    policies += [
+        getattr(problem, name)
+        for name in ("reference_control", "optimal_control")
+        if hasattr(problem, name)
+    ]
+    for policy in policies:
+        worth = objective(problem, policy, 4_000, generator).objective
+        assert worth.mean <= bound.bound + 3 * math.hypot(worth.stderr, bound.stderr)
+
+
+def test_the_confidence_interval_covers(generator: torch.Generator) -> None:
+    repeats, spread = 1_000, 0.7
+    samples = spread * torch.randn(repeats, 2_000, generator=generator, dtype=torch.float64)
+    found = [certificate_of(row, 1.0) for row in samples]
+    covered = sum(c.low <= spread**2 / 2 <= c.high for c in found) / repeats
+    assert abs(covered - 0.95) < 4 * math.sqrt(
+        0.95 * 0.05 / repeats
+    )  # 95% up to 2.8 points: binomial, four deviations
+    half = [certificate_of(row, 1.0, confidence=0.5) for row in samples]
+    assert abs(
+        sum(c.low <= spread**2 / 2 <= c.high for c in half) / repeats - 0.5
+    ) < 4 * 0.5 / math.sqrt(repeats)
+
+
+def test_the_effective_sample_size(generator: torch.Generator) -> None:
+    assert certificate_of(torch.zeros(80), 1.0).ess == pytest.approx(80)
+    lonely = torch.zeros(80)
+    lonely[3] = 100.0
+    assert certificate_of(lonely, 1.0).ess == pytest.approx(1)
+    assert certificate_of(math.log(3) * torch.tensor([0.0, 1.0]), 1.0).ess == pytest.approx(
+        (1 + 3) ** 2 / (1 + 9)
+    )
+    # lognormal weights: ESS / n -> exp(-variance / temperature^2)
+    returns = torch.randn(200_000, generator=generator, dtype=torch.float64)
+    assert certificate_of(returns, 1.25).ess / 200_000 == pytest.approx(
+        math.exp(-1 / 1.25**2), rel=0.03
+    )
+
+
+def test_certified_needs_fifty_effective_paths() -> None:
+    assert certificate_of(torch.zeros(51), 1.0).certified
+    assert not certificate_of(torch.zeros(49), 1.0).certified
+    lonely = torch.zeros(1_000)
+    lonely[0] = 50.0
+    assert not certificate_of(lonely, 1.0).certified
+
+
+class Rare(Problem):
+    """One step to N(0, 1), rewarded by ``high`` beyond ``edge`` and by 0 elsewhere."""
+
+    state_shape = noise_shape = (1,)
+    horizon, temperature = 1, 1.0
+
+    def __init__(self, high: float = 11.0, edge: float = 4.527, bounded: bool = True) -> None:
+        self.high, self.edge = high, edge
+        if bounded:
+            self.reward_bound = high
+
+    @property
+    def exact(self) -> float:
+        """``log(1 + p (e^high - 1))``, p = 3e-6."""
+        p = 0.5 * math.erfc(self.edge / math.sqrt(2))
+        return math.log1p(p * math.expm1(self.high))
+
+    def initial(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.zeros(n, 1)
+
+    def transition(self, k: Any, x: Tensor, z: Tensor) -> Tensor:
+        return x + z
+
+    def terminal_reward(self, x: Tensor) -> Tensor:
+        return self.high * (x[:, 0] > self.edge)
+
+
+def towards(k: int, x: Tensor) -> Tensor:
+    return torch.full_like(x, 4.5)
+
+
+def away(k: int, x: Tensor) -> Tensor:
+    return torch.full_like(x, -1.0)
+
+
+@pytest.mark.parametrize("repeat", range(20))
+def test_a_planted_rare_mode_is_refuted_or_covered(repeat: int) -> None:
+    """Probability 3e-6, 11 nats: uncontrolled paths miss 0.16 nats at a standard error of 0."""
+    problem, generator = Rare(), torch.Generator().manual_seed(repeat)
+    assert problem.exact == pytest.approx(0.164, abs=0.002)
+    alone = certificate(problem, 8192, generator)
+    assert alone.certified and alone.limit is not None and alone.limit >= problem.exact
+    assert not alone.low <= problem.exact <= alone.high
+    pooled = pooled_certificate(problem, {"finds": towards, "misses": away}, 2048, generator)
+    assert pooled.refutes and pooled.certificate.certified
+    error = abs(pooled.certificate.bound - problem.exact)
+    assert error < 4 * pooled.certificate.stderr < 0.05
+    assert pooled.certificate.limit is not None
+
+
+def test_a_policy_that_misses_the_mode_does_no_harm(generator: torch.Generator) -> None:
+    problem = Rare(high=2.0, edge=1.0)
+    pooled = pooled_certificate(problem, {"misses": away}, 20_000, generator)
+    assert not pooled.refutes
+    assert abs(pooled.certificate.bound - problem.exact) < 4 * pooled.certificate.stderr < 0.05
+    assert pooled.objectives["misses"].mean < -0.3  # half a nat paid, less what 2.3% earn
+
+
+def test_the_finite_sample_limit_holds_and_has_its_formula(generator: torch.Generator) -> None:
+    returns = torch.log(torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64))
+    log_odds = math.log(2 / 0.05)
+    u = math.exp(-2) * torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64).repeat(100)
+    mean = 0.5 * math.exp(-2) + math.sqrt(2 * float(u.var()) * log_odds / 400)
+    assert finite_sample_limit(returns.repeat(100), 1.0, 2.0) == pytest.approx(
+        2 + math.log(mean + 7 * log_odds / (3 * 399))
+    )
+    assert finite_sample_limit(returns, 1.0, 0.0) == 0.0  # four paths say nothing
+    with pytest.raises(ValueError, match=r"reward_bound must be at least every return; got -1"):
+        finite_sample_limit(returns, 1.0, -1.0)
+    # uniform weights: 200 times 500 paths, of which 5% may fail
+    u = torch.rand(200, 500, generator=generator, dtype=torch.float64)
+    failures = sum(finite_sample_limit(row.log(), 1.0, 0.0) < math.log(0.5) for row in u)
+    assert failures <= 10
+
+
+def test_rewards_with_a_bound_say_so() -> None:
+    digits = make_problem("girsanov/Digits-v0")
+    assert digits.reward_bound == 0.0  # type: ignore[attr-defined]
+    assert not hasattr(make_problem("girsanov/Digits-v0", reward="brightness"), "reward_bound")
+    mixture = make_problem("girsanov/GaussianMixture-v0")
+    assert mixture.reward_bound == 0.0  # type: ignore[attr-defined]
+
+
+def test_under_the_optimal_policy_the_weights_are_nearly_constant(
+    generator: torch.Generator,
+) -> None:
+    problem = LinearQuadratic.damped_rotation(temperature=0.2)
+    pooled = pooled_certificate(problem, {"best": problem.optimal_control}, 1024, generator)
+    alone, together = pooled.uncontrolled, pooled.certificate
+    assert together.n == 2 * alone.n == 2048
+    assert together.ess > 8 * alone.ess and together.stderr < alone.stderr / 3
+    assert abs(together.bound - problem.log_moment_objective()) < 3 * together.stderr
+    assert not pooled.refutes
+    worth = pooled.objectives["best"]
+    assert abs(worth.mean - problem.optimal_objective()) < 3 * worth.stderr
+
+
+def test_from_given_starts_policies_lend_their_paths_too(generator: torch.Generator) -> None:
+    problem = LinearQuadratic.damped_rotation(temperature=0.2)
+    seed, starts = 11, 256
+    x = problem.initial(starts, torch.Generator().manual_seed(seed))
+    exact = float(problem.log_moment_value(0, x).mean())
+    alone = certificate_by_start(problem, starts, 64, torch.Generator().manual_seed(seed))
+    lent = certificate_by_start(
+        problem,
+        starts,
+        32,
+        torch.Generator().manual_seed(seed),
+        policies={"best": problem.optimal_control},
+    )
+    assert lent.n == alone.n == starts * 64
+    assert lent.ess > 3 * alone.ess
+    assert abs(lent.bound - exact) < min(0.02, abs(alone.bound - exact))
+
+
+def _coverage(temperature: float, repeats: int, n: int) -> float:
+    problem = LinearQuadratic.damped_rotation(steps=10, temperature=temperature)
+    exact, generator = problem.log_moment_objective(), torch.Generator().manual_seed(1)
+    found = [certificate(problem, n, generator) for _ in range(repeats)]
+    return sum(c.low <= exact <= c.high for c in found) / repeats
+
+
+def test_the_interval_covers_the_riccati_value() -> None:
+    assert 0.9 <= _coverage(0.2, 100, 2048) <= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 0.5, 1.0, 2.0])
+def test_the_interval_covers_the_riccati_value_in_95_of_100(temperature: float) -> None:
+    assert 0.92 <= _coverage(temperature, 200, 8192) <= 0.98
+
+
+def test_the_skew_is_taken_into_the_interval(generator: torch.Generator) -> None:
+    """Few heavy weights: the normal interval misses far more often above than below."""
+    spread, repeats = 1.0, 1_000
+    samples = spread * torch.randn(repeats, 300, generator=generator, dtype=torch.float64)
+    found = [certificate_of(row, 1.0) for row in samples]
+    exact = spread**2 / 2
+    normal = sum(abs(c.bound - exact) < 1.96 * c.stderr for c in found) / repeats
+    ours = sum(c.low <= exact <= c.high for c in found) / repeats
+    assert normal < 0.915 and ours > normal + 0.01
