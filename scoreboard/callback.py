@@ -203,11 +203,9 @@ class ScoreCallback(BudgetCallback):
 
     def spent(self) -> Spent:
         """What training has used since it began."""
-        return (
-            super()
-            .spent()
-            ._replace(seconds=self._clock.seconds if hasattr(self, "_clock") else 0.0)
-        )
+        seconds = self._clock.seconds if hasattr(self, "_clock") else 0.0
+        outside = getattr(self.model, "seconds_outside", 0.0)  # of who learns without callbacks
+        return super().spent()._replace(seconds=seconds + outside)
 
     def _look(self) -> None:
         fraction = self.budget.fraction(self.spent())

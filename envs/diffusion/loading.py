@@ -51,7 +51,7 @@ def unread(network: nn.Module, file: Path) -> list[str]:
             by_end[".".join(parts[i:])].append(name)
     wrong = []
     with safe_open(file, "pt") as stored:
-        for name in stored.keys():  # noqa: SIM118: it is no mapping
+        for name in stored.keys():  # it is no mapping
             parts = name.split(".")
             ends = (".".join(parts[i:]) for i in range(min(len(parts), 2)))
             candidates = next((by_end[end] for end in ends if end in by_end), [])
