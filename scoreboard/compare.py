@@ -177,7 +177,7 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
             " is for run)"
         )
     specs = comparison.specs()
-    missing, envs = checked(comparison)
+    missing, envs = checked(specs, comparison.out)
     check_writable(comparison.out)
     done = len(specs) - len(missing)
     with tqdm(
@@ -197,15 +197,14 @@ class RunsFailed(ValueError):
     """Some runs failed, after all others were made."""
 
 
-def checked(comparison: Comparison) -> tuple[list[RunSpec], dict[str, ProblemEnv]]:
+def checked(specs: list[RunSpec], out: Path) -> tuple[list[RunSpec], dict[str, ProblemEnv]]:
     """The runs that are missing and the environments that they need, once all their settings have
     been tried.
     """
-    specs = comparison.specs()
     for spec in specs:
         check_names(spec.env, spec.agent)
         find_agent(spec.agent)
-    missing = [spec for spec in specs if not RunFolder(comparison.out, spec).finished()]
+    missing = [spec for spec in specs if not RunFolder(out, spec).finished()]
     envs = {spec.env: make_env(spec.env, spec.env_kwargs, spec.device) for spec in missing}
     for spec in {(spec.env, spec.agent): spec for spec in missing}.values():
         check_settings(spec, envs[spec.env])

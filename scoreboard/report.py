@@ -42,9 +42,10 @@ def report(out: Path) -> Path:
     check_writable(out)
     records = [read_record(path) for path in found]
     unfinished = sorted(
-        str(path.parent.relative_to(out))
-        for path in out.glob("*/*/seed*/spec.json")
-        if not (path.parent / "record.json").is_file()
+        str(path.relative_to(out))
+        for path in out.glob("*/*/seed*")
+        if not (path / "record.json").is_file()
+        and any((path / sign).is_file() for sign in ("spec.json", "error.txt"))
     )
     summary = {
         "environments": [summarise(out, group) for group in _grouped(records, "env").values()],

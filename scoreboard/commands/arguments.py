@@ -6,7 +6,6 @@ listed twice.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -16,6 +15,7 @@ from docstring_parser import parse
 
 from ...envs import PROBLEMS
 from ..registry import AGENTS
+from .near import did_you_mean
 
 #: The class behind an agent's name, and the table of settings that it starts from.
 _CLASSES = {
@@ -40,14 +40,6 @@ class Argument(NamedTuple):
     about: str  # from the docstring; may be empty
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or nothing where no name is near."""
-    ends = {name.rsplit("/", 1)[-1].lower(): name for name in known}
-    ends |= {name.lower(): name for name in ends.values()}
-    near = difflib.get_close_matches(given.lower(), ends, 1, 0.6)
-    return f"; did you mean {ends[near[0]]!r}?" if near else ""
-
-
 def check_name(kind: str, given: str, known: Iterable[str]) -> None:
     """Raise a ValueError that says what was perhaps meant, unless ``given`` is known, or
     ``module:attribute``.
@@ -70,12 +62,19 @@ def suggestions(given: Iterable[str], known: Mapping[str, Argument]) -> str:
     return f": unknown {', '.join(hints)}{listed}"
 
 
+def agent_class(name: str) -> Any:
+    """The class behind an agent's name, or what makes it."""
+    if name not in _CLASSES:
+        return AGENTS[name].make
+    module, attribute = _CLASSES[name]
+    return getattr(import_module(module), attribute)
+
+
 def agent_arguments(name: str) -> dict[str, Argument]:
     """The arguments that ``agent_kwargs`` may hold; empty where they can't be known."""
     if name not in _CLASSES:
         return {}
-    module, attribute = _CLASSES[name]
-    found = dict(_arguments(getattr(import_module(module), attribute)))
+    found = dict(_arguments(agent_class(name)))
     if name in _TABLES:
         tables = import_module("girsanov.baselines.hyperparameters")
         default = getattr(tables, _TABLES[name])["default"]
@@ -105,12 +104,6 @@ def env_arguments(name: str) -> dict[str, Argument]:
     found = dict(_arguments(make))
     bound = Argument("action_bound", "1.0", "largest control in any coordinate")
     return {**found, "action_bound": found.get("action_bound", bound)}
-
-
-def about(thing: Any) -> str:
-    """The first sentence of a docstring, on one line."""
-    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
-    return text.partition(": ")[2] if text.startswith("``girsanov/") else text
 
 
 def _arguments(make: Callable[..., Any]) -> Iterator[tuple[str, Argument]]:
