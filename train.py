@@ -184,7 +184,7 @@ def compare(
     report(out)
 
 
-def demo(out: Path = Path("runs/demo"), queries: int = 400, seed: int = 0) -> None:
+def demo(out: Path = Path("runs/demo"), queries: int = 1000, seed: int = 0) -> None:
     """A first look, within two minutes: a diffusion model of digits, told to draw a 3.
 
     Args:

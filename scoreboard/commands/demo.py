@@ -29,7 +29,7 @@ def demo_spec(queries: int, seed: int) -> RunSpec:
 
 
 def demo(
-    out: Path, queries: int = 400, seed: int = 0, on_stage: Callable[[str], None] = print
+    out: Path, queries: int = 1000, seed: int = 0, on_stage: Callable[[str], None] = print
 ) -> tuple[Path, str]:
     """Fine-tune, draw the same noises before and after side by side, and say what came out.
 
