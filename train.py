@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+
+from girsanov.scoreboard.commands.configuration import by_agent, expanded, pairs
+from girsanov.scoreboard.commands.configuration import schema as schema_of
 
 Unit = Literal["env_steps", "reward_queries", "seconds"]
 MAIN_JOB = "girsanov/Digits-v0"
@@ -32,8 +35,10 @@ def run(
     final_paths: int = 1000,
     reference_paths: int = 8192,
     reference_starts: int = 0,
+    samples: int = 256,
     device: str = "auto",
     config: Path | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Let one agent learn one environment. ``accelerate launch train.py run ...`` shares a LoRA run
     among GPUs.
@@ -53,50 +58,54 @@ def run(
         final_paths: fresh paths of the final evaluation.
         reference_paths: uncontrolled paths behind J(0) and the certificate.
         reference_starts: initial states for a closer certificate, 4,096 paths of each; 0: none.
+        samples: terminal states kept.
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
-        config: a JSON file of these settings, such as benchmarks/configs/*.json; what else is given
-            here comes on top of it.
+        config: a JSON or YAML file of these settings, such as benchmarks/configs/*.json; what else
+            is given here comes on top of it. "girsanov schema run" describes it.
+        dry_run: check the settings, say what would run, and stop.
     """
-    from dataclasses import replace
-
     from tqdm import tqdm
 
     from girsanov.scoreboard.runner import assist, assists, execute
-    from girsanov.scoreboard.spec import Budget, RunSpec
+    from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 
-    base = RunSpec(env, agent) if config is None else RunSpec.read(config)
-    watched = {
-        "points": points,
-        "paths": paths,
-        "final_paths": final_paths,
-        "reference_paths": reference_paths,
-    }
-    watched["reference_starts"] = reference_starts
     spec = RunSpec(
         env,
         agent,
         seed,
         Budget(budget, budget_unit),
-        {**base.env_kwargs, **pairs("env-kwargs", env_kwargs)},
-        {**base.agent_kwargs, **pairs("agent-kwargs", agent_kwargs)},
+        pairs("env-kwargs", env_kwargs),
+        pairs("agent-kwargs", agent_kwargs),
         device,
-        replace(base.plan, **watched),
+        EvaluationPlan(points, paths, final_paths, reference_paths, samples, reference_starts),
         None if load is None else str(load),
     )
+    if dry_run:
+        return _foretell([spec], out)
     if assists():
         return assist(spec, out)
     with ExitStack() as shown:
 
-        @cache  # drawn with the first row: an error at the door is one line
+        @cache  # drawn once there is something to say: an error at the door is one line
         def bar() -> Any:
             form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
             return shown.enter_context(tqdm(total=1.0, desc=agent, bar_format=form))
 
+        def on_stage(stage: str) -> None:
+            bar().set_description_str(f"{agent}: {stage}")
+
+        begun = False
+
         def on_row(row: dict[str, Any]) -> None:
-            bar().n = min(1.0, row[budget_unit] / budget)
+            nonlocal begun
+            share = min(1.0, row[budget_unit] / budget)
+            if not begun:  # what remains is judged by this process's own learning
+                begun, bar().initial, bar().start_t = True, share, time.time()
+                bar().set_description_str(agent, refresh=False)
+            bar().n = share
             bar().set_postfix_str(_figures(row))
 
-        record = execute(spec, out, _command(), on_row)
+        record = execute(spec, out, _command(), on_row, on_stage)
     print(f"{spec.folder(out)}: {_figures(record['final'])}")
 
 
@@ -115,7 +124,10 @@ def compare(
     final_paths: int = 1000,
     reference_paths: int = 8192,
     reference_starts: int = 0,
+    samples: int = 256,
     device: str = "auto",
+    config: Path | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Let agents learn environments at equal budgets, then write the report. Killed and started
     again, it goes on.
@@ -138,9 +150,13 @@ def compare(
         final_paths: fresh paths of the final evaluation.
         reference_paths: uncontrolled paths behind J(0) and the certificate.
         reference_starts: initial states for a closer certificate, 4,096 paths of each; 0: none.
+        samples: terminal states kept of each agent.
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
+        config: a JSON or YAML file of these settings; what else is given here comes on top of it.
+            "girsanov schema compare" describes it.
+        dry_run: check the settings of all runs, say which would be made, and stop.
     """
-    from girsanov.scoreboard.compare import Comparison
+    from girsanov.scoreboard.compare import Comparison, RunsFailed
     from girsanov.scoreboard.compare import compare as run_all
     from girsanov.scoreboard.spec import Budget, EvaluationPlan
 
@@ -152,15 +168,63 @@ def compare(
         out,
         workers,
         pairs("env-kwargs", env_kwargs),
-        _by_agent(agent_kwargs),
+        by_agent(agent_kwargs),
         device,
-        EvaluationPlan(
-            points, paths, final_paths, reference_paths, reference_starts=reference_starts
-        ),
+        EvaluationPlan(points, paths, final_paths, reference_paths, samples, reference_starts),
         _command(),
     )
-    run_all(comparison)
+    if dry_run:
+        return _foretell(comparison.specs(), out)
+    try:
+        run_all(comparison)
+    except RunsFailed:  # told of what there is, all the same
+        if list(out.glob("*/*/seed*/record.json")):
+            report(out)
+        raise
     report(out)
+
+
+def demo(out: Path = Path("runs/demo"), queries: int = 1000, seed: int = 0) -> None:
+    """A first look, within two minutes: a diffusion model of digits, told to draw a 3.
+
+    Args:
+        out: folder of everything.
+        queries: images whose reward is asked for.
+        seed: of the agent.
+    """
+    from girsanov.scoreboard.commands.demo import demo as show_one
+
+    path, words = show_one(out, queries, seed)
+    print(f"\n{words}\n\nbefore and after: {path}")
+
+
+def list_names() -> None:
+    """List the environments and the agents, and what each needs."""
+    from girsanov.scoreboard.commands.listing import everything
+
+    print(everything())
+
+
+def show(name: tyro.conf.Positional[str]) -> None:
+    """Show an environment or an agent with its arguments.
+
+    Args:
+        name: such as Digits-v0 or pde.
+    """
+    from girsanov.scoreboard.commands.listing import one
+
+    print(one(name))
+
+
+def schema(command: tyro.conf.Positional[Literal["run", "compare"]] = "compare") -> None:
+    """Print the JSON Schema of the settings file that --config reads.
+
+    Args:
+        command: whose settings.
+    """
+    import json
+
+    print(json.dumps(schema_of({"run": run, "compare": compare}[command]), indent=1))
 
 
 def report(out: Path = Path("runs/main")) -> None:
@@ -251,60 +315,6 @@ def pretrain_latent(
     print(f"written: {path}")
 
 
-def pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` strings as a dict, values read as Python literals where they are such."""
-    out = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise ValueError(f"{name} must be key=value pairs; got {text!r}")
-        try:
-            out[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            out[key] = value
-    return out
-
-
-def _configured(arguments: Sequence[str]) -> Any:
-    """``run``, with the settings of the file that ``--config`` names as its defaults."""
-    given = [
-        a.partition("=")[2] or b
-        for a, b in zip(arguments, [*arguments, ""][1:], strict=True)
-        if a.split("=")[0] == "--config"
-    ]
-    if not (given and given[-1]):
-        return run
-    from dataclasses import asdict
-
-    from girsanov.scoreboard.spec import RunSpec
-
-    spec = RunSpec.read(Path(given[-1]))
-    plan = {name: value for name, value in asdict(spec.plan).items() if name != "samples"}
-    budget = {"budget": spec.budget.amount, "budget_unit": spec.budget.unit}
-    load = None if spec.load is None else Path(spec.load)
-    command: Any = run
-    return partial(
-        command,
-        agent=spec.agent,
-        env=spec.env,
-        seed=spec.seed,
-        device=spec.device,
-        load=load,
-        **budget,
-        **plan,
-    )
-
-
-def _by_agent(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    out: dict[str, dict[str, Any]] = {}
-    for key, value in pairs("agent-kwargs", given).items():
-        agent, dot, name = key.rpartition(".")
-        if not (agent and dot):
-            raise ValueError(f"agent-kwargs must be agent.key=value pairs; got {key!r}")
-        out.setdefault(agent, {})[name] = value
-    return out
-
-
 def _figures(row: dict[str, Any]) -> str:
     score = (
         "" if row["score"] is None else f", score {row['score']:.3f} +- {row['score_stderr']:.3f}"
@@ -320,21 +330,47 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def _foretell(specs: list[Any], out: Path) -> None:
+    """Check the settings of runs, and say what would be made."""
+    from girsanov.scoreboard.compare import checked
+
+    missing, envs = checked(specs, out)
+    for spec in specs:
+        words = "finished"
+        if spec in missing:
+            horizon = envs[spec.env].problem.horizon
+            words = f"to do: {spec.budget.amount:,g} {spec.budget.unit}, {horizon} steps an episode"
+        print(f"{spec.folder(out)}: {words}")
+    print(f"{len(missing)} of {len(specs)} runs to do")
+
+
+COMMANDS: dict[str, Any] = {
+    "demo": demo,
+    "run": run,
+    "compare": compare,
+    "report": report,
+    "list": list_names,
+    "show": show,
+    "schema": schema,
+    "pretrain": pretrain,
+    "pretrain-latent": pretrain_latent,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 and one line for what the caller can mend, 130 for
     Ctrl-C.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if list(given) == ["--version"]:
+        from girsanov import __version__
+
+        print(f"girsanov {__version__}")
+        return 0
     try:
-        commands: dict[str, Any] = {
-            **{
-                "run": _configured(sys.argv[1:] if arguments is None else arguments),
-                "compare": compare,
-                "report": report,
-            },
-            **{"pretrain": pretrain, "pretrain-latent": pretrain_latent},
-        }
+        words = expanded(given, COMMANDS)
         tyro.extras.subcommand_cli_from_dict(
-            commands, args=arguments, prog="girsanov", description=__doc__
+            COMMANDS, args=words, prog="girsanov", description=__doc__
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

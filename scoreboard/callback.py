@@ -242,10 +242,11 @@ class ScoreCallback(BudgetCallback):
         counts = super().spent()
         if not hasattr(self, "_clock"):
             return counts
+        outside = getattr(self.model, "seconds_outside", 0.0)  # of who learns without callbacks
         return counts._replace(
-            seconds=self._clock.seconds,
+            seconds=self._clock.seconds + outside,
             model_evaluations=self._evaluations.count,
-            cpu_seconds=self._cpu.seconds,
+            cpu_seconds=self._cpu.seconds + outside,
         )
 
     def _look(self) -> None:

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from ..envs.env import ProblemEnv
 from . import archive
+from .commands.arguments import check_names
 from .records import RunFolder, check_writable
 from .registry import find_agent, make_env
-from .runner import prepare_env
+from .runner import check_settings, prepare_env
 from .spec import Budget, EvaluationPlan, RunSpec, slug
 
 
@@ -61,8 +62,15 @@ class Comparison:
     def __post_init__(self) -> None:
         for name in ("agents", "envs", "seeds"):
             given = getattr(self, name)
-            if not given or len({slug(str(item)) for item in given}) < len(given):
+            if not given or len(set(given)) < len(given):
                 raise ValueError(f"{name} must hold at least one name, each once; got {given}")
+            folders = {slug(str(item)): item for item in given}
+            for item in given:
+                if folders[slug(str(item))] != item:
+                    raise ValueError(
+                        f"{name} must go to folders of their own; {item!r} and"
+                        f" {folders[slug(str(item))]!r} would share {slug(str(item))!r}"
+                    )
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1; got {self.workers}")
         unknown = sorted(set(self.agent_kwargs) - set(self.agents))
@@ -109,7 +117,7 @@ class _Worker:
             stdin=subprocess.PIPE,  # its end of file tells the worker that we are gone
             stdout=self._errors,
             stderr=self._errors,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"},
         )
 
     def progress(self) -> tuple[float, str]:
@@ -142,16 +150,16 @@ class _Worker:
         """
         self.stop()
         self._errors.seek(0)
-        text = self._errors.read().decode(errors="replace").strip()
+        text = self._errors.read().decode("utf-8", errors="replace").strip()
         self._errors.close()
         if self.process.returncode == 0 and self.folder.finished():
             return None
         lines = text.splitlines() or [f"the process ended with code {self.process.returncode}"]
         name = f"{self.folder.path}"
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.error.write_text(text + "\n", encoding="utf-8")
         if self.process.returncode == 2:
             return f"{name}: {lines[-1].removeprefix('error: ')}"
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        self.folder.error.write_text(text + "\n")
         return f"{name}: {lines[-1]} (all of it: {self.folder.error})"
 
 
@@ -160,7 +168,8 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
 
     Raises:
         ValueError: a bad name or argument, a folder that holds other settings (both before anything
-            is run), or runs that failed (after all others were made).
+            is run).
+        RunsFailed: runs failed, after all others were made.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
@@ -173,18 +182,38 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
         find_agent(agent)
     for spec in specs:
         archive.restore(spec, comparison.out)
-    missing = [spec for spec in specs if not RunFolder(comparison.out, spec).finished()]
-    envs = {spec.env: make_env(spec.env, spec.env_kwargs, spec.device) for spec in missing}
+    missing, envs = checked(specs, comparison.out)
     check_writable(comparison.out)
-    with tqdm(total=len(specs), disable=not progress, desc="runs", bar_format=_BAR) as bar:
-        bar.update(len(specs) - len(missing))
+    done = len(specs) - len(missing)
+    with tqdm(
+        total=len(specs), initial=done, disable=not progress, desc="runs", bar_format=_BAR
+    ) as bar:
         _prepare(missing, envs, comparison.out, bar)
+        bar.start_t = time.time()  # what remains is judged by how runs go, not references
         complaints = _run_all(missing, comparison, bar)
     if complaints:
-        raise ValueError(
+        raise RunsFailed(
             f"{len(complaints)} of {len(specs)} runs failed; the first: {complaints[0]}"
         )
     return [spec.folder(comparison.out) for spec in specs]
+
+
+class RunsFailed(ValueError):
+    """Some runs failed, after all others were made."""
+
+
+def checked(specs: list[RunSpec], out: Path) -> tuple[list[RunSpec], dict[str, ProblemEnv]]:
+    """The runs that are missing and the environments that they need, once all their settings have
+    been tried.
+    """
+    for spec in specs:
+        check_names(spec.env, spec.agent)
+        find_agent(spec.agent)
+    missing = [spec for spec in specs if not RunFolder(out, spec).finished()]
+    envs = {spec.env: make_env(spec.env, spec.env_kwargs, spec.device) for spec in missing}
+    for spec in {(spec.env, spec.agent): spec for spec in missing}.values():
+        check_settings(spec, envs[spec.env])
+    return missing, envs
 
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
@@ -209,11 +238,13 @@ def _run_all(missing: list[RunSpec], comparison: Comparison, bar: Any) -> list[s
             for worker in [w for w in active if w.process.poll() is not None]:
                 active.remove(worker)
                 complaint = worker.complaint()
-                done += 1
-                if complaint is not None:
+                if complaint is None:
+                    done += 1
+                else:
                     complaints.append(complaint)
-                    bar.write(f"failed: {complaint}", file=sys.stderr)
-            _show(bar, done, [worker.progress() for worker in active])
+                    bar.write(_printable(f"failed: {complaint}"), file=sys.stderr)
+            shares = [worker.progress() for worker in active]
+            _show(bar, done, [(0.0, f"{len(complaints)} failed")] * bool(complaints) + shares)
     finally:  # Ctrl-C among others: what is finished stays, what is not will be begun again
         for worker in active:
             worker.stop()
@@ -228,3 +259,9 @@ def _show(bar: Any, done: int, shares: list[tuple[float, str]]) -> None:
     if (n, words) != (bar.n, bar.postfix):
         bar.n = n
         bar.set_postfix_str(words)
+
+
+def _printable(text: str) -> str:
+    """As much of a text as the terminal can show."""
+    encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

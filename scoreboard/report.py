@@ -64,9 +64,10 @@ def report(out: Path, refine: bool = True) -> Path:
         )
     check_writable(out)
     unfinished = sorted(
-        str(path.parent.relative_to(out))
-        for path in out.glob("*/*/seed*/spec.json")
-        if not (path.parent / "record.json").is_file()
+        str(path.relative_to(out))
+        for path in out.glob("*/*/seed*")
+        if not (path / "record.json").is_file()
+        and any((path / sign).is_file() for sign in ("spec.json", "error.txt"))
     )
     environments = [summarise(out, group, refine) for group in _grouped(records, "env").values()]
     summary = {

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..baselines.function_learner import CountedEnv, call, taken
 from ..envs.counting import Evaluations, counted
 from ..envs.env import ProblemEnv, shell_of
 from ..envs.problem import Policy, Problem
 from . import archive
+from .commands.arguments import agent_arguments, check_names, suggestions
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
 from .records import RunFolder, check_writable, provenance, read_record, write_json, write_whole
 from .registry import find_agent, make_env, resolve_device
@@ -58,6 +60,7 @@ def execute(
     out: Path,
     command: str = "",
     on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
     """Make one run, unless its folder is finished, and return its record.
 
@@ -68,7 +71,9 @@ def execute(
         out: where; the run's folder is ``spec.folder(out)``.
         command: how this was asked for, kept in the record.
         on_row: called with each row of progress.
+        on_stage: called with a word on what begins.
     """
+    check_names(spec.env, spec.agent)
     agent, folder = find_agent(spec.agent), RunFolder(out, spec)
     archive.restore(spec, out)
     if folder.finished():
@@ -78,7 +83,9 @@ def execute(
     # what can go wrong at once does so before anything is written
     env, evaluations, model, resumed = _prepare(spec, folder)
     check_writable(out)
+    on_stage(f"reference, {spec.plan.reference_paths:,} uncontrolled paths")
     reference = prepare_env(spec, env, out)
+    on_stage("learning" if resumed else f"first evaluation, {spec.plan.paths:,} paths")
     with folder.begin():
         callback = ScoreCallback(
             *(
@@ -122,6 +129,26 @@ def execute(
         write_json(folder.record, record)
         folder.checkpoints.clear()
     return record
+
+
+def check_settings(spec: RunSpec, env: ProblemEnv) -> None:
+    """Raise the ValueError with which a run would begin: make the agent, and forget it.
+
+    Your own is not made, as it may learn at once; whether it takes the arguments is seen from its
+    signature. What else goes wrong is left to the run.
+    """
+    agent = find_agent(spec.agent)
+    try:
+        if agent.load is None:
+            taken(agent.make, spec.agent_kwargs, {"seed": spec.seed, "device": spec.device})
+        else:
+            _model(spec, env)
+    except TypeError as error:
+        raise _unsuitable(spec, error) from error
+    except ValueError:
+        raise
+    except Exception:  # the run will say what
+        return
 
 
 def assists() -> bool:
@@ -184,16 +211,27 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
         model.set_random_seed(spec.seed)
         return model
     try:
-        model = agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
+        if agent.load is None:  # your own: an algorithm, or a function that learns by itself
+            total = spec.budget.timesteps(env.problem.horizon)
+            offered = {"seed": spec.seed, "device": spec.device, "total_timesteps": total}
+            model = call(agent.make, CountedEnv(env, total), spec.agent_kwargs, **offered)
+        else:
+            model = agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
     except (TypeError, AssertionError) as error:  # SB3 asserts
-        raise ValueError(
-            f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error})"
-        ) from error
+        raise _unsuitable(spec, error) from error
     if not hasattr(model, "learn"):
         raise ValueError(
-            f"agent {spec.agent!r} must return a stable-baselines3 algorithm; got {model!r}"
+            f"agent {spec.agent!r} must return a stable-baselines3 algorithm or a policy; got"
+            f" {model!r}"
         )
     return model
+
+
+def _unsuitable(spec: RunSpec, error: Exception) -> ValueError:
+    hint = suggestions(spec.agent_kwargs, agent_arguments(spec.agent))
+    return ValueError(
+        f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error}){hint}"
+    )
 
 
 def _learn(

@@ -296,7 +296,7 @@ def test_an_agent_of_your_own_that_returns_nothing_is_one_line(
     ]
     assert main(arguments) == 2
     assert (
-        "'returns_nothing:make' must return a stable-baselines3 algorithm; got None"
+        "'returns_nothing:make' must return a stable-baselines3 algorithm or a policy; got None"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()

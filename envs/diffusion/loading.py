@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..extras import install_command
+
 
 def check_folder(model: Any) -> None:
     """Raise a ValueError if ``model`` is a path, and no name on the hub, where no pipeline lies."""
@@ -54,7 +56,7 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
         diffusers, _, _ = (import_module(name) for name in ("diffusers", "peft", "transformers"))
     except ImportError as error:
         raise ValueError(
-            f"diffusers pipelines need {error.name}: pip install girsanov[sd]"
+            f"diffusers pipelines need {error.name}: {install_command('sd')}"
         ) from error
     check_folder(model)
     # the argument's name, by the presence of what tells its old name from its new one

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..extras import install_command
+
 
 @runtime_checkable
 class PromptedReward(Protocol):
@@ -107,6 +109,6 @@ def make_reward(name: str, **kwargs: Any) -> PromptedReward:
         make = getattr(import_module(module, __package__), attribute)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"reward {name!r} needs the package {error.name}: pip install 'girsanov[sd]'"
+            f"reward {name!r} needs the package {error.name}: {install_command('sd')}"
         ) from error
     return make(**kwargs)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..extras import install_command
 from ..problem import Problem, check_integer, check_positive
 from .engine import Engine
 
@@ -290,7 +291,7 @@ def read_model(model: Model, quiet: bool = False) -> Any:
         import mujoco
     except ImportError as error:
         raise ValueError(
-            f"MuJoCo must be installed for this environment: pip install girsanov[mujoco] ({error})"
+            f"MuJoCo must be installed for this environment: {install_command('mujoco')} ({error})"
         ) from error
     if quiet:
         heard = mujoco.get_mju_user_warning()

@@ -13,11 +13,16 @@ import numpy as np
 from ..rendering import disc, pixels, scene
 
 _AXES = {"xz": (0, 2), "xy": (0, 1), "yz": (1, 2)}
+#: Coordinate across each plane that grows towards the eye, and its sign.
+_NEAR = {"xz": (1, -1), "xy": (2, 1), "yz": (0, 1)}
+_TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
 
 
 def sketch(model: Any, qpos: np.ndarray, view: str, title: str) -> np.ndarray:
-    """The model's geoms projected on a plane: capsules and cylinders as thick lines, boxes as their
-    outline, others as discs.
+    """The outlines of the model's geoms, projected on a plane, the nearer ones in front.
+
+    The camera goes along with a robot that leaves its place; the ground is marked at every metre.
 
     Args:
         model: a ``mujoco.MjModel``.
@@ -25,47 +30,123 @@ def sketch(model: Any, qpos: np.ndarray, view: str, title: str) -> np.ndarray:
         view: ``xz``, ``xy`` or ``yz``.
         title: of the picture.
     """
-    import mujoco
-    from matplotlib.colors import to_hex
     from matplotlib.patches import Polygon
-    from scipy.spatial import ConvexHull
 
-    data = _placed(model, qpos)
-    plane = list(_AXES[view])
-    moving = [b for b in range(1, model.nbody) if model.body_weldid[b] != 0]
-    middle = data.xpos[moving].mean(0)[plane] if moving else model.stat.center[plane]
-    middle = np.where(
-        np.abs(middle) < 0.3 * model.stat.extent, 0.0, middle
-    )  # the camera goes along with a runner
-    half = 0.75 * model.stat.extent
+    data, plane, (across, sign) = _placed(model, qpos), list(_AXES[view]), _NEAR[view]
+    middle, half = _frame(model, data, plane)
     figure, axes = scene(0, 0, *[(float(m - half), float(m + half)) for m in middle])
     axes.set_title(title)
-    points = (
-        3.0 * 72 / (2 * half)
-    )  # points of line width in a metre: the figure is three inches high
-    for g in range(model.ngeom):
-        kind, size, at = model.geom_type[g], model.geom_size[g], data.geom_xpos[g]
-        turn, colour = data.geom_xmat[g].reshape(3, 3), to_hex(model.geom_rgba[g][:3])
-        if kind == mujoco.mjtGeom.mjGEOM_PLANE:
+    for g in np.argsort(sign * data.geom_xpos[:, across], kind="stable"):
+        rgba = _colour(model, g)
+        if rgba[3] == 0 or model.geom_group[g] > 2:  # as MuJoCo's viewer shows it at first
+            continue
+        if _is_ground(model, g):
             if 2 in plane:
-                axes.axhline(at[2], color="0.7", linewidth=1, zorder=0)
-        elif kind in (mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_CYLINDER):
-            ends = np.stack([at - size[1] * turn[:, 2], at + size[1] * turn[:, 2]])[:, plane]
-            axes.plot(
-                *ends.T,
-                color=colour,
-                linewidth=max(1.5, 2 * size[0] * points),
-                solid_capstyle="round",
-            )
-        elif kind == mujoco.mjtGeom.mjGEOM_BOX:
-            signs = np.stack(np.meshgrid(*[[-1, 1]] * 3), -1).reshape(-1, 3)
-            corners = (at + (signs * size) @ turn.T)[:, plane]
-            axes.add_patch(Polygon(corners[ConvexHull(corners).vertices], color=colour))
-        else:
-            axes.add_artist(disc(at[plane], max(model.geom_rbound[g], 1e-3), colour))
+                _draw_ground(axes, float(data.geom_xpos[g][2]), middle[0], half)
+            continue
+        outline, edge = outline_of(model, data, g, plane), 0.6 * rgba[:3]
+        axes.add_patch(Polygon(outline, facecolor=rgba[:3], edgecolor=edge, linewidth=0.8))
     for s in range(model.nsite):
-        axes.add_artist(disc(data.site_xpos[s][plane], 0.015 * half, "C3"))
+        axes.add_artist(disc(data.site_xpos[s][plane], 0.02 * half, "C3"))
     return pixels(figure)
+
+
+def outline_of(model: Any, data: Any, geom: int, plane: list[int]) -> np.ndarray:
+    """The outline of a geom's shadow on a plane: corners of a convex polygon, ``(m, 2)``."""
+    import mujoco
+    from scipy.spatial import ConvexHull
+
+    shape = mujoco.mjtGeom
+    kind, size, at = int(model.geom_type[geom]), model.geom_size[geom], data.geom_xpos[geom]
+    turn = data.geom_xmat[geom].reshape(3, 3)
+    if kind in (int(shape.mjGEOM_SPHERE), int(shape.mjGEOM_CAPSULE)):
+        reach = size[1] * turn[:, 2] if kind == int(shape.mjGEOM_CAPSULE) else np.zeros(3)
+        ends = np.stack([at - reach, at + reach])[:, plane]
+        points = (ends[:, None] + size[0] * _CIRCLE).reshape(-1, 2)
+        return points[ConvexHull(points).vertices]
+    if kind == int(shape.mjGEOM_CYLINDER):
+        rim = np.concatenate([size[0] * _CIRCLE, np.full((len(_CIRCLE), 1), size[1])], 1)
+        local = np.concatenate([rim, rim * [1, 1, -1]])
+    elif kind == int(shape.mjGEOM_BOX):
+        local = size * np.stack(np.meshgrid(*[[-1, 1]] * 3), -1).reshape(-1, 3)
+    elif kind == int(shape.mjGEOM_MESH):
+        mesh = model.geom_dataid[geom]
+        first = model.mesh_vertadr[mesh]
+        local = model.mesh_vert[first : first + model.mesh_vertnum[mesh]]
+    else:
+        radii = size if kind == int(shape.mjGEOM_ELLIPSOID) else model.geom_rbound[[geom] * 3]
+        rise = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 17))
+        rings = np.sqrt(1 - rise**2)[:, None, None] * _CIRCLE
+        levels = np.broadcast_to(rise[:, None, None], (*rings.shape[:2], 1))
+        local = radii * np.concatenate([rings, levels], 2).reshape(-1, 3)
+    points = (at + local @ turn.T)[:, plane]
+    return points[ConvexHull(points).vertices]
+
+
+def _colour(model: Any, geom: int) -> np.ndarray:
+    """A geom's own colour, or its material's where it has none."""
+    own, material = model.geom_rgba[geom], model.geom_matid[geom]
+    return model.mat_rgba[material] if material >= 0 and np.all(own == (0.5, 0.5, 0.5, 1)) else own
+
+
+def _is_ground(model: Any, geom: int) -> bool:
+    import mujoco
+
+    grounds = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
+    return int(model.geom_type[geom]) in [int(ground) for ground in grounds]
+
+
+def _draw_ground(axes: Any, height: float, middle: float, half: float) -> None:
+    axes.axhline(height, color="0.6", linewidth=1, zorder=0)
+    marks = np.arange(np.ceil(middle - half), middle + half)
+    axes.vlines(marks, height - 0.06 * half, height, color="0.6", linewidth=1, zorder=0)
+
+
+def _frame(model: Any, data: Any, plane: list[int]) -> tuple[np.ndarray, float]:
+    """Middle of the picture, and half of its side, which is the same in every position.
+
+    A robot that is fixed somewhere is shown with all that it can reach, one that runs free as large
+    as it stands. The camera follows what leaves the middle.
+    """
+    root, rest = model.body_rootid, _placed(model, model.qpos0)
+    moving = [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]] != 0]
+    fixed = [g for g in range(model.ngeom) if g not in moving and not _is_ground(model, g)]
+    trees = sorted({int(root[model.geom_bodyid[g]]) for g in moving})
+    held = [tree for tree in trees if not _runs_free(model, tree)]
+    if not moving:
+        return model.stat.center[plane], 0.75 * model.stat.extent
+    if not held:
+        standing = np.concatenate([outline_of(model, rest, g, plane) for g in moving])
+        low, high = standing.min(0), standing.max(0)
+        begun, half = (low + high) / 2, 0.7 * float((high - low).max())
+        bodies = sorted({int(model.geom_bodyid[g]) for g in moving})
+        gone, slack = (data.xpos - rest.xpos)[bodies].mean(0)[plane], 0.1 * half
+    else:
+        begun, gone = rest.xpos[held[0]][plane], (data.xpos - rest.xpos)[held[0]][plane]
+        reach = max(_reach(model, g) for g in moving if root[model.geom_bodyid[g]] == held[0])
+        around = [np.abs(outline_of(model, rest, g, plane) - begun).max() for g in fixed]
+        # what stands still is shown whole, unless that makes the robot small
+        half = 1.1 * max([reach, *[far for far in around if far < 1.6 * reach]])
+        slack = half / 3
+    return begun + np.sign(gone) * np.maximum(np.abs(gone) - slack, 0), half
+
+
+def _runs_free(model: Any, tree: int) -> bool:
+    """Whether a tree of bodies hangs on nothing: it can be shifted in two directions."""
+    import mujoco
+
+    kinds = model.jnt_type[model.jnt_bodyid == tree].tolist()
+    free, slide = int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_SLIDE)
+    return free in kinds or kinds.count(slide) >= 2
+
+
+def _reach(model: Any, geom: int) -> float:
+    """How far from its tree's first body a geom can come by turning."""
+    body, root = model.geom_bodyid[geom], model.body_rootid[model.geom_bodyid[geom]]
+    far = np.linalg.norm(model.geom_pos[geom]) + model.geom_rbound[geom]
+    while body != root:
+        far, body = far + np.linalg.norm(model.body_pos[body]), model.body_parentid[body]
+    return float(far)
 
 
 def photograph(model: Any, qpos: np.ndarray, width: int = 320, height: int = 240) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..extras import install_command
 from .engine import Engine
 
 #: Batch sizes whose memory is kept; learners use one or two, evaluations another.
@@ -147,7 +148,7 @@ def _on(device: str) -> Iterator[Any]:
         import mujoco_warp
     except ImportError as error:
         raise ValueError(
-            f"engine='warp' must be installed: pip install girsanov[warp] ({error})"
+            f"engine='warp' must be installed: {install_command('warp')} ({error})"
         ) from error
     with warp.ScopedDevice(device):
         yield mujoco_warp

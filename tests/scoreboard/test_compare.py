@@ -219,3 +219,47 @@ def test_comparison_is_checked_at_the_door(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         _comparison(tmp_path, **changes)
+
+
+def test_settings_of_all_runs_are_tried_before_the_first(mine: Path) -> None:
+    out = mine / "out"
+    with pytest.raises(ValueError, match="unknown 'learning_rte'; did you mean 'learning_rate'"):
+        compare(
+            _comparison(
+                out,
+                agents=("mine:agent", "pde"),
+                agent_kwargs={"pde": {"learning_rte": 1e-3}},
+            ),
+            progress=False,
+        )
+    assert not list(out.rglob("*seed*"))
+    with pytest.raises(ValueError, match=r"agent_kwargs must suit mine:agent.*'wiat'"):
+        compare(_comparison(out, agent_kwargs={"mine:agent": {"wiat": 1}}), progress=False)
+
+
+def test_two_names_of_one_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'a/X' and 'b/X' would share 'X'"):
+        _comparison(tmp_path, envs=("a/X", "b/X"))
+
+
+def test_a_failure_shows_in_the_bar_and_in_the_report(
+    mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from girsanov.train import main
+
+    (mine / "grim.py").write_text(
+        "def make(env, **kw): raise RuntimeError('gr\\u00fcn')\n", encoding="utf-8"
+    )
+    arguments = ["compare", "--agents", "grim:make", "mine:agent", "--envs", "mine:Walk"]
+    arguments += ["--seeds", "0", "--budget", "12", "--points", "2", "--paths", "8"]
+    arguments += ["--final-paths", "16", "--reference-paths", "256", "--out", "out"]
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert (
+        "1 of 2 runs failed" in told.err and "1 failed" in told.err and "runs: 100%" not in told.err
+    )
+    report = (mine / "out" / "report.md").read_text()
+    assert "**mine:agent** (1 seed)" in report
+    assert "Not finished" in report and "mine.Walk/grim.make/seed0" in report
+    error = (mine / "out" / "mine.Walk" / "grim.make" / "seed0" / "error.txt").read_text("utf-8")
+    assert "grün" in error

@@ -199,3 +199,19 @@ def test_the_record_of_the_shipped_model_is_its_own() -> None:
     assert quality["guidance 1, withheld"]["both_right"] < 0.8  # what fine-tuning has to gain
     assert quality["reconstruction_rms"] < 0.05
     assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*") if file.is_file()) < 2e6
+
+
+def test_a_text_encoder_that_was_not_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers below 5.6 does not find the shipped keys, and begins the encoder at random."""
+    pytest.importorskip("diffusers")
+    from transformers import CLIPTextModel
+
+    read = CLIPTextModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def forgetful(cls: type, *args: object, **kwargs: object) -> object:
+        model = read(cls, *args, **kwargs)
+        return CLIPTextModel(model.config)
+
+    monkeypatch.setattr(CLIPTextModel, "from_pretrained", classmethod(forgetful))
+    with pytest.raises(ValueError, match="text_encoder must hold the weights of .*safetensors"):
+        make_problem("girsanov/StableDiffusion-v0", model="latent-digits", reward="digit-prompt")

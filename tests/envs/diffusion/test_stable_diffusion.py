@@ -565,7 +565,7 @@ def test_what_is_missing_is_named(
         Schedule.from_scheduler(scheduler, 10)
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(
-        ValueError, match=r"diffusers pipelines need peft: pip install girsanov\[sd\]"
+        ValueError, match=r'diffusers pipelines need peft: pip install -e ".*\[sd\]"'
     ):
         stable_diffusion(model=sd_folder, reward=Brightness())
 

@@ -85,6 +85,6 @@ def test_a_missing_package_is_named(name, monkeypatch):
 
     monkeypatch.setattr("girsanov.envs.rewards.images.import_module", refuse)
     with pytest.raises(
-        ValueError, match=rf"{name}.*needs the package transformers: pip install 'girsanov\[sd\]'"
+        ValueError, match=rf'{name}.*needs the package transformers: pip install -e ".*\[sd\]"'
     ):
         make_reward(name)

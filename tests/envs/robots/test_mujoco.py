@@ -364,7 +364,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 
 def test_without_mujoco_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(ValueError, match=r"pip install girsanov\[mujoco\]"):
+    with pytest.raises(ValueError, match=r'pip install -e ".*\[mujoco\]"'):
         make_problem("girsanov/Reacher-v0")
 
 

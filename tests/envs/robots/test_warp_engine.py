@@ -132,6 +132,6 @@ def test_what_it_cannot_do_is_said() -> None:
 def test_without_warp_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
     with pytest.raises(
-        ValueError, match=r"engine='warp' must be installed: pip install girsanov\[warp\]"
+        ValueError, match=r"engine='warp' must be installed: pip install -e .*\[warp\]"
     ):
         make_problem("girsanov/Reacher-v0", engine="warp")

@@ -1,0 +1,3 @@
+"""What the command line does besides running: to look things up, check them, and carry results
+elsewhere.
+"""

@@ -1,0 +1,160 @@
+"""Which arguments agents and environments take, and what somebody may have meant who wrote another.
+
+Read from signatures and docstrings along the classes that pass ``**kwargs`` on, so nothing is
+listed twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, get_type_hints
+
+from docstring_parser import parse
+
+from ...envs import PROBLEMS
+from ..registry import AGENTS
+from .near import did_you_mean
+
+#: The class behind an agent's name, and the table of settings that it starts from.
+_CLASSES = {
+    "pde": ("girsanov.agents", "PDE"),
+    "pi-ft": ("girsanov.agents", "PIFT"),
+    "ppo": ("stable_baselines3", "PPO"),
+    "sac": ("stable_baselines3", "SAC"),
+    "dpok": ("girsanov.baselines.dpok", "DPOK"),
+    "ddpo": ("girsanov.baselines.ddpo", "DDPO"),
+    "adjoint-matching": ("girsanov.baselines.adjoint_matching", "AdjointMatching"),
+}
+_TABLES = {"ppo": "PPO", "sac": "SAC"}
+#: Set by the scoreboard, or by who makes the agent.
+_NOT_YOURS = {"self", "env", "seed", "device", "_init_setup_model", "tensorboard_log", "verbose"}
+
+
+class Argument(NamedTuple):
+    """An argument and what is known of it."""
+
+    name: str
+    default: str  # as Python writes it; "required" where there is none
+    about: str  # from the docstring; may be empty
+
+
+def check_name(kind: str, given: str, known: Iterable[str]) -> None:
+    """Raise a ValueError that says what was perhaps meant, unless ``given`` is known, or
+    ``module:attribute``.
+    """
+    known = sorted(known)
+    if given not in known and ":" not in given:
+        hint = did_you_mean(given, known)
+        raise ValueError(f"{kind} must be one of {known} or module:attribute; got {given!r}{hint}")
+
+
+def suggestions(given: Iterable[str], known: Mapping[str, Argument]) -> str:
+    """What to add to an error about keyword arguments: for each unknown one what is near, else the
+    list.
+    """
+    unknown = [name for name in given if name not in known]
+    if not (unknown and known):
+        return ""
+    hints = [f"{name!r}{did_you_mean(name, known)}" for name in unknown]
+    listed = "" if all("?" in hint for hint in hints) else f"; there are {', '.join(known)}"
+    return f": unknown {', '.join(hints)}{listed}"
+
+
+def agent_class(name: str) -> Any:
+    """The class behind an agent's name, or what makes it."""
+    if name not in _CLASSES:
+        return AGENTS[name].make
+    module, attribute = _CLASSES[name]
+    return getattr(import_module(module), attribute)
+
+
+def agent_arguments(name: str) -> dict[str, Argument]:
+    """The arguments that ``agent_kwargs`` may hold; empty where they can't be known."""
+    if name not in _CLASSES:
+        return {}
+    found = dict(_arguments(agent_class(name)))
+    if name in _TABLES:
+        tables = import_module("girsanov.baselines.hyperparameters")
+        default = getattr(tables, _TABLES[name])["default"]
+        extra = {
+            "action_bound": "a tighter box of actions, in noise units",
+            "activation": "of the networks, a name in torch.nn",
+            "log_std_init": "log of the first exploration noise",
+            "n_envs": "lanes of the vector environment",
+            "net_arch": "widths of the networks",
+        }
+        for key, about in extra.items():
+            found[key] = Argument(key, repr(default.get(key)), about)
+        for key, value in default.items():
+            if key in found:
+                found[key] = found[key]._replace(default=repr(value))
+    return found
+
+
+def env_arguments(name: str) -> dict[str, Argument]:
+    """The arguments that ``env_kwargs`` may hold for an id; ``action_bound`` is the
+    environment's.
+    """
+    make: Any = PROBLEMS.get(name)
+    if not hasattr(make, "load"):
+        return {}
+    make = make.load()
+    found = dict(_arguments(make))
+    bound = Argument("action_bound", "1.0", "largest control in any coordinate")
+    return {**found, "action_bound": found.get("action_bound", bound)}
+
+
+def _arguments(make: Callable[..., Any]) -> Iterator[tuple[str, Argument]]:
+    seen: set[str] = set()
+    for place, callable_ in enumerate(_chain(make)):
+        signature = inspect.signature(callable_)
+        described = {
+            entry.arg_name: " ".join((entry.description or "").split())
+            for entry in parse(inspect.getdoc(callable_) or "").params
+        }
+        for name, parameter in signature.parameters.items():
+            if name in seen | _NOT_YOURS or parameter.kind in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
+                continue
+            seen.add(name)
+            required = parameter.default is parameter.empty
+            if required and place:  # given by who passes the others on
+                continue
+            default = "required" if required else _written(parameter.default)
+            yield name, Argument(name, default, described.get(name, ""))
+
+
+def _chain(make: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """``make``, and those to whom it passes ``**kwargs``: the classes above it, or the class that
+    it returns.
+    """
+    if isinstance(make, type):
+        for base in make.__mro__:
+            if "__init__" in vars(base) and base is not object:
+                yield base
+                if not _passes_on(base):
+                    return
+        return
+    yield make
+    if _passes_on(make):
+        target = getattr(make, "__self__", None) or get_type_hints(make).get("return")
+        if isinstance(target, type):
+            yield from _chain(target)
+
+
+def _passes_on(make: Callable[..., Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(make).parameters.values())
+
+
+def _written(default: Any) -> str:
+    return default.__name__ if isinstance(default, type) else repr(default)
+
+
+def check_names(env: str, agent: str) -> None:
+    """``check_name`` of both names of a run."""
+    check_name("env", env, PROBLEMS)
+    check_name("agent", agent, AGENTS)

@@ -1,0 +1,91 @@
+"""What there is: environments, agents, rewards, and the arguments of each."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from ...envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS
+from ...envs.extras import install_command
+from ..registry import AGENTS
+from .arguments import Argument, agent_arguments, agent_class, check_name, env_arguments
+
+_WIDTH = 100
+
+
+def everything() -> str:
+    """All names, a line each."""
+    envs = {name: _sentence(_made_by(name)) + _needs(name) for name in sorted(PROBLEMS)}
+    agents = {
+        name: f"{_sentence(agent_class(name))} Needs: {agent.access}."
+        for name, agent in AGENTS.items()
+    }
+    hint = "girsanov show NAME tells the arguments. Your own goes by module:attribute."
+    parts = [_titled("environments", envs), _titled("agents", agents), hint]
+    return "\n\n".join(parts)
+
+
+def one(name: str) -> str:
+    """An environment or an agent: what it is, and its arguments with their defaults.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    full = name if name in PROBLEMS or name in AGENTS else f"girsanov/{name}"
+    full = full if full in PROBLEMS or full in AGENTS else f"girsanov/{name}-v0"
+    if full in PROBLEMS:
+        about, arguments = _made_by(full), env_arguments(full)
+        how = f"--env {full} --env-kwargs name=value ..."
+        needs = _needs(full).strip()
+    elif name in AGENTS:
+        about, arguments = agent_class(name), agent_arguments(name)
+        how = f"--agent {name} --agent-kwargs name=value ..."
+        needs = f"Needs: {AGENTS[name].access}."
+    else:
+        check_name("name", name.partition(":")[0], [*PROBLEMS, *AGENTS])
+    head = [f"{full if full in PROBLEMS else name}: {_sentence(about)}", needs]
+    return "\n\n".join([*filter(None, head), _table(arguments), f"train.py run {how}"])
+
+
+def _made_by(env: str) -> Any:
+    make: Any = PROBLEMS[env]
+    return make.load() if hasattr(make, "load") else make
+
+
+def _needs(env: str) -> str:
+    if env in NEED_MUJOCO:
+        return f" Needs: {install_command('mujoco')}"
+    return f" Needs: {install_command('sd')}, and weights." if env in NEED_WEIGHTS else ""
+
+
+def _sentence(thing: Any) -> str:
+    """The first sentence of a docstring, or of its module's where it begins with the bare id."""
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    if text.startswith("``girsanov/"):
+        _, colon, rest = text.partition("``: ")
+        text = rest if colon else " ".join((inspect.getdoc(inspect.getmodule(thing)) or "").split())
+    first = text.partition(". ")[0].partition(", This impl")[0].replace("``", "").rstrip(".")
+    return first[:1].upper() + first[1:] + "." if first else ""
+
+
+def _titled(title: str, entries: Mapping[str, str]) -> str:
+    wide = max(len(name) for name in entries) + 2
+    lines = [_wrapped(f"  {name:<{wide}}", about) for name, about in entries.items()]
+    return "\n".join([f"{title}:", *lines])
+
+
+def _table(arguments: Mapping[str, Argument]) -> str:
+    if not arguments:
+        return "(its arguments are those of its own code)"
+    lines = [
+        _wrapped(f"  {argument.name} = {argument.default}  ", argument.about.replace("``", ""))
+        for argument in arguments.values()
+    ]
+    return "\n".join(["arguments:", *lines])
+
+
+def _wrapped(head: str, about: str) -> str:
+    indent = " " * min(len(head), 30)
+    return textwrap.fill(about, _WIDTH, initial_indent=head, subsequent_indent=indent) or head
