@@ -16,7 +16,15 @@ import numpy as np
 from . import plots
 from .evaluation import Reference
 from .intervals import interval, paired
-from .records import RunFolder, check_writable, read_record, write_json, write_whole
+from .records import (
+    RunFolder,
+    check_writable,
+    inside,
+    read_record,
+    read_samples,
+    write_json,
+    write_whole,
+)
 from .spec import UNITS, RunSpec, slug
 from .tables import markdown
 
@@ -225,7 +233,7 @@ def _draw(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         write_whole(folder / f"{name}.png", buffer.getvalue())
-    _to_tensorboard(folder / "report", figures)
+    _to_tensorboard(inside(out, folder / "report"), figures)
     return {name: f"{slug(env)}/{name}.png" for name in figures}
 
 
@@ -235,7 +243,7 @@ def _states(out: Path, env: str, agents: dict[str, list[dict[str, Any]]]) -> dic
         files[agent] = RunFolder(out, RunSpec.from_json(group[0]["spec"])).samples
     if not all(file.is_file() for file in files.values()):
         return {}  # results that came with a checkout: samples are not committed
-    return {agent: np.load(file) for agent, file in files.items()}
+    return {agent: read_samples(inside(out, file)) for agent, file in files.items()}
 
 
 def _to_tensorboard(folder: Path, figures: dict[str, Any]) -> None:
