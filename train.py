@@ -30,6 +30,7 @@ def run(
     env_kwargs: tuple[str, ...] = (),
     agent_kwargs: tuple[str, ...] = (),
     load: Path | None = None,
+    trust_pickle: bool = False,
     points: int = 10,
     paths: int = 128,
     final_paths: int = 1000,
@@ -53,6 +54,7 @@ def run(
         env_kwargs: key=value pairs for the problem, such as temperature=0.3 steps=20.
         agent_kwargs: key=value pairs for the agent, such as learning_rate=1e-3.
         load: a saved model.zip to go on from; the budget is on top of what it has spent.
+        trust_pickle: let load be stable-baselines3's own zip, which runs what its author wrote.
         points: evaluations while learning.
         paths: fresh paths at each of them.
         final_paths: fresh paths of the final evaluation.
@@ -79,6 +81,7 @@ def run(
         device,
         EvaluationPlan(points, paths, final_paths, reference_paths, samples, reference_starts),
         None if load is None else str(load),
+        trust_pickle,
     )
     if dry_run:
         return _foretell([spec], out)

@@ -1,17 +1,12 @@
-"""Checkpoints: tensors as safetensors and settings as JSON, in one zip. Loading never runs code."""
+"""Agents that are saved as tensors and settings (``archive``). Loading never runs code."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import zipfile
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -19,105 +14,9 @@ from torch import Tensor, nn
 
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Problem
+from .archive import bounded, read, write
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAgent")
-_TENSORS, _SETTINGS = "tensors.safetensors", "settings.json"
-
-
-class Checkpoint(NamedTuple):
-    """What one file holds."""
-
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any]
-
-
-def with_suffix(path: str | os.PathLike[str]) -> Path:
-    """SB3's habit: a path without a suffix means ``path.zip``."""
-    path = Path(path)
-    return path if path.suffix else path.with_suffix(".zip")
-
-
-def write(
-    path: str | os.PathLike[str] | io.BufferedIOBase,
-    tensors: dict[str, Tensor],
-    settings: dict[str, Any],
-) -> None:
-    """Write a checkpoint; a file appears under its name only when it is complete.
-
-    Raises:
-        OSError: it can't be written; the message names ``path``.
-        ValueError: ``path`` is neither a name nor a file.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        if not hasattr(path, "write"):
-            raise ValueError(f"path must be a file name or a file opened for writing; got {path!r}")
-        return _write(path, tensors, settings)
-    target = with_suffix(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                _write(file, tensors, settings)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"path must be a file that can be written ({error.strerror})", str(target)
-        ) from error
-
-
-def _write(file: Any, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(_SETTINGS, json.dumps(settings, indent=1))
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        archive.writestr(_TENSORS, safetensors.torch.save(plain))
-
-
-def read(path: str | os.PathLike[str] | io.BufferedIOBase, agent: str) -> Checkpoint:
-    """Read a checkpoint that ``agent`` wrote.
-
-    Raises:
-        ValueError: the file is corrupt or truncated, was written by something else (a
-            stable-baselines3 zip, say), or holds another agent.
-    """
-    source = with_suffix(path) if isinstance(path, (str, os.PathLike)) else path
-    if isinstance(source, Path) and not source.is_file():
-        raise ValueError(
-            f"path must name a checkpoint of {agent}; there is no file {str(source)!r}"
-        )
-    try:
-        with zipfile.ZipFile(source) as archive:
-            names = set(archive.namelist())
-            if not {_TENSORS, _SETTINGS} <= names:
-                maker = "stable-baselines3" if "data" in names else "another program"
-                raise ValueError(
-                    f"path must name a checkpoint of {agent}; {str(path)!r} was written by {maker}"
-                )
-            settings = json.loads(archive.read(_SETTINGS))
-            tensors = safetensors.torch.load(archive.read(_TENSORS))
-    except (
-        zipfile.BadZipFile,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        safetensors.SafetensorError,
-        EOFError,
-    ) as error:
-        raise ValueError(
-            f"path must name a checkpoint of {agent}; {str(path)!r} is corrupt or truncated"
-            f" ({error})"
-        ) from error
-    if not isinstance(settings, dict):
-        raise ValueError(
-            f"path must name a checkpoint of {agent}; {str(path)!r} was written by another program"
-        )
-    if settings.get("agent") != agent:
-        raise ValueError(
-            f"path must name a checkpoint of {agent}; {str(path)!r} holds a"
-            f" {settings.get('agent')!r}"
-        )
-    return Checkpoint(tensors, settings)
 
 
 class SavedAgent(BaseAlgorithm):
@@ -147,7 +46,7 @@ class SavedAgent(BaseAlgorithm):
         tensors = {"generator": self.generator.get_state()}
         for name, part in self.networks().items():
             tensors.update(
-                {f"{name}/{key}": value for key, value in _flatten(part.state_dict()).items()}
+                {f"{name}/{key}": value for key, value in flatten(part.state_dict()).items()}
             )
         settings = {
             "agent": type(self).__name__,
@@ -203,58 +102,77 @@ class SavedAgent(BaseAlgorithm):
             " fit it"
         )
         missing = {*_READ, "generator"} - {*settings, *tensors}
-        unknown = settings.get("hyperparameters", {}).keys() - set(cls.hyperparameters)
-        if missing or unknown:
-            raise ValueError(f"{misfit} (missing: {sorted(missing)}, unknown: {sorted(unknown)})")
+        wrong = sorted(name for name in _READ.keys() - missing if not _is(settings, name))
+        if missing or wrong:
+            raise ValueError(f"{misfit} (missing: {sorted(missing)}, of another type: {wrong})")
+        unknown = settings["hyperparameters"].keys() - set(cls.hyperparameters)
+        if unknown:
+            raise ValueError(f"{misfit} (unknown: {sorted(unknown)})")
         ours, theirs = signature(problem_of(env), env.action_space), settings["problem"]
         if ours != theirs:
             raise ValueError(
-                f"env must be the kind that the checkpoint was trained on, {theirs}; got {ours}"
+                f"env must be the kind that the checkpoint was trained on, {str(theirs)[:500]};"
+                f" got {ours}"
             )
         arguments = {
             **settings["hyperparameters"],
             "seed": settings["seed"],
             "policy_kwargs": settings["policy_kwargs"],
         }
-        agent = cls(settings["policy"], env, device=device, **{**arguments, **kwargs})
+        try:
+            with bounded(f"settings of {str(path)!r}"):
+                agent = cls(settings["policy"], env, device=device, **{**arguments, **kwargs})
+            agent._restore(tensors, settings)
+        except _SAID_OF_MISFITS as error:  # torch's words for other names and shapes, and ours
+            raise ValueError(f"{misfit} ({' '.join(str(error).split())[:1000]})") from error
+        return agent
+
+    def _restore(self, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+        """Take over networks, optimizers, the random stream and the counters."""
         stream = tensors.pop("generator")
-        if stream.shape == agent.generator.get_state().shape:
-            agent.generator.set_state(stream)
+        if stream.shape == self.generator.get_state().shape:
+            self.generator.set_state(stream)
         else:  # the CPU's random streams are none of a GPU's: go on with another
-            agent.generator.manual_seed((settings["seed"] or 0) + settings["num_timesteps"])
-        for name, part in agent.networks().items():
+            self.generator.manual_seed((settings["seed"] or 0) + settings["num_timesteps"])
+        for name, part in self.networks().items():
             state = {
                 key.removeprefix(f"{name}/"): value
                 for key, value in tensors.items()
                 if key.startswith(f"{name}/")
             }
-            try:
-                part.load_state_dict(_unflatten(state, part))
-            except (
-                RuntimeError,
-                ValueError,
-                KeyError,
-            ) as error:  # torch's words for other names and shapes
-                raise ValueError(f"{misfit} ({error})") from error
-        agent.num_timesteps, agent.reward_queries = (
-            settings["num_timesteps"],
-            settings["reward_queries"],
+            restore(part, state)
+        self.num_timesteps, self.reward_queries, self._n_updates = (
+            settings[name] for name in ("num_timesteps", "reward_queries", "n_updates")
         )
-        agent._n_updates = settings["n_updates"]
-        return agent
 
 
-#: What ``load`` reads of a checkpoint's settings.
-_READ = (
-    "policy",
-    "policy_kwargs",
-    "hyperparameters",
-    "seed",
-    "num_timesteps",
-    "reward_queries",
-    "n_updates",
-    "problem",
+#: What ``load`` reads of a checkpoint's settings, and the type of each.
+_READ: dict[str, Any] = {
+    "policy": str,
+    "policy_kwargs": (dict, type(None)),
+    "hyperparameters": dict,
+    "seed": (int, type(None)),
+    "num_timesteps": int,
+    "reward_queries": int,
+    "n_updates": int,
+    "problem": dict,
+}
+_SAID_OF_MISFITS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
+
+
+def _is(settings: dict[str, Any], name: str) -> bool:
+    value = settings[name]
+    counts = not isinstance(value, int) or (type(value) is int and 0 <= value < 2**63)
+    return isinstance(value, _READ[name]) and counts
 
 
 def signature(problem: Problem, action_space: spaces.Space) -> dict[str, Any]:
@@ -276,7 +194,7 @@ def _plain(value: Any, name: str) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
+def flatten(state: dict[str, Any]) -> dict[str, Tensor]:
     """A module's or an Adam optimizer's state as named tensors."""
     if "param_groups" not in state:
         return state
@@ -287,11 +205,26 @@ def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _unflatten(state: dict[str, Tensor], part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
+def restore(part: nn.Module | torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """The inverse of ``flatten``, into ``part``.
+
+    Raises:
+        RuntimeError, ValueError: names, shapes or types are not those of ``part``.
+    """
+    if any(value.is_complex() for value in state.values()):
+        raise ValueError("its numbers must be real; got complex ones")
     if isinstance(part, nn.Module):
-        return state
+        part.load_state_dict(state)
+        return
+    parameters = [p for group in part.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
-        i, name = key.split("/", 1)
+        i, _, name = key.partition("/")
+        if not (i.isdecimal() and int(i) < len(parameters)):
+            raise ValueError(f"an optimizer of {len(parameters)} tensors has no {key[:100]!r}")
+        if value.dim() and value.shape != parameters[int(i)].shape:
+            raise ValueError(f"{key[:100]!r} has the shape {tuple(value.shape)}")
         slots.setdefault(int(i), {})[name] = value
-    return {"state": slots, "param_groups": part.state_dict()["param_groups"]}
+    if len({frozenset(slot) for slot in slots.values()}) > 1:
+        raise ValueError("an optimizer's tensors must all have the same statistics")
+    part.load_state_dict({"state": slots, "param_groups": part.state_dict()["param_groups"]})

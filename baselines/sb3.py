@@ -116,28 +116,34 @@ def make_sac_control(
     return SAC(env=venv, seed=seed, device=device, **settings)
 
 
+def lanes_for(policy: type, env: Any, lanes: int, bound: float, observation: str) -> VecEnv:
+    """The environment that a policy of that class learns in, on the problem of ``env``.
+
+    Args:
+        policy: class of the model's policy.
+        env: as in ``make_ppo``.
+        lanes: their number.
+        bound: of the actions, which may be tighter than the environment's.
+        observation: as in ``ProblemEnv``.
+    """
+    actions = "noise" if issubclass(policy, (KLActorCriticPolicy, KLSACPolicy)) else "control"
+    venv = ProblemVecEnv(env, lanes, bound, actions=actions, observation=observation)
+    if issubclass(policy, KLActorCriticPolicy):
+        return MeanPriced(venv, venv.problem.temperature)
+    return Unpriced(venv) if issubclass(policy, KLSACPolicy) else venv
+
+
 def lanes_like(saved: dict[str, Any], env: Any) -> VecEnv:
-    """The environment that a saved model was trained on, on the problem of ``env``.
+    """The environment that a model saved by stable-baselines3 itself was trained on.
 
     Args:
         saved: the attributes of the model.
         env: as in ``make_ppo``.
     """
     seen = StateObservation(problem_of(env)).space.shape
-    venv = ProblemVecEnv(
-        env,
-        saved["n_envs"],
-        # the model's own box of actions, which may be tighter than the environment's
-        float(saved["action_space"].high.max()),
-        actions="noise" if issubclass(saved["policy_class"], _KNOW_KL) else "control",
-        observation="state" if saved["observation_space"].shape == seen else "features",
-    )
-    if issubclass(saved["policy_class"], KLActorCriticPolicy):
-        return MeanPriced(venv, venv.problem.temperature)
-    return Unpriced(venv) if issubclass(saved["policy_class"], KLSACPolicy) else venv
-
-
-_KNOW_KL = (KLActorCriticPolicy, KLSACPolicy)
+    observation = "state" if saved["observation_space"].shape == seen else "features"
+    bound = float(saved["action_space"].high.max())
+    return lanes_for(saved["policy_class"], env, saved["n_envs"], bound, observation)
 
 
 def link(model: BaseAlgorithm) -> Any:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..envs.env import ProblemEnv
 from . import archive
 from .commands.arguments import check_names
-from .records import RunFolder, check_writable
+from .records import RunFolder, check_writable, cores
 from .registry import find_agent, make_env
 from .runner import check_settings, prepare_env
 from .spec import Budget, EvaluationPlan, RunSpec, slug
@@ -104,7 +104,7 @@ class _Worker:
     def __init__(self, spec: RunSpec, comparison: Comparison) -> None:
         self.spec = spec
         self.folder = RunFolder(comparison.out, spec)
-        threads = max(1, (os.cpu_count() or 1) // comparison.workers)
+        threads = threads_of(comparison.workers)
         request = {
             "spec": spec.to_json(),
             "out": str(comparison.out),
@@ -139,7 +139,11 @@ class _Worker:
     def stop(self) -> None:
         """End the process and wait for it."""
         if self.process.poll() is None:
-            self.process.kill()
+            self.process.terminate()  # it stops at a checkpoint
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -153,6 +157,8 @@ class _Worker:
         text = self._errors.read().decode("utf-8", errors="replace").strip()
         self._errors.close()
         if self.process.returncode == 0 and self.folder.finished():
+            if text:
+                self.folder.warnings.write_text(text + "\n", encoding="utf-8")
             return None
         lines = text.splitlines() or [f"the process ended with code {self.process.returncode}"]
         name = f"{self.folder.path}"
@@ -161,6 +167,15 @@ class _Worker:
         if self.process.returncode == 2:
             return f"{name}: {lines[-1].removeprefix('error: ')}"
         return f"{name}: {lines[-1]} (all of it: {self.folder.error})"
+
+
+def threads_of(workers: int) -> int:
+    """Threads of each of so many workers: its share of the cores that this process may use, and no
+    more than OMP_NUM_THREADS where it is set.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    most = int(asked) if asked.isdecimal() and int(asked) > 0 else cores()
+    return max(1, min(most, cores() // workers))
 
 
 def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
@@ -246,6 +261,8 @@ def _run_all(missing: list[RunSpec], comparison: Comparison, bar: Any) -> list[s
             shares = [worker.progress() for worker in active]
             _show(bar, done, [(0.0, f"{len(complaints)} failed")] * bool(complaints) + shares)
     finally:  # Ctrl-C among others: what is finished stays, what is not will be begun again
+        for worker in active:
+            worker.process.terminate()
         for worker in active:
             worker.stop()
     return complaints

@@ -332,7 +332,13 @@ def cached_reference(problem: Problem, settings: dict[str, Any], path: Path) -> 
             raise ValueError(
                 f"{path} holds no reference; delete it, or use another output folder ({error!r})"
             ) from error
-        if made_with != settings:
+        asked = settings.get("fingerprint")
+        if made_with.get("fingerprint", asked) != asked:
+            raise ValueError(
+                f"{path} belongs to another problem: its code, weights or model file have changed"
+                f" since; use another output folder, or delete {path.parent} to begin again"
+            )
+        if {**made_with, "fingerprint": asked} != {**settings, "fingerprint": asked}:
             raise ValueError(
                 f"{path} was computed with {made_with}, not {settings}; use another output folder"
             )

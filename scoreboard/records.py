@@ -7,8 +7,12 @@ tb/              TensorBoard events
 samples.npy      terminal states, float32
 model.zip        the learnt model
 checkpoint/      of a run that is under way, where the agent can go on exactly: the model and the
-instrument's state record.json      the result, written last and atomically: where it is, the run is
-finished
+                 instrument's state
+warnings.txt     what a worker of ``compare`` has said though it succeeded
+record.json      the result, written last and atomically: where it is, the run is finished
+
+A folder may come from anybody: what its files say is checked before it is used, and no name in them
+leads out of it.
 """
 
 from __future__ import annotations
@@ -17,72 +21,76 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..agents.archive import parse_json
+from .files import check_writable as check_writable
+from .files import content_of, inside, read_json, write_json, write_whole
+from .files import escaped as escaped
+from .files import read_samples as read_samples
 from .spec import RunSpec
 
-_PARTIAL = ("progress.jsonl", "tb", "samples.npy", "model.zip", "error.txt", "checkpoint")
-#: What every record holds, and every checkpoint's state.
-_OF_RECORDS = {"spec", "final", "reference", "command", "device", "threads", "versions", "hardware"}
-_OF_STATES = {"model", "rows", "env_steps"}
+_PARTIAL = (
+    *("progress.jsonl", "tb", "samples.npy", "model.zip", "error.txt", "warnings.txt"),
+    "checkpoint",
+)
+#: What every record holds and of which type, and every checkpoint's state.
+_OF_RECORDS: dict[str, type] = {
+    **{"spec": dict, "final": dict, "reference": dict, "command": str, "device": str},
+    **{"threads": int, "versions": dict, "hardware": dict},
+}
+_OF_STATES: dict[str, type] = {"model": str, "rows": int, "env_steps": int}
 CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON (no NaN) in whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1, allow_nan=False).encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; a ValueError names a file that is no JSON."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from error
-
-
 def read_record(path: Path) -> dict[str, Any]:
-    """Read what a finished run left; a ValueError names a file that is no such record."""
-    record = read_json(path)
-    missing = sorted(_OF_RECORDS - set(record)) if isinstance(record, dict) else sorted(_OF_RECORDS)
-    if missing:
-        raise ValueError(f"{path} must be the record of a finished run; it lacks {missing}")
+    """Read what a finished run left.
+
+    Raises:
+        ValueError: it is no such record, or lies where another run belongs: what is made of a
+            record goes to the folders that its names say.
+    """
+    record = _checked(read_json(path), _OF_RECORDS)
+    remedy = "delete the run's folder to make it again"
+    if isinstance(record, str):
+        raise ValueError(f"{path} must be the record of a finished run; it {record}; {remedy}")
+    try:
+        spec = RunSpec.from_json(record["spec"])
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be the record of a finished run; its spec is none ({error!r}); {remedy}"
+        ) from error
+    inside(path.parents[3] if len(path.parents) > 3 else path.parent, path)
+    here, said = path.absolute().parent.parts[-3:], spec.folder(Path()).parts
+    if here != said:
+        raise ValueError(
+            f"{path} must be the record of the run that its folder is for; it is of"
+            f" {'/'.join(said)!r}; {remedy}"
+        )
     return record
 
 
-def check_writable(out: Path) -> None:
-    """Make the folder ``out`` if need be and write to it, or raise one ValueError, before anything
-    takes long.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as probe:
-            probe.write(b"0" * 4096)
-    except OSError as error:
-        raise ValueError(
-            f"out must be a folder that can be written to; got {str(out)!r} ({error.strerror})"
-        ) from error
+def _checked(value: Any, types: dict[str, type]) -> Any:
+    """``value``, or what is wrong with it, in words."""
+    found = value if isinstance(value, dict) else {}
+    missing = sorted(types.keys() - found.keys())
+    if missing:
+        return f"lacks {missing}"
+    wrong = sorted(
+        name
+        for name, kind in types.items()
+        if not isinstance(found[name], kind)
+        or (kind is int and (isinstance(found[name], bool) or found[name] < 0))
+    )
+    return f"has something else for {wrong}" if wrong else found
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
 
 
 class Checkpoints:
@@ -95,6 +103,7 @@ class Checkpoints:
 
     def __init__(self, path: Path, every: float) -> None:
         self.path, self.every = path, every
+        self.stopping = False  #: the next one is the last: the run is asked to end
 
     def save(self, model: Any, state: dict[str, Any]) -> None:
         """Replace the checkpoint: the new model, then the state that names it, then away with the
@@ -106,19 +115,26 @@ class Checkpoints:
         for other in self.path.glob("*.zip"):
             if other.name != name:
                 other.unlink()
+        if self.stopping:
+            raise Terminated("the run has ended at a checkpoint, as it was asked to")
 
     def state(self) -> dict[str, Any] | None:
         """The state saved last, its ``model`` a path; None if there is none."""
         file = self.path / "state.json"
         if not file.is_file():
             return None
-        state = read_json(file)
-        if not (isinstance(state, dict) and state.keys() >= _OF_STATES):
+        state = _checked(read_json(file), _OF_STATES)
+        remedy = f"delete {self.path} to begin the run again"
+        if isinstance(state, str):
+            raise ValueError(f"{file} must be the state of a checkpoint; it {state}; {remedy}")
+        if not re.fullmatch(r"\d+\.zip", state["model"]):  # as ``save`` names it, and in here
             raise ValueError(
-                f"{file} must be the state of a checkpoint; delete {self.path} to begin the run"
-                " again"
+                f"{file} must name a model beside it; got {state['model'][:200]!r}; {remedy}"
             )
-        return {**state, "model": self.path / state["model"]}
+        model = inside(self.path, self.path / state["model"])
+        if not model.is_file():
+            raise ValueError(f"{file} names a model that is not there, {model}; {remedy}")
+        return {**state, "model": model}
 
     def clear(self) -> None:
         """Remove it."""
@@ -129,7 +145,7 @@ class RunFolder:
     """One run on disk."""
 
     def __init__(self, out: Path, spec: RunSpec) -> None:
-        self.spec = spec
+        self.out, self.spec = out, spec
         self.path = spec.folder(out)
         self.record = self.path / "record.json"
         self.progress = self.path / "progress.jsonl"
@@ -137,17 +153,22 @@ class RunFolder:
         self.samples = self.path / "samples.npy"
         self.tensorboard = self.path / "tb"
         self.error = self.path / "error.txt"
+        self.warnings = self.path / "warnings.txt"
         self.checkpoints = Checkpoints(self.path / "checkpoint", CHECKPOINT_SECONDS)
 
     def finished(self) -> bool:
         """True when the result is there. A ValueError names the folder if it belongs to a run with
-        other settings.
+        other settings, or if links lead out of it.
         """
+        for name in (*_PARTIAL, "spec.json", "record.json", ".lock", "../../reference.json"):
+            inside(self.out, self.path / name)
         asked, path = self.spec.to_json(), self.path / "spec.json"
         if path.is_file():
             found = read_json(path)
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} must hold the settings of a run; delete {self.path}")
             with contextlib.suppress(
-                TypeError, KeyError, AttributeError
+                TypeError, KeyError, AttributeError, ValueError
             ):  # settings that came later have their defaults
                 found = RunSpec.from_json(found).to_json()
             differs = sorted(
@@ -155,7 +176,8 @@ class RunFolder:
             )
             if differs:
                 detail = "; ".join(
-                    f"{name}: {found.get(name)} there, {asked.get(name)} asked" for name in differs
+                    f"{name}: {str(found.get(name))[:500]} there, {asked.get(name)} asked"
+                    for name in differs
                 )
                 raise ValueError(
                     f"{self.path} holds a run with other settings ({detail}); use another --out or"
@@ -164,15 +186,19 @@ class RunFolder:
         return self.record.is_file()
 
     @contextlib.contextmanager
-    def begin(self) -> Iterator[None]:
+    def begin(self) -> Iterator[bool]:
         """Hold the folder against other processes; clear what an interrupted run left, and clear it
         again on an error.
 
-        With a checkpoint nothing is cleared, but the rows that were written after it.
+        With a checkpoint nothing is cleared, but the rows that were written after it. False, and
+        nothing is touched: another process has finished the run meanwhile.
         """
         fresh = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path / ".lock"):
+            if self.finished():  # asked again, now that nobody else can write
+                yield False
+                return
             state = self.checkpoints.state()
             if state is None:
                 self._clear()
@@ -181,7 +207,7 @@ class RunFolder:
                 write_whole(self.progress, "".join(json.dumps(row) + "\n" for row in kept).encode())
             write_json(self.path / "spec.json", self.spec.to_json())
             try:
-                yield
+                yield True
             except Exception:
                 if self.checkpoints.state() is not None:
                     raise
@@ -193,7 +219,7 @@ class RunFolder:
     def _clear(self) -> None:
         for name in _PARTIAL:
             target = self.path / name
-            if target.is_dir():
+            if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
@@ -204,9 +230,12 @@ class RunFolder:
         """The rows of progress so far; a last line cut off by a kill is left out."""
         if not self.progress.is_file():
             return []
-        lines = self.progress.read_text().split("\n")[:-1]
         try:
-            return [json.loads(line) for line in lines]
+            lines = content_of(self.progress).split("\n")[:-1]
+            rows = [parse_json(line) for line in lines]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("every line must be a JSON object")
+            return rows
         except ValueError as error:
             raise ValueError(f"{self.progress} is corrupt: {error}") from error
 
@@ -219,7 +248,8 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with open(path, "w") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link to another file is not that file
+    with os.fdopen(os.open(path, flags, 0o644), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -251,15 +281,37 @@ def provenance() -> dict[str, Any]:
         "hardware": {
             "system": platform.platform(),
             "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
+            "cores": cores(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
 
 
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The cores that this process may use: of its affinity, and of its container's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    found = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    for quota in (_quota_of("cpu.max", cgroup), _quota_of("cpu/cpu.cfs_quota_us", cgroup)):
+        if quota is not None:
+            found = min(found, max(1, int(quota)))
+    return found
+
+
+def _quota_of(name: str, cgroup: Path) -> float | None:
+    """Cores of a quota: version 2 writes it and its period in one file, version 1 in two."""
+    try:
+        words = (cgroup / name).read_text().split()
+        if len(words) == 1:
+            words += (cgroup / name).with_name("cpu.cfs_period_us").read_text().split()
+        quota, period = (float(word) for word in words)
+    except (OSError, ValueError):  # no such file; "max": no quota
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -18,6 +18,7 @@ import torch
 
 from ..envs import PROBLEMS, make_problem
 from ..envs.env import ProblemEnv
+from ..envs.fingerprint import fingerprint
 from ..envs.problem import Problem, slopes_of
 
 if TYPE_CHECKING:  # SB3 takes a second to import: only those who make an agent pay for it
@@ -34,12 +35,15 @@ class Agent:
         load: ``load(path, env, device)`` reads one that ``save`` wrote; absent: it can't be loaded.
         access: what the method has to know of the problem, for the table.
         access_class: one of ``ACCESS_CLASSES``; methods are compared within a class.
+        load_pickled: as ``load``, of a file whose reading runs the code in it; only for those who
+            trust it (``--trust-pickle``).
     """
 
     make: Callable[..., BaseAlgorithm]
     load: Callable[[str, ProblemEnv, str], BaseAlgorithm] | None = None
     access: str = "not stated"
     access_class: str = "not stated"
+    load_pickled: Callable[[str, ProblemEnv, str], BaseAlgorithm] | None = None
 
 
 def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
@@ -147,6 +151,18 @@ def _load_dyna(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     return Dyna.load(path, env=env, device=device)
 
 
+def _load_pickled_ppo(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from stable_baselines3 import PPO
+
+    return _load_pickled(PPO, path, env, device)
+
+
+def _load_pickled_sac(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
+    from stable_baselines3 import SAC
+
+    return _load_pickled(SAC, path, env, device)
+
+
 def _load_dpok(path: str, env: ProblemEnv, device: str) -> BaseAlgorithm:
     from ..baselines.dpok import DPOK
 
@@ -171,7 +187,31 @@ _SAID_OF_BAD_FILES = (AttributeError, KeyError, RuntimeError, TypeError, ValueEr
 def _load_sb3(
     algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device: str
 ) -> BaseAlgorithm:
-    """SB3's own ``load``, whose many ways to fail on a bad file become one ValueError."""
+    """What a run has kept; stable-baselines3's own zip is refused, since it runs code."""
+    from ..baselines.sb3_checkpoint import is_pickled, load_sb3
+
+    if is_pickled(path):
+        raise ValueError(
+            f"load must name a model that a run has kept; {path} was written by stable-baselines3,"
+            " whose files run code when they are read: give --trust-pickle if you trust who made it"
+        )
+    try:
+        return load_sb3(path, env, device, algorithm)
+    except ValueError as error:
+        wanted = f"a checkpoint of {algorithm.__name__} for this environment"
+        raise ValueError(f"load must name {wanted}; got {path} ({error})") from error
+
+
+def _load_pickled(
+    algorithm: type[BaseAlgorithm], path: str, env: ProblemEnv, device: str
+) -> BaseAlgorithm:
+    """SB3's own ``load``, whose many ways to fail on a bad file become one ValueError; what a run
+    has kept is read without it.
+    """
+    from ..baselines.sb3_checkpoint import is_pickled
+
+    if not is_pickled(path):
+        return _load_sb3(algorithm, path, env, device)
     from stable_baselines3.common.save_util import load_from_zip_file
 
     from ..baselines.sb3 import lanes_like, link
@@ -214,14 +254,14 @@ _INTERACTION, _NOISE, _TRANSITION, _DIFFERENTIABLE, _GRADIENT = ACCESS_CLASSES
 AGENTS: dict[str, Agent] = {
     "pde": Agent(_pde, _load_pde, _PDE_ACCESS, _DIFFERENTIABLE),
     "pi-ft": Agent(_pi_ft, _load_pi_ft, _PI_FT_ACCESS, _GRADIENT),
-    "ppo": Agent(_ppo, _load_ppo, _SCORE_ACCESS, _NOISE),
-    "sac": Agent(_sac, _load_sac, _SCORE_ACCESS, _NOISE),
+    "ppo": Agent(_ppo, _load_ppo, _SCORE_ACCESS, _NOISE, _load_pickled_ppo),
+    "sac": Agent(_sac, _load_sac, _SCORE_ACCESS, _NOISE, _load_pickled_sac),
     "dyna": Agent(_dyna, _load_dyna, _DYNA_ACCESS, _TRANSITION),
     "dpok": Agent(_dpok, _load_dpok, _SCORE_ACCESS, _NOISE),
     "ddpo": Agent(_ddpo, _load_ddpo, _SCORE_ACCESS, _NOISE),
     "adjoint-matching": Agent(_adjoint_matching, _load_adjoint_matching, _PI_FT_ACCESS, _GRADIENT),
-    "ppo-control": Agent(_ppo_control, _load_ppo, _RL_ACCESS, _INTERACTION),
-    "sac-control": Agent(_sac_control, _load_sac, _RL_ACCESS, _INTERACTION),
+    "ppo-control": Agent(_ppo_control, _load_ppo, _RL_ACCESS, _INTERACTION, _load_pickled_ppo),
+    "sac-control": Agent(_sac_control, _load_sac, _RL_ACCESS, _INTERACTION, _load_pickled_sac),
 }
 
 
@@ -265,7 +305,9 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
         raise ValueError(
             f"env {name!r} must be or return a girsanov Problem; got {type(problem).__name__}"
         )
-    return ProblemEnv(problem.to(place), **shell)
+    env = ProblemEnv(problem.to(place), **shell)
+    env.fingerprint = fingerprint(env.problem)  # type: ignore[attr-defined]  # before agents adapt it
+    return env
 
 
 def resolve_device(device: str) -> str:

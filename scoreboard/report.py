@@ -34,7 +34,15 @@ from .intervals import (
     overall,
     wins,
 )
-from .records import RunFolder, check_writable, read_json, write_json, write_whole
+from .records import (
+    RunFolder,
+    check_writable,
+    inside,
+    read_json,
+    read_samples,
+    write_json,
+    write_whole,
+)
 from .spec import RunSpec, slug
 from .tables import markdown
 
@@ -235,7 +243,7 @@ def _draw(
     for name, figure in figures.items():
         for kind, content in plots.encoded(figure):
             write_whole(folder / f"{name}.{kind}", content)
-    _to_tensorboard(folder / "report", figures)
+    _to_tensorboard(inside(out, folder / "report"), figures)
     return {name: f"{slug(env)}/{name}.png" for name in figures}
 
 
@@ -259,7 +267,7 @@ def _states(out: Path, env: str, agents: dict[str, list[dict[str, Any]]]) -> dic
         files[agent] = RunFolder(out, RunSpec.from_json(group[0]["spec"])).samples
     if not all(file.is_file() for file in files.values()):
         return {}  # results that came with a checkout: samples are not committed
-    return {agent: np.load(file) for agent, file in files.items()}
+    return {agent: read_samples(inside(out, file)) for agent, file in files.items()}
 
 
 def _to_tensorboard(folder: Path, figures: dict[str, Any]) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +25,22 @@ import torch
 from ..baselines.function_learner import CountedEnv, call, taken
 from ..envs.counting import Evaluations, counted
 from ..envs.env import ProblemEnv, shell_of
+from ..envs.fingerprint import fingerprint
 from ..envs.problem import Policy, Problem
 from . import archive
 from .commands.arguments import agent_arguments, check_names, suggestions
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
-from .records import RunFolder, check_writable, provenance, read_record, write_json, write_whole
+from .records import (
+    Checkpoints,
+    RunFolder,
+    Terminated,
+    check_writable,
+    cores,
+    provenance,
+    read_record,
+    write_json,
+    write_whole,
+)
 from .registry import find_agent, make_env, resolve_device
 from .spec import RunSpec
 
@@ -48,6 +61,7 @@ def prepare_env(spec: RunSpec, env: ProblemEnv, out: Path) -> Reference:
     }
     if spec.plan.reference_starts:
         settings["reference_starts"] = spec.plan.reference_starts
+    settings["fingerprint"] = getattr(env, "fingerprint", None) or fingerprint(env.problem)
     reference = cached_reference(env.problem, settings, folder / "reference.json")
     before = folder / "samples_before.npy"
     if not before.is_file():
@@ -80,13 +94,16 @@ def execute(
         return read_record(folder.record)
     from .callback import ScoreCallback  # imports SB3 and TensorBoard
 
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
     # what can go wrong at once does so before anything is written
     env, evaluations, model, resumed = _prepare(spec, folder)
     check_writable(out)
     on_stage(f"reference, {spec.plan.reference_paths:,} uncontrolled paths")
     reference = prepare_env(spec, env, out)
     on_stage("learning" if resumed else f"first evaluation, {spec.plan.paths:,} paths")
-    with folder.begin():
+    with folder.begin() as begun, terminable(folder.checkpoints, model):
+        if not begun:
+            return read_record(folder.record)
         callback = ScoreCallback(
             *(
                 env.problem,
@@ -151,6 +168,33 @@ def check_settings(spec: RunSpec, env: ProblemEnv) -> None:
         return
 
 
+@contextmanager
+def terminable(checkpoints: Checkpoints, model: Any, grace: float = 20.0) -> Iterator[None]:
+    """SIGTERM ends a run at its next checkpoint, or after ``grace`` seconds if none comes; at once
+    where the agent makes none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def asked(signum: int, frame: Any) -> None:
+        if checkpoints.stopping or not getattr(model.policy, "resumes", False):
+            raise Terminated(f"signal {signum}")
+        checkpoints.stopping, checkpoints.every = True, 0.0
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, grace)
+
+    numbers = [number for name in ("SIGTERM", "SIGALRM") if (number := getattr(signal, name, None))]
+    before = {number: signal.signal(number, asked) for number in numbers}
+    try:
+        yield
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def assists() -> bool:
     """Whether this is one of several processes of one run, and not the first."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
@@ -207,7 +251,8 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
             raise ValueError(f"agent {spec.agent!r} can't be loaded; leave out load")
         if not Path(spec.load).is_file():
             raise ValueError(f"load must name a saved model; there is no file {spec.load!r}")
-        model = agent.load(spec.load, env, spec.device)
+        load = (agent.load_pickled if spec.trust_pickle else None) or agent.load
+        model = load(spec.load, env, spec.device)
         model.set_random_seed(spec.seed)
         return model
     try:
@@ -259,8 +304,10 @@ def _save_samples(problem: Problem, policy: Policy | None, n: int, path: Path) -
 
 
 def _save(model: BaseAlgorithm, path: Path) -> None:
+    from ..baselines.sb3_checkpoint import save_model
+
     try:
-        model.save(str(path))
+        save_model(model, path)
     except RuntimeError as error:  # torch's word for a full disk
         raise OSError(f"{path} could not be written: {error}".splitlines()[0]) from error
 
@@ -291,6 +338,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Terminated:
+        return 143
     return 0
 
 

@@ -116,6 +116,11 @@ class RunSpec:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         plan: how to evaluate.
         load: a saved model to start from.
+        trust_pickle: let ``load`` be a file whose reading runs the code in it, as those of
+            stable-baselines3 do.
+
+    Raises:
+        ValueError: a name that is no folder's, or a seed that is no integer of at least 0.
     """
 
     env: str
@@ -127,6 +132,15 @@ class RunSpec:
     device: str = "auto"
     plan: EvaluationPlan = EvaluationPlan()
     load: str | None = None
+    trust_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("env", "agent"):
+            given = getattr(self, name)
+            if not isinstance(given, str) or slug(given) in ("", ".", "..") or "\0" in given:
+                raise ValueError(f"{name} must be an id or module:attribute; got {given!r}"[:300])
+        check_integer("seed", self.seed, 0)
+        object.__setattr__(self, "seed", int(self.seed))  # numpy's integers are none of JSON's
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -192,4 +206,4 @@ def slug(name: str) -> str:
     """A folder name for an id or a ``module:attribute``: ``girsanov/Digits-v0`` gives
     ``Digits-v0``.
     """
-    return name.rsplit("/", 1)[-1].replace(":", ".")
+    return name.replace("\\", "/").rsplit("/", 1)[-1].replace(":", ".")

@@ -1,7 +1,7 @@
 """Whole comparisons in processes of their own: killed, continued, failing."""
 
+import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from girsanov.scoreboard.compare import Comparison, compare
+from girsanov.scoreboard.compare import Comparison, compare, threads_of
+from girsanov.scoreboard.records import cores
 from girsanov.scoreboard.spec import Budget, EvaluationPlan
 
 PROBLEM = """
@@ -174,7 +175,7 @@ def _plan_of(run: Path) -> EvaluationPlan:
 
 
 def test_one_failure_does_not_stop_the_others(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (mine / "broken.py").write_text(
         "from mine import agent as works\ndef make(env, **kw): return works(env, crash=True,"
         " **kw)\n"
@@ -186,9 +187,8 @@ def test_one_failure_does_not_stop_the_others(mine: Path, monkeypatch: pytest.Mo
     ):
         compare(_comparison(out, agents=("broken:make", "mine:agent"), workers=2), progress=False)
     failed, worked = (out / "mine.Walk" / name / "seed0" for name in ("broken.make", "mine.agent"))
-    assert (
-        json.loads((worked / "record.json").read_text())["threads"] == 3
-    )  # six cores, two workers
+    threads = json.loads((worked / "record.json").read_text())["threads"]
+    assert threads == max(1, cores() // 2)  # two workers
     assert [p.name for p in failed.iterdir()] == ["error.txt"]
     assert "Traceback" in (failed / "error.txt").read_text()
 
@@ -263,3 +263,50 @@ def test_a_failure_shows_in_the_bar_and_in_the_report(
     assert "Not finished" in report and "mine.Walk/grim.make/seed0" in report
     error = (mine / "out" / "mine.Walk" / "grim.make" / "seed0" / "error.txt").read_text("utf-8")
     assert "grün" in error
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[Comparison.__module__]
+    monkeypatch.setattr(module, "cores", lambda: 6)
+    for asked, wanted in (("", [6, 3, 1]), ("2", [2, 2, 1]), ("4,2", [4, 3, 1]), ("x", [6, 3, 1])):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert [threads_of(workers) for workers in (1, 2, 9)] == wanted
+
+
+def test_a_word_that_the_locale_has_not_fails_one_run_alone(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a worker that succeeds has said is kept."""
+    (mine / "stutters.py").write_text(
+        "import warnings\nfrom mine import agent as works\n"
+        "def make(env, **kw): raise RuntimeError('gr\\u00fcn')\n"
+        "def warns(env, **kw): warnings.warn('bl\\u00e4ulich'); return works(env, **kw)\n"
+    )
+    for name in ("LC_ALL", "LANG"):
+        monkeypatch.setenv(name, "C")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    monkeypatch.setenv("PYTHONCOERCECLOCALE", "0")
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+    monkeypatch.setattr("locale.getencoding", lambda: "ascii", raising=False)
+    out, agents = mine / "out", ("stutters:make", "stutters:warns")
+    with pytest.raises(ValueError, match="1 of 2 runs failed; the first: .*RuntimeError: gr"):
+        compare(_comparison(out, agents=agents, workers=2), progress=False)
+    failed, worked = (
+        out / "mine.Walk" / name / "seed0" for name in ("stutters.make", "stutters.warns")
+    )
+    assert "RuntimeError: gr" in (failed / "error.txt").read_text(encoding="utf-8")
+    assert (worked / "record.json").is_file()
+    assert "ulich" in (worked / "warnings.txt").read_text(encoding="utf-8")
+
+
+def test_a_problem_that_has_changed_is_not_scored_against_the_old_reference(mine: Path) -> None:
+    out = mine / "out"
+    compare(_comparison(out), progress=False)
+    changed = PROBLEM.replace("return -(x[:, 0] - 2).abs()", "return -10 * (x[:, 0] - 2).abs()")
+    assert changed != PROBLEM
+    (mine / "mine.py").write_text(changed)
+    sys.modules.pop("mine")
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"reference\.json belongs to another problem: its code"):
+        compare(_comparison(out, seeds=(0, 1)), progress=False)
+    assert not (out / "mine.Walk" / "mine.agent" / "seed1").exists()

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from girsanov.agents import PIFT
 from girsanov.agents.pi_ft import lora
 from girsanov.scoreboard import runner
 from girsanov.scoreboard.compare import Comparison, compare
-from girsanov.scoreboard.records import read_json
+from girsanov.scoreboard.records import Checkpoints, Terminated, read_json
 from girsanov.scoreboard.registry import make_env
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 
@@ -176,3 +179,64 @@ def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(
     models = [PIFT.load(folder / "model.zip", env, "cpu").policy for folder in folders]
     for p, q in zip(*(list(model.parameters()) for model in models), strict=True):
         assert torch.equal(p, q)
+
+
+class Interrupted:
+    """What ``terminable`` sees of a model."""
+
+    def __init__(self, resumes: bool) -> None:
+        self.policy = type("Policy", (), {"resumes": resumes})()
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+
+def test_sigterm_ends_a_run_at_its_next_checkpoint(tmp_path: Path) -> None:
+    checkpoints, before = Checkpoints(tmp_path, 300.0), signal.getsignal(signal.SIGTERM)
+    model = Interrupted(True)
+    with pytest.raises(Terminated), runner.terminable(checkpoints, model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert checkpoints.every == 0.0  # the next round's end is a checkpoint
+        checkpoints.save(model, {"env_steps": 7, "rows": 2})
+        raise AssertionError("it went on")
+    state = Checkpoints(tmp_path, 300.0).state()
+    assert state is not None and state["env_steps"] == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_does_not_wait_for_ever(tmp_path: Path) -> None:
+    for resumes, grace, low, high in ((True, 0.2, 0.2, 5.0), (False, 60.0, 0.0, 5.0)):
+        start = time.monotonic()
+        checkpoints = Checkpoints(tmp_path, 300.0)
+        with pytest.raises(Terminated), runner.terminable(checkpoints, Interrupted(resumes), grace):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        assert low <= time.monotonic() - start < high
+
+
+def test_sigterm_in_a_run_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
+    spec = RunSpec(
+        "girsanov/GaussianMixture-v0",
+        "pi-ft",
+        budget=Budget(40),
+        device="cpu",
+        plan=PLAN,
+        env_kwargs={"steps": 10},
+        agent_kwargs={"policy": "PathwisePolicy", "policy_kwargs": {"hidden": [8]}},
+    )
+    rows: list[dict[str, Any]] = []
+
+    def on_row(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated):
+        runner.execute(spec, tmp_path, on_row=on_row)
+    folder = spec.folder(tmp_path)
+    assert (folder / "checkpoint" / "state.json").is_file() and len(rows) == 2
+    assert not (folder / "record.json").exists()
+    again = runner.execute(spec, tmp_path)["final"]
+    wanted = runner.execute(spec, tmp_path / "whole")["final"]
+    assert {**again, "seconds": 0} == {**wanted, "seconds": 0}

@@ -1,16 +1,23 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from girsanov.scoreboard import files
 from girsanov.scoreboard.records import (
     Checkpoints,
     RunFolder,
     check_writable,
+    cores,
+    escaped,
     provenance,
     read_json,
     read_record,
+    read_samples,
     write_json,
 )
 from girsanov.scoreboard.spec import Budget, RunSpec
@@ -50,7 +57,9 @@ def test_foreign_records_and_states_are_named(tmp_path: Path) -> None:
     ):
         read_record(tmp_path / "record.json")
     (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"state\.json must be the state of a checkpoint; delete"):
+    with pytest.raises(
+        ValueError, match=r"state\.json must be the state of a checkpoint; it lacks .*; delete"
+    ):
         Checkpoints(tmp_path, 1.0).state()
 
 
@@ -145,3 +154,146 @@ def test_a_line_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_provenance_is_plain_json() -> None:
     found = json.loads(json.dumps(provenance()))
     assert found["versions"]["torch"] and found["hardware"]["cores"] >= 1
+
+
+# --- folders that come from anybody
+
+
+def record_of(spec: RunSpec) -> dict[str, Any]:
+    empty: dict[str, Any] = {name: {} for name in ("final", "reference", "versions", "hardware")}
+    return {"spec": spec.to_json(), "command": "", "device": "cpu", "threads": 1, **empty}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"env": ".."}, {"env": "a/C-v0"}, {"agent": "out"}, {"agent": "."}, {"seed": 1}]
+)
+def test_a_record_speaks_of_its_own_folder_alone(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = SPEC.folder(tmp_path) / "record.json"
+    record = record_of(SPEC)
+    write_json(path, record)
+    assert read_record(path)["command"] == ""
+    record["spec"].update(changes)
+    write_json(path, record)
+    with pytest.raises(ValueError, match=r"record\.json must be the record of .*delete the run's"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a": NaN}',
+        '{"a": -Infinity}',
+        '{"a": 1e999}',
+        '{"a": ' + "9" * 5000 + "}",
+        "\xff",
+        "",
+    ],
+)
+def test_json_that_is_none_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"x\.json is corrupt"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_file_too_large_and_a_pipe_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "JSON_LIMIT", 10)
+    (tmp_path / "x.json").write_text("[" + 20 * " " + "]")
+    with pytest.raises(ValueError, match="it has more than 10 bytes"):
+        read_json(tmp_path / "x.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="it is no file"):
+        read_json(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("../../evil.zip", "must name a model beside it"),
+        ("{elsewhere}/evil.zip", "must name a model beside it"),
+        ("3.zip/../../evil.zip", "must name a model beside it"),
+        ("4.zip", "must lie in"),  # a link
+        ("5.zip", "names a model that is not there"),
+        (7, r"has something else for \['model'\]"),
+    ],
+)
+def test_a_checkpoint_names_a_model_in_its_own_folder(
+    model: Any, message: str, tmp_path: Path
+) -> None:
+    folder, elsewhere = tmp_path / "run" / "checkpoint", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir(parents=True)
+    for path in (folder / "3.zip", tmp_path / "evil.zip", elsewhere / "evil.zip"):
+        path.write_text("")
+    (folder / "4.zip").symlink_to(elsewhere / "evil.zip")
+    name = model.format(elsewhere=elsewhere) if isinstance(model, str) else model
+    write_json(folder / "state.json", {"model": name, "rows": 1, "env_steps": 3})
+    with pytest.raises(ValueError, match=f"{message}.*; delete|{message}"):
+        Checkpoints(folder, 1.0).state()
+    write_json(folder / "state.json", {"model": "3.zip", "rows": 1, "env_steps": 3})
+    state = Checkpoints(folder, 1.0).state()
+    assert state is not None and state["model"] == folder / "3.zip"
+
+
+@pytest.mark.parametrize("name", ["tb", "progress.jsonl", ".lock", "checkpoint", "record.json"])
+def test_links_out_of_a_run_are_refused(name: str, tmp_path: Path) -> None:
+    folder, elsewhere = RunFolder(tmp_path / "out", SPEC), tmp_path / "elsewhere"
+    folder.path.mkdir(parents=True)
+    elsewhere.mkdir()
+    (folder.path / name).symlink_to(elsewhere / "x")
+    with pytest.raises(ValueError, match=f"{name} must lie in .*; it leads to .*elsewhere"):
+        folder.finished()
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_finished_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    ours, theirs = RunFolder(tmp_path, SPEC), RunFolder(tmp_path, SPEC)
+    assert not ours.finished()
+    with theirs.begin() as begun:
+        assert begun
+        theirs.progress.write_text('{"a": 1}\n')
+        write_json(theirs.record, {})
+    with ours.begin() as begun:
+        assert not begun
+    assert ours.rows() == [{"a": 1}] and ours.record.is_file()
+
+
+def test_samples_that_promise_more_than_there_is_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(2, 3))
+    assert read_samples(tmp_path / "x.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
+    with open(tmp_path / "x.npy", "wb") as file:
+        shape = (2_000_000_000, 1000)
+        header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ValueError, match=r"x\.npy is corrupt"):
+        read_samples(tmp_path / "x.npy")
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes().replace(b"}", b" "))
+    with pytest.raises(ValueError, match=r"x\.npy is corrupt"):
+        read_samples(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match=r"x\.npy is corrupt"):
+        read_samples(tmp_path / "x.npy")
+
+
+def test_what_a_record_holds_is_shown_as_words() -> None:
+    assert escaped("pi_ft, 0.5") == "pi_ft, 0.5"
+    assert escaped("<script>|`x`\n[a](b)*") == r"&lt;script&gt;\|\`x\` \[a\](b)\*"
+    assert escaped("\x1b[31mred\u202e\x9b") == r" \[31mred  "
+
+
+def test_the_cores_of_a_container(tmp_path: Path) -> None:
+    free = cores(tmp_path)
+    assert free == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cores(tmp_path) == free
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cores(tmp_path) == 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cores(tmp_path) == free
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+    assert cores(tmp_path) == 1

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from girsanov.baselines.sb3_checkpoint import save_model
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import slopes_of
@@ -79,11 +81,41 @@ def test_models_with_a_box_of_actions_of_their_own_can_be_loaded(name: str, tmp_
     env = ProblemEnv(make_problem("girsanov/GaussianMixture-v0", steps=4))
     agent = find_agent(name)
     assert agent.load is not None
-    agent.make(env, seed=0, device="cpu", action_bound=0.1).save(tmp_path / "model")
+    save_model(agent.make(env, seed=0, device="cpu", action_bound=0.1), tmp_path / "model")
     again = agent.load(str(tmp_path / "model.zip"), env, "cpu")
     assert (
         again.action_space.high.max() == again.get_env().action_space.high.max() == np.float32(0.1)
     )
+
+
+class Evil:
+    """What a pickle may do when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_stable_baselines3_s_own_file_needs_trust(name: str, tmp_path: Path) -> None:
+    env = ProblemEnv(make_problem("girsanov/GaussianMixture-v0", steps=4))
+    agent = find_agent(name)
+    assert agent.load is not None and agent.load_pickled is not None
+    model = agent.make(env, seed=0, device="cpu")
+    model.evil = Evil(tmp_path / "ran")
+    model.save(tmp_path / "theirs.zip")
+    with pytest.raises(ValueError, match="run code when they are read: give --trust-pickle if you"):
+        agent.load(str(tmp_path / "theirs.zip"), env, "cpu")
+    assert not (tmp_path / "ran").exists()
+    again = agent.load_pickled(str(tmp_path / "theirs.zip"), env, "cpu")
+    assert (tmp_path / "ran").exists()  # it does run, for those who trust it
+    save_model(again, tmp_path / "ours.zip")
+    for load in (agent.load, agent.load_pickled):
+        third = load(str(tmp_path / "ours.zip"), env, "cpu")
+        for p, q in zip(third.policy.parameters(), model.policy.parameters(), strict=True):
+            assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize("agent", ["pde", "pi-ft", "ppo"])
