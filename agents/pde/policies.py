@@ -197,11 +197,11 @@ class MlpPolicy(ValueGradientPolicy):
 
     Where log f curves within one step's noise, its gradient at the uncontrolled mean is far from
     the best control: it overshoots where log f is concave. So the gradient is averaged over noise
-        around the control; denoisers, whose steps are
-    dear, do without. They learn at a smaller rate and with one layer less, too: a function of the
-    clean estimate changes little along a path, while one of the state must follow it from step to
-    step, which takes more fitting. That one is fitted to observations drawn by their weight: few of
-    a robot's paths end well, and equal draws spend most of a batch on the others.
+    around the control; denoisers, whose steps are dear, do without. They learn at a smaller rate
+    and with one layer less, too: a function of the clean estimate changes little along a path,
+    while one of the state must follow it from step to step, which takes more fitting. That one is
+    fitted to observations drawn by their weight: few of a robot's paths end well, and equal draws
+    spend most of a batch on the others.
 
     Args:
         draws: see ValueGradientPolicy; absent: 2, or 0 where the problem offers
