@@ -160,11 +160,13 @@ class FittedGradient(GradientPolicy):
 
     The transition's noise must be one that can be differentiated.
 
-    Evaluation (36): the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by
-    kernel regression on the states. Improvement (35): one pass over the transitions of the newest
-    paths, in ``gradient_steps`` batches, each with fresh antithetic noise around the control as it
-    is by then. No noise of a return reaches the gradient, as it does with the score function; the
-    price is the regression's bias.
+    Evaluation: the returns of the last paths, whichever policy made them, give ``V_{k+1}`` by
+        kernel regression on the states.
+    Improvement: one pass over the transitions of the newest paths, in ``gradient_steps`` batches,
+        each with fresh antithetic noise around the control as it is by then.
+
+    No noise of a return reaches the gradient, as it does with the score function; the price is the
+    regression's bias.
 
     Args:
         observation_space: of the environment.
