@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TUTORIAL = (ROOT / "docs" / "bring_your_own_robot.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorials" / "own_robot.md").read_text()
 
 
 def block(containing: str) -> str:
