@@ -77,8 +77,8 @@ class AdjointMatching(FineTuner):
     """Regression of the control on the lean adjoint; see the module.
 
     Args:
-        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm,
-        weight_decay: ``FineTuner``'s.
+        policy: ``FineTuner``'s, as are env, learning_rate, n_trajectories, gradient_steps,
+            batch_size, max_grad_norm and weight_decay.
         max_target: longest target at one step, in noise units; longer ones are shortened (the
             paper's code drops them).
     """

@@ -34,8 +34,8 @@ class DDPO(FineTuner):
     """Policy gradient with importance sampling over denoising steps; see the module.
 
     Args:
-        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm,
-        weight_decay: ``FineTuner``'s.
+        policy: ``FineTuner``'s, as are env, learning_rate, n_trajectories, gradient_steps,
+            batch_size, max_grad_norm and weight_decay.
         clip_range: of the likelihood ratio of one transition.
         advantage_bound: advantages are clamped to it, in standard deviations of the return; the
             paper's code has 5.

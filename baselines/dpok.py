@@ -68,8 +68,8 @@ class DPOK(FineTuner):
     module.
 
     Args:
-        policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm,
-        weight_decay: ``FineTuner``'s;
+        policy: ``FineTuner``'s, as are env, learning_rate, n_trajectories, gradient_steps,
+            batch_size, max_grad_norm and weight_decay;
             the defaults of ``n_trajectories``, ``gradient_steps`` and ``memory`` are the public
             code's.
         memory: rounds in the buffer.

@@ -33,8 +33,7 @@ class StableDiffusion(DiffusersChain):
 
     With one prompt a state is a latent ``(C, H, W)``. With several, one more channel lies beneath
     the latents, constant over the plane: the number of the state's prompt, drawn by ``initial`` and
-        carried along: ``(C + 1, H, W)``. Noise and control
-    are ``(C, H, W)`` in both cases.
+    carried along: ``(C + 1, H, W)``. Noise and control are ``(C, H, W)`` in both cases.
 
     Args:
         pipeline: a diffusers pipeline with ``unet``, ``vae``, ``scheduler`` and ``encode_prompt``.

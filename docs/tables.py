@@ -1,0 +1,113 @@
+"""Tables of our own figures, made from committed results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+NAMES = {
+    "pde": "PDE",
+    "pi-ft": "PI-FT",
+    "ppo": "PPO",
+    "sac": "SAC",
+    "ppo-control": "PPO, control form",
+    "sac-control": "SAC, control form",
+    "dpok": "DPOK",
+    "ddpo": "DDPO",
+    "adjoint-matching": "adjoint matching",
+    "dyna": "Dyna",
+}
+
+
+def table(report: str, environment: str = "") -> str:
+    """The agents of one comparison.
+
+    Args:
+        report: a folder of ``benchmarks/results`` with a ``report.json``.
+        environment: which of its environments, where it has several.
+    """
+    (found,) = [e for e in _environments(report) if environment in ("", e["env"])]
+    success = found["reference"]["success"] is not None
+    scored = any(agent["score"] for agent in found["agents"])
+    head = ["agent", "score" if scored else "objective", "KL", "success", "queries", "seconds"]
+    if not success:
+        head.remove("success")
+    rows = []
+    for agent in found["agents"]:
+        row = [
+            NAMES.get(agent["agent"], agent["agent"]),
+            _interval(agent["score"] if scored else agent["objective"], 2),
+            f"{agent['kl']['mean']:.2f}",
+            *([f"{agent['success']['mean']:.0%}"] if success else []),
+            f"{agent['reward_queries']['mean']:,.0f}",
+            f"{agent['seconds']['mean']:,.0f}",
+        ]
+        rows.append(row)
+    return _markdown(head, rows)
+
+
+def robots(scored: str) -> str:
+    """All robots of the robotics benchmark, one a row: those with a bound, or those without.
+
+    Args:
+        scored: ``scores`` or ``objectives``.
+    """
+    rows, names = [], []
+    for found in _environments("robotics"):
+        agents = {agent["agent"]: agent for agent in found["agents"]}
+        has_score = any(agent["score"] for agent in agents.values())
+        if has_score != (scored == "scores"):
+            continue
+        names = [name for name in NAMES if name in agents]
+        what, digits = ("score", 2) if has_score else ("objective", 1)
+        rows.append(
+            [
+                found["env"].removeprefix("girsanov/"),
+                *(_interval(agents[name][what], digits) for name in names),
+            ]
+        )
+    return _markdown(["robot", *(NAMES[name] for name in names)], rows)
+
+
+def known(*env_ids: str) -> str:
+    """What is known of environments: no control, the bound, the optimum."""
+    measured = json.loads((RESULTS / "environments.json").read_text(encoding="utf-8"))
+    rows = {row["env"]: row for row in measured["environments"]}
+    lines = []
+    for env_id in env_ids:
+        row = rows[env_id]
+        share = f"{row['effective_paths']:,.0f} of {row['paths']:,}"
+        bound = _estimate(row["bound"]) if row["bound"] else "not certified"
+        success = "" if row["success"] is None else f"{row['success']:.1%}"
+        exact = "" if row["optimum"] is None else f"{row['optimum']:.3f}"
+        lines.append([_short(env_id), _estimate(row["uncontrolled"]), success, bound, share, exact])
+    head = ["", "J(0)", "succeeds", "bound", "effective paths", "exact optimum"]
+    empty = [i for i in range(len(head)) if i and not any(line[i] for line in lines)]
+    lines = [[cell for i, cell in enumerate(line) if i not in empty] for line in lines]
+    return _markdown([name for i, name in enumerate(head) if i not in empty], lines)
+
+
+def _environments(report: str) -> list[dict[str, Any]]:
+    path = RESULTS / report / "report.json"
+    return json.loads(path.read_text(encoding="utf-8"))["environments"]
+
+
+def _short(env_id: str) -> str:
+    return env_id.removeprefix("girsanov/").removesuffix("-v0")
+
+
+def _estimate(pair: list[float]) -> str:
+    mean, stderr = pair
+    return f"{mean:.3f} ± {stderr:.3f}"
+
+
+def _interval(found: dict[str, float], digits: int) -> str:
+    mean, low, high = (f"{found[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
