@@ -41,6 +41,8 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
+nb_render_markdown_format = "myst"  # tables
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

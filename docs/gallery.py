@@ -109,6 +109,10 @@ _MEANINGS = {
         "kwargs": "other arguments of ``OrnsteinUhlenbeck-v0``.",
     },
 }
+_FORMS = (
+    '`"noise"` for SAC with `ent_coef={:g}`, and for PPO with a policy that knows its KL;'
+    ' `"control"` for whatever plans a control'
+)
 _SMALL_MODEL = {"model": "latent-digits", "reward": "digit-prompt", "prompts": "a green six"}
 
 
@@ -127,9 +131,10 @@ def facts(env_id: str) -> str:
         ("State", f"shape `{tuple(problem.state_shape)}`"),
         ("Horizon", f"{problem.horizon} steps"),
         ("Temperature", f"{problem.temperature:g}"),
+        ("[Action forms](index.md#action-forms)", _FORMS.format(problem.temperature)),
     ]
     if env_id in NEED_WEIGHTS:
-        rows[1:] = [(name, f"{value}, with `latent-digits`") for name, value in rows[1:5]]
+        rows[1:5] = [(name, f"{value}, with `latent-digits`") for name, value in rows[1:5]]
     return "\n".join(["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)])
 
 

@@ -12,27 +12,39 @@ _BOXES = {
     "scoreboard": (300, 90, 360),
     "baselines": (40, 190, 420),
     "agents": (500, 190, 420),
-    "envs": (40, 370, 880),
+    "envs": (40, 0, 880),  # below whatever is above it
 }
+_BELOW = 34
 _LINE = 18
+_BESIDE = [
+    "tests/: mirrors the folders",
+    "benchmarks/: scripts, and results/",
+    "docs/: this site",
+    ".ci/: what a change must pass",
+]
 
 
 def picture() -> str:
     """The whole picture as SVG."""
-    parts = [_box(300, 20, 360, "train.py", ["the command line and nothing else"], 48)]
-    bottoms = {}
+    parts = [
+        _box(300, 20, 360, "train.py", ["the command line and nothing else"], 48),
+        _box(690, 20, 230, "beside the package", _BESIDE, 112),
+    ]
+    bottoms: dict[str, int] = {}
     for name, (x, y, width) in _BOXES.items():
+        y = y or max(bottoms.values()) + _BELOW
         lines = [_summary(ROOT / name), *_rooms(ROOT / name)]
         height = 34 + _LINE * len(lines)
         bottoms[name] = y + height
         parts.append(_box(x, y, width, f"{name}/", lines, height))
+    floor = max(bottoms["baselines"], bottoms["agents"]) + _BELOW - 2
     parts += [
         _arrow(480, 68, 480, 88),
         _arrow(400, bottoms["scoreboard"], 250, 188),
         _arrow(560, bottoms["scoreboard"], 710, 188),
         _arrow(460, 220, 498, 220),
-        _arrow(250, bottoms["baselines"], 250, 368),
-        _arrow(710, bottoms["agents"], 710, 368),
+        _arrow(250, bottoms["baselines"], 250, floor),
+        _arrow(710, bottoms["agents"], 710, floor),
     ]
     height = bottoms["envs"] + 20
     return "\n".join(

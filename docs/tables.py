@@ -82,8 +82,10 @@ def known(*env_ids: str) -> str:
         bound = _estimate(row["bound"]) if row["bound"] else "not certified"
         success = "" if row["success"] is None else f"{row['success']:.1%}"
         exact = "" if row["optimum"] is None else f"{row['optimum']:.3f}"
-        lines.append([_short(env_id), _estimate(row["uncontrolled"]), success, bound, share, exact])
-    head = ["", "J(0)", "succeeds", "bound", "effective paths", "exact optimum"]
+        limit = "" if row["exact_bound"] is None else f"{row['exact_bound']:.3f}"
+        free = _estimate(row["uncontrolled"])
+        lines.append([_short(env_id), free, success, bound, share, exact, limit])
+    head = ["", "J(0)", "succeeds", "bound", "effective paths", "exact optimum", "exact bound"]
     empty = [i for i in range(len(head)) if i and not any(line[i] for line in lines)]
     lines = [[cell for i, cell in enumerate(line) if i not in empty] for line in lines]
     return _markdown([name for i, name in enumerate(head) if i not in empty], lines)

@@ -25,25 +25,26 @@ _FEW = (
     " --seeds 0 --points 1 --paths 16 --final-paths 32 --reference-paths 500 --workers 1"
     " --out runs/"
 )
+_QUICK_PDE = " --agent-kwargs pde.gradient_steps=5" + _FEW
 #: What makes a page's blocks small enough for a test. Whatever is not found any more is an error.
 SMALLER: dict[str, list[tuple[str, str]]] = {
     "README.md": [
         ("1000 * 50, progress_bar=True", "1"),
         ("env, seed=0,", "env, seed=0, n_uncontrolled=4, gradient_steps=2,"),
-        ("--budget 1000 --out runs/", "--budget 40" + _FEW),
+        ("--budget 1000 --out runs/", "--budget 40" + _QUICK_PDE),
     ],
     "docs/tutorials/own_problem.md": [
-        ("--budget 1000 --seeds 0 1 2 --out runs/", "--budget 40 --agents pde ppo" + _FEW),
+        ("--budget 1000 --seeds 0 1 2 --out runs/", "--budget 40 --agents pde ppo" + _QUICK_PDE),
         ("seed=0).learn(200 * 50)", "seed=0, n_uncontrolled=4, gradient_steps=2).learn(1)"),
     ],
     "docs/tutorials/own_robot.md": [
         (
             "my_arm:arm --budget 500 --seeds 0 1 2 --out runs/",
-            "my_arm:arm --budget 64 --agents pde ppo" + _FEW,
+            "my_arm:arm --budget 64 --agents pde ppo" + _QUICK_PDE,
         ),
         (
             "my_cart:cart --budget 500 --seeds 0 1 2 --out runs/",
-            "my_cart:cart --budget 30 --agents pde" + _FEW,
+            "my_cart:cart --budget 30 --agents pde" + _QUICK_PDE,
         ),
     ],
     "docs/tutorials/own_diffusion_model.md": [
@@ -55,15 +56,16 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ("learn(5_000)", "learn(100)"),
         ("seed=0)\nmodel.learn(100 * 50)", "seed=0)\nmodel.learn(50)"),
     ],
-    "docs/how_to/own_agent.md": [("--budget 500 --out runs/", "--budget 20" + _FEW)],
+    "docs/how_to/own_agent.md": [("--budget 500 --out runs/", "--budget 20" + _QUICK_PDE)],
     "docs/how_to/long_runs.md": [
-        ("--budget 500 --workers 2 --out runs/", "--budget 20 --agents pde ppo" + _FEW)
+        ("--budget 500 --workers 2 --out runs/", "--budget 20 --agents pde ppo" + _QUICK_PDE)
     ],
     "docs/explanation/pi_ft.md": [("learn(20 * 10 * 50)", "learn(50)")],
 }
 #: They start a process for each run of a comparison.
 SLOW = {
     "docs/tutorials/own_problem.md",
+    "docs/tutorials/own_robot.md",
     "docs/tutorials/own_diffusion_model.md",
     "docs/how_to/own_agent.md",
     "docs/how_to/long_runs.md",
@@ -146,7 +148,7 @@ def shell(line: str, folder: Path) -> str:
     }.items():
         if line.startswith(start):
             command = [sys.executable, *shlex.split(instead + line.removeprefix(start))]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)
             assert done.returncode == 0, done.stderr[-2000:]
             return done.stdout
     raise AssertionError(f"the test can't run {line!r}: teach it, or mark the block as not run")
