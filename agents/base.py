@@ -99,10 +99,7 @@ class ControlPolicy(BasePolicy):
 
 
 class _StepProgressBar(ProgressBarCallback):
-    """SB3's bar counts ``env.num_envs`` steps a call.
-
-    Ours counts the steps that were really taken.
-    """
+    """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were taken."""
 
     _seen = 0
 
