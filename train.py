@@ -227,7 +227,8 @@ def schema(command: tyro.conf.Positional[Literal["run", "compare"]] = "compare")
     """
     import json
 
-    print(json.dumps(schema_of({"run": run, "compare": compare}[command]), indent=1))
+    commands: dict[str, Any] = {"run": run, "compare": compare}
+    print(json.dumps(schema_of(commands[command]), indent=1))
 
 
 def report(out: Path = Path("runs/main")) -> None:

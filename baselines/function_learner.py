@@ -15,7 +15,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, SupportsFloat
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +40,7 @@ class CountedEnv(ProblemEnv):
         self.steps = 0  #: taken so far
         self.episodes = 0  #: finished so far, each of which has seen one terminal reward
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:  # type: ignore[override]
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """As in ``ProblemEnv``; a ValueError when the budget is spent."""
         if self.limit is not None and self.steps >= self.limit:
             raise ValueError(

@@ -155,6 +155,8 @@ def mixture_chain(problem: GaussianMixture) -> Chain:
     Raises:
         ValueError: modes of different widths, or a reward whose constants are not known.
     """
+    if not isinstance(problem.schedule, Schedule):
+        raise ValueError("the chain must be a DDPM's or a DDIM's; constants of flows are not known")
     variance, diameter = _mixture_tables(problem)
     alpha = problem.schedule.alpha.double().cpu()
     low = 1 - (1 - alpha) / variance

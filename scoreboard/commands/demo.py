@@ -62,7 +62,7 @@ def _grid(problem: Any, states: np.ndarray) -> np.ndarray:
 def _picture(grids: list[np.ndarray], share: float) -> bytes:
     import io
 
-    figure, axes = canvas(8.0, 4.4)
+    figure, axes = canvas(8.0, 2.4)
     axes.remove()
     titles = ("pre-trained", f"fine-tuned to draw a 3 ({share:.0%} are taken for one)")
     for place, (grid, title) in enumerate(zip(grids, titles, strict=True), 1):
