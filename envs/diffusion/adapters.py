@@ -137,6 +137,8 @@ def attach(
         raise ValueError(f"name must be one that no other adapter bears; got {name!r}")
     switches = [_Switches.of(layer) for layer in _layers(network)]
     learning = [(p, p.requires_grad) for p in network.parameters()]
+    for one in switches:  # peft would take fused adapters out of the weights for good
+        one.layer.merged_adapters = []
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -144,6 +146,8 @@ def attach(
             )  # several adapters are the point
             peft.inject_adapter_in_model(config, network, name)
     except ValueError as error:
+        for one in switches:
+            one.restore()
         getattr(network, "peft_config", {}).pop(name, None)
         where = type(network).__name__
         raise ValueError(

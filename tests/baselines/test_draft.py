@@ -6,7 +6,7 @@ import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-from girsanov.baselines.draft import DRaFT
+from girsanov.baselines.fine_tuning_methods.draft import DRaFT
 from girsanov.envs import make_problem
 from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture, QuadraticReward
 from girsanov.envs.diffusion.step_table import StepTable

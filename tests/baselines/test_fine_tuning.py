@@ -152,7 +152,7 @@ def test_imports_from_the_agents_are_the_documented_ones():
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if (
                     isinstance(node, ast.ImportFrom)
-                    and node.level == 2
+                    and node.level >= 2
                     and (node.module or "").startswith(other)
                 ):
                     found[package].add(node.module)

@@ -16,11 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..agents.checks import check_whole
-from ..agents.pi_ft.value_gradients import adjoint_sweep
-from ..envs.problem import Trajectories, slopes_of
-from .fine_tuning import FineTuner
-from .step_policies import StepPolicy
+from ...agents.checks import check_whole
+from ...agents.pi_ft.value_gradients import adjoint_sweep
+from ...envs.problem import Trajectories, slopes_of
+from ..fine_tuning import FineTuner
+from ..step_policies import StepPolicy
 
 
 class Rises(NamedTuple):
