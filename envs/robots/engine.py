@@ -22,6 +22,11 @@ class Engine:
     def __init__(self, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> None:
         import mujoco
 
+        if model.nhistory or model.nplugin:
+            raise ValueError(
+                "model must move by its positions, velocities and activations alone; this one has"
+                f" {'plug-ins' if model.nplugin else 'delays'}, which remember more"
+            )
         self.model, self.frame_skip, self.sensors, self.threads = (
             model,
             frame_skip,
@@ -44,13 +49,15 @@ class Engine:
 
     def step(self, state: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
         """``(n, size)`` after ``frame_skip`` substeps under ctrl ``(n, nu)``, and the sensors
-        there, ``(n, nsensordata)``.
+        there, ``(n, nsensordata)``. Robots whose simulation has exploded are NaN.
         """
         n, model = len(state), self.model
         pool, scratch = self._threads()
         begun = np.zeros((n, self.size + 1))
         begun[:, 1:] = state.numpy()
         substeps = self.frame_skip + self.sensors  # sensors are read at the start of a substep
+        # MuJoCo puts a robot that explodes back to its start, at time 0: later than that it is not
+        begun[:, 0] = began = 1.0 + 2 * substeps * model.opt.timestep
         held = np.repeat(control.numpy()[:, None], substeps, 1)
         path = np.empty((n, substeps, self.size + 1))
         sensed = np.empty((n, substeps, model.nsensordata))
@@ -66,7 +73,9 @@ class Engine:
                 sensordata=sensed,
             )
         after = sensed[:, -1] if self.sensors else sensed[:, 0, :0]
-        return torch.from_numpy(path[:, self.frame_skip - 1, 1:]), torch.from_numpy(after)
+        later = path[:, self.frame_skip - 1]
+        later[later[:, 0] < began] = np.nan
+        return torch.from_numpy(later[:, 1:]), torch.from_numpy(after)
 
     def _threads(self) -> tuple[Any, list[Any]]:
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork

@@ -28,8 +28,10 @@ from ..extras import install_command
 from ..problem import Problem, check_integer, check_positive
 from .engine import Engine
 
-#: An MJCF file, its text, or a ``mujoco.MjModel``.
+#: An MJCF file, its text, a binary ``.mjb`` file, a ``mujoco.MjModel`` or a ``mujoco.MjSpec``.
 Model = Any
+#: Beyond this MuJoCo calls a simulation unstable (mjMAXVAL).
+_LARGEST = 1e10
 
 
 class Physics(NamedTuple):
@@ -51,7 +53,8 @@ class Robot(Problem):
     Constraint solvers start cold at every step, so that F is a function of x.
 
     Args:
-        model: an MJCF file, its text (``<mujoco>...``), or a ``mujoco.MjModel``.
+        model: an MJCF file, its text (``<mujoco>...``), a ``.mjb`` file, a
+            ``mujoco.MjModel`` or a ``mujoco.MjSpec``.
         steps: horizon, in steps of ``frame_skip`` substeps.
         temperature: price of one nat of KL.
         scale: standard deviation of the noise in ctrl, one number or one an actuator; so the ctrl
@@ -145,10 +148,19 @@ class Robot(Problem):
 
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """``start``, with nothing earned, and alive."""
-        begun = self.start(n, generator).to(self._like)
+        begun = self._upright(self.start(n, generator)).to(self._like)
         rest = begun.new_zeros(n, self.state_shape[0] - begun.shape[1])
         rest[:, -1] = 1.0
         return torch.cat([begun, rest], 1)
+
+    def _upright(self, begun: Tensor) -> Tensor:
+        """With unit quaternions of free and ball joints."""
+        model, begun = self.engine.model, begun.clone()
+        for kind, place in zip(model.jnt_type.tolist(), model.jnt_qposadr.tolist(), strict=True):
+            if kind < 2:  # a free joint's three coordinates come before its quaternion
+                part = slice(place + 3 * (kind == 0), place + 3 * (kind == 0) + 4)
+                begun[:, part] /= begun[:, part].norm(dim=1, keepdim=True)
+        return begun
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """``frame_skip`` substeps under ``clip(offset + scale z)`` (not differentiable)."""
@@ -168,7 +180,7 @@ class Robot(Problem):
 
     def _stepped(self, state: Tensor, control: Tensor) -> Tensor:
         later, sensed = self.engine.step(state[:, :-2], control)
-        finite = later.isfinite().all(1)
+        finite = (later.abs() <= _LARGEST).all(1)  # NaN is not
         later = torch.where(
             finite[:, None], later, state[:, :-2]
         )  # an exploded simulation is a fallen robot
@@ -303,6 +315,10 @@ def read_model(model: Model, quiet: bool = False) -> Any:
     if isinstance(model, mujoco.MjModel):
         return model
     try:
+        if isinstance(model, mujoco.MjSpec):
+            return model.compile()
+        if str(model).endswith(".mjb"):
+            return mujoco.MjModel.from_binary_path(str(Path(model).expanduser()))
         if isinstance(model, str) and model.lstrip().startswith("<"):
             return mujoco.MjModel.from_xml_string(model)
         return mujoco.MjModel.from_xml_path(str(Path(model).expanduser()))

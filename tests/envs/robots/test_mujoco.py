@@ -382,3 +382,74 @@ def test_gymnasiums_files_are_read_without_a_word(
     for env_id in NEED_MUJOCO:
         make_problem(env_id)
     assert capfd.readouterr() == ("", "") and mujoco.get_mju_user_warning() is before
+
+
+STIFF = """
+<mujoco><option timestep="0.02"/><worldbody><body pos="0 0 1">
+  <joint name="h" type="slide" axis="1 0 0"/><geom size=".02" mass=".001"/></body></worldbody>
+  <actuator><position joint="h" kp="200"/></actuator></mujoco>"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("frame_skip", [1, 3])
+def test_what_explodes_is_not_put_back_alive(
+    dtype: torch.dtype, frame_skip: int, generator: torch.Generator
+) -> None:
+    """MuJoCo resets an unstable simulation: a robot would be alive at its start, and paid."""
+    problem = MujocoProblem(
+        STIFF,
+        lambda b, c, a: a.qpos[:, 0] - b.qpos[:, 0],
+        steps=30,
+        temperature=1.0,
+        scale=0.1,
+        dtype=dtype,
+        frame_skip=frame_skip,
+    )
+    states = rollout(problem, None, 64, generator).states
+    alive, paid = states[..., -1], states[..., -2]
+    assert bool((alive.diff(dim=0) <= 0).all()) and not alive[-1].any()
+    assert bool((paid[alive == 0] == 0).all())
+    last = (alive.sum(0) - 1).long()
+    held = states[last, torch.arange(64), 0]  # each stays where it was last seen alive
+    assert torch.equal(states[-1, :, 0], held) and bool((held.abs() > 1).all())
+
+
+def test_quaternions_begin_at_length_one(generator: torch.Generator) -> None:
+    ball = STIFF.replace("</worldbody>", '<body><freejoint/><geom size=".1"/></body></worldbody>')
+    problem = MujocoProblem(
+        ball,
+        lambda b, c, a: a.qpos[:, 0],
+        steps=3,
+        temperature=1.0,
+        spread=0.5,
+        dtype=torch.float64,
+    )
+    x = problem.initial(50, generator)
+    torch.testing.assert_close(x[:, 4:8].norm(dim=1), torch.ones(50, dtype=torch.float64))
+    assert float(x[:, 1:4].std()) > 0.1 and float(x[:, 4:8].std(0).min()) > 0.03
+
+
+def test_specs_and_binary_models_are_taken(tmp_path: Path, generator: torch.Generator) -> None:
+    model = mujoco.MjModel.from_xml_string(ARM)
+    mujoco.mj_saveModel(model, str(tmp_path / "arm.mjb"))
+    x, z = arm().initial(3, generator), torch.ones(3, 2, dtype=torch.float64)
+    wanted = arm().transition(0, x, z)
+    for given in (mujoco.MjSpec.from_string(ARM), tmp_path / "arm.mjb", model):
+        problem = MujocoProblem(
+            given,
+            lambda b, c, a: a.qpos[:, 0],
+            steps=20,
+            temperature=1.0,
+            scale=(0.5, 0.25),
+            frame_skip=5,
+            dtype=torch.float64,
+        )
+        assert torch.equal(problem.transition(0, x, z), wanted)
+
+
+def test_delays_are_refused() -> None:
+    delayed = ARM.replace(
+        '<motor joint="elbow"/>', '<motor joint="elbow" delay="0.01" nsample="9"/>'
+    )
+    with pytest.raises(ValueError, match="this one has delays, which remember more"):
+        MujocoProblem(delayed, lambda b, c, a: a.qpos[:, 0], steps=5, temperature=1.0)
