@@ -31,18 +31,26 @@ def table(report: str, environment: str = "") -> str:
     (found,) = [e for e in _environments(report) if environment in ("", e["env"])]
     success = found["reference"]["success"] is not None
     scored = any(agent["score"] for agent in found["agents"])
-    head = ["agent", "score" if scored else "objective", "KL", "success", "queries", "seconds"]
-    if not success:
-        head.remove("success")
+    told = all(agent.get("access_class") for agent in found["agents"])
+    head = [
+        "agent",
+        *(["may use"] if told else []),
+        "score" if scored else "objective",
+        "KL",
+        *(["success"] if success else []),
+        "queries",
+        "seconds",
+    ]
     rows = []
     for agent in found["agents"]:
         row = [
-            NAMES.get(agent["agent"], agent["agent"]),
+            NAMES.get(_name(agent), agent["agent"]),
+            *([agent["access_class"]] if told else []),
             _interval(agent["score"] if scored else agent["objective"], 2),
-            f"{agent['kl']['mean']:.2f}",
-            *([f"{agent['success']['mean']:.0%}"] if success else []),
-            f"{agent['reward_queries']['mean']:,.0f}",
-            f"{agent['seconds']['mean']:,.0f}",
+            f"{_middle(agent['kl']):.2f}",
+            *([f"{_middle(agent['success']):.0%}"] if success else []),
+            f"{_middle(agent['reward_queries']):,.0f}",
+            f"{_middle(agent['seconds']):,.0f}",
         ]
         rows.append(row)
     return _markdown(head, rows)
@@ -56,7 +64,7 @@ def robots(scored: str) -> str:
     """
     rows, names = [], []
     for found in _environments("robotics"):
-        agents = {agent["agent"]: agent for agent in found["agents"]}
+        agents = {_name(agent): agent for agent in found["agents"]}
         has_score = any(agent["score"] for agent in agents.values())
         if has_score != (scored == "scores"):
             continue
@@ -105,9 +113,21 @@ def _estimate(pair: list[float]) -> str:
     return f"{mean:.3f} ± {stderr:.3f}"
 
 
-def _interval(found: dict[str, float], digits: int) -> str:
-    mean, low, high = (f"{found[name]:.{digits}f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+def _name(agent: dict[str, Any]) -> str:
+    """An agent's name; PPO and SAC of reports from before the noise form saw no noise."""
+    before = agent["agent"] in ("ppo", "sac") and agent["access"] == "black-box reward; interaction"
+    return agent["agent"] + ("-control" if before else "")
+
+
+def _middle(found: dict[str, Any]) -> float:
+    return found["iqm"] if "iqm" in found else found["mean"]
+
+
+def _interval(found: dict[str, Any], digits: int) -> str:
+    middle = f"{_middle(found):.{digits}f}"
+    if found["low"] is None or found["high"] is None:
+        return middle
+    return f"{middle} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -53,6 +53,7 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
     ],
     "docs/how_to/other_libraries.md": [
         ("learn(10_000)", "learn(1_700)"),
+        ("learn(50_000)", "learn(120)"),
         ("learn(5_000)", "learn(100)"),
         ("seed=0)\nmodel.learn(100 * 50)", "seed=0)\nmodel.learn(50)"),
     ],
