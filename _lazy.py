@@ -14,6 +14,11 @@ from typing import Any
 
 #: Modules that README or docs once named, and where they are now.
 MOVED = {
+    "girsanov.baselines.adjoint_matching": (
+        "girsanov.baselines.fine_tuning_methods.adjoint_matching"
+    ),
+    "girsanov.baselines.ddpo": "girsanov.baselines.fine_tuning_methods.ddpo",
+    "girsanov.baselines.dpok": "girsanov.baselines.fine_tuning_methods.dpok",
     "girsanov.envs.control_affine": "girsanov.envs.robots.control_affine",
     "girsanov.envs.digits": "girsanov.envs.diffusion.digits",
     "girsanov.envs.double_well": "girsanov.envs.known_optimum.double_well",

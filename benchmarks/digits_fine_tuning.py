@@ -47,9 +47,9 @@ from frontier import Curve
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from girsanov.agents import PIFT
-from girsanov.baselines.adjoint_matching import AdjointMatching
-from girsanov.baselines.ddpo import DDPO
-from girsanov.baselines.dpok import DPOK
+from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.problem import Policy, Problem

@@ -22,8 +22,8 @@ import tyro
 from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv
 from girsanov.scoreboard.compare import Comparison, compare
-from girsanov.scoreboard.records import provenance, read_json, write_json
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, slug
+from girsanov.scoreboard.storage.records import provenance, read_json, write_json
 
 HERE = bench.RESULTS / "gpu.json"
 

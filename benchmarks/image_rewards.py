@@ -39,8 +39,8 @@ from pipelines import build_stable_diffusion
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from girsanov.agents import PDE, PIFT
-from girsanov.baselines.ddpo import DDPO
-from girsanov.baselines.dpok import DPOK
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.envs.certificates import certificate_of
 from girsanov.envs.diffusion.stable_diffusion import stable_diffusion
 from girsanov.envs.problem import Problem, rollout

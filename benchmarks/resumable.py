@@ -31,8 +31,8 @@ import tyro
 
 from girsanov.envs.problem import Problem
 from girsanov.scoreboard.evaluation import Reference, reference_of
-from girsanov.scoreboard.records import check_writable, provenance, write_json, write_whole
 from girsanov.scoreboard.spec import slug
+from girsanov.scoreboard.storage.records import check_writable, provenance, write_json, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = "runs.jsonl"

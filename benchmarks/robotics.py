@@ -21,11 +21,11 @@ from typing import Any
 import resumable as bench
 import torch
 
-from girsanov.scoreboard import archive
-from girsanov.scoreboard.records import check_writable
 from girsanov.scoreboard.report import report as write_report
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+from girsanov.scoreboard.storage import archive
+from girsanov.scoreboard.storage.records import check_writable
 
 HERE = bench.RESULTS / "robotics"
 

@@ -45,8 +45,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_diffusion_report import BETAS, HERE, PRETRAINED, PROMPTS, SWEPT, report
 
 from girsanov.agents import PDE, PIFT
-from girsanov.baselines.ddpo import DDPO
-from girsanov.baselines.dpok import DPOK
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.envs import make_problem
 from girsanov.envs.certificates import certificate_of
 from girsanov.envs.diffusion.latent_digits import COLOURS, grey, ink_colour, parse

@@ -32,7 +32,7 @@ from girsanov.agents.lora_control import TARGETS
 from girsanov.envs.diffusion.stable_diffusion import stable_diffusion
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.rewards.images import make_reward
-from girsanov.scoreboard.records import provenance, write_json
+from girsanov.scoreboard.storage.records import provenance, write_json
 
 HERE = bench.RESULTS / "stable_diffusion_cost.json"
 #: Form of PI-FT and a reward that suits it.

@@ -42,7 +42,7 @@ from girsanov.envs import NEED_MUJOCO, make_problem
 from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv
 from girsanov.envs.robots.mujoco import Robot
-from girsanov.scoreboard.records import provenance, write_json
+from girsanov.scoreboard.storage.records import provenance, write_json
 
 ENV = "girsanov/GaussianMixture-v0"
 PENDULUM = "girsanov/Pendulum-v0"

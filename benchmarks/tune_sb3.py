@@ -39,10 +39,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from girsanov.baselines import hyperparameters
-from girsanov.baselines.adjoint_matching import AdjointMatching
-from girsanov.baselines.ddpo import DDPO
-from girsanov.baselines.dpok import DPOK
 from girsanov.baselines.fine_tuning import FineTuner
+from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.certificates import certificate

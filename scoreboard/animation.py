@@ -18,9 +18,9 @@ import torch
 
 from ..envs.problem import Policy, Problem, rollout
 from .evaluation import SAMPLE_SEED, generator_on, policy_of
-from .records import read_record, write_whole
 from .registry import find_agent, make_env
 from .spec import RunSpec
+from .storage.records import read_record, write_whole
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from .evaluation import (
     policy_of,
 )
 from .plots import grid_of
-from .records import Checkpoints
 from .spec import Budget, EvaluationPlan, Spent
+from .stopwatch import Stopwatch
+from .storage.records import Checkpoints
 
 #: The x-axes of TensorBoard, whose steps are integers: prefix of the tags, and the step.
 _AXES = (
@@ -36,42 +36,6 @@ _AXES = (
 )
 #: Pictures in a grid.
 PICTURES = 16
-
-
-class Stopwatch:
-    """Seconds of training: stands still between ``pause`` and ``resume``.
-
-    Args:
-        device: whose work counts.
-        before: what it shows at first.
-        clock: seconds since some time.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        before: float = 0.0,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._device = device
-        self._before = before
-        self._clock = clock
-        self._since: float | None = None
-
-    def resume(self) -> None:
-        """Run (again)."""
-        self._since = self._clock()
-
-    def pause(self) -> None:
-        """Stand still, once the GPU has done what training asked of it."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._before, self._since = self.seconds, None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return self._before + (0.0 if self._since is None else self._clock() - self._since)
 
 
 class BudgetCallback(BaseCallback):

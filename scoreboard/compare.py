@@ -21,12 +21,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ..envs.env import ProblemEnv
-from . import archive
 from .commands.arguments import check_names
-from .records import RunFolder, check_writable, cores
 from .registry import find_agent, make_env
 from .runner import check_settings, prepare_env
 from .spec import Budget, EvaluationPlan, RunSpec, slug
+from .storage import archive
+from .storage.records import RunFolder, check_writable, cores
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..envs.certificates import (
 )
 from ..envs.env import device_of
 from ..envs.problem import Estimate, Objective, Policy, Problem, rollout
-from .records import read_json, write_json
+from .storage.records import read_json, write_json
 
 #: Seeds of evaluation, far from those of training: one stream each for the reference, the curves,
 #: the end, the pictures, and the paths that policies lend.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..envs.problem import Estimate, Policy
-from . import archive, plots
+from . import plots
 from .evaluation import (
     Reached,
     Reference,
@@ -34,7 +34,9 @@ from .intervals import (
     overall,
     wins,
 )
-from .records import (
+from .spec import RunSpec, slug
+from .storage import archive
+from .storage.records import (
     RunFolder,
     check_writable,
     inside,
@@ -43,7 +45,6 @@ from .records import (
     write_json,
     write_whole,
 )
-from .spec import RunSpec, slug
 from .tables import markdown
 
 _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success", *COSTS)

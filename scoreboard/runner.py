@@ -27,10 +27,12 @@ from ..envs.counting import Evaluations, counted
 from ..envs.env import ProblemEnv, shell_of
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Policy, Problem
-from . import archive
 from .commands.arguments import agent_arguments, check_names, suggestions
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
-from .records import (
+from .registry import find_agent, make_env, resolve_device
+from .spec import RunSpec
+from .storage import archive
+from .storage.records import (
     Checkpoints,
     RunFolder,
     Terminated,
@@ -41,8 +43,6 @@ from .records import (
     write_json,
     write_whole,
 )
-from .registry import find_agent, make_env, resolve_device
-from .spec import RunSpec
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

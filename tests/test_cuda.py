@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from girsanov.agents import PDE, PIFT
-from girsanov.baselines.adjoint_matching import AdjointMatching
-from girsanov.baselines.ddpo import DDPO
-from girsanov.baselines.dpok import DPOK
+from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...envs.problem import Trajectories, check_positive
-from ..ddpo import ddpo_loss
 from ..fine_tuning import FineTuner, Steps
 from ..step_policies import StepPolicy
+from .ddpo import ddpo_loss
 
 
 class GroupAdvantage(NamedTuple):

@@ -17,17 +17,32 @@ from ...envs import PROBLEMS
 from ..registry import AGENTS
 from .near import did_you_mean
 
+_METHODS = "girsanov.baselines.fine_tuning_methods"
 #: The class behind an agent's name, and the table of settings that it starts from.
 _CLASSES = {
     "pde": ("girsanov.agents", "PDE"),
     "pi-ft": ("girsanov.agents", "PIFT"),
     "ppo": ("stable_baselines3", "PPO"),
     "sac": ("stable_baselines3", "SAC"),
-    "dpok": ("girsanov.baselines.dpok", "DPOK"),
-    "ddpo": ("girsanov.baselines.ddpo", "DDPO"),
-    "adjoint-matching": ("girsanov.baselines.adjoint_matching", "AdjointMatching"),
+    "ppo-control": ("stable_baselines3", "PPO"),
+    "sac-control": ("stable_baselines3", "SAC"),
+    "dyna": ("girsanov.baselines.dyna", "Dyna"),
+    "dpok": (f"{_METHODS}.dpok", "DPOK"),
+    "ddpo": (f"{_METHODS}.ddpo", "DDPO"),
+    "adjoint-matching": (f"{_METHODS}.adjoint_matching", "AdjointMatching"),
+    "grpo": (f"{_METHODS}.grpo", "GRPO"),
+    "draft": (f"{_METHODS}.draft", "DRaFT"),
 }
-_TABLES = {"ppo": "PPO", "sac": "SAC"}
+_STRONG, _CONTROL = (
+    f"girsanov.baselines.{n}" for n in ("hyperparameters", "hyperparameters_control")
+)
+_TABLES = {
+    "ppo": (_STRONG, "PPO"),
+    "sac": (_STRONG, "SAC"),
+    "dyna": (_STRONG, "PPO"),  # of the PPO that dreams
+    "ppo-control": (_CONTROL, "PPO"),
+    "sac-control": (_CONTROL, "SAC"),
+}
 #: Set by the scoreboard, or by who makes the agent.
 _NOT_YOURS = {"self", "env", "seed", "device", "_init_setup_model", "tensorboard_log", "verbose"}
 
@@ -76,16 +91,21 @@ def agent_arguments(name: str) -> dict[str, Argument]:
         return {}
     found = dict(_arguments(agent_class(name)))
     if name in _TABLES:
-        tables = import_module("girsanov.baselines.hyperparameters")
-        default = getattr(tables, _TABLES[name])["default"]
+        module, table = _TABLES[name]
+        default = getattr(import_module(module), table)["default"]
         extra = {
             "action_bound": "a tighter box of actions, in noise units",
             "activation": "of the networks, a name in torch.nn",
+            "anneal": "let the learning rate fall linearly to zero",
+            "control_bound": "largest control in any coordinate",
             "log_std_init": "log of the first exploration noise",
             "n_envs": "lanes of the vector environment",
             "net_arch": "widths of the networks",
+            "observation": "state or features; the table's, else the environment's",
         }
         for key, about in extra.items():
+            if key not in default and key not in ("action_bound", "observation"):
+                continue
             found[key] = Argument(key, repr(default.get(key)), about)
         for key, value in default.items():
             if key in found:
@@ -102,8 +122,12 @@ def env_arguments(name: str) -> dict[str, Argument]:
         return {}
     make = make.load()
     found = dict(_arguments(make))
-    bound = Argument("action_bound", "1.0", "largest control in any coordinate")
-    return {**found, "action_bound": found.get("action_bound", bound)}
+    shell = (
+        Argument("action_bound", "1.0", "largest action in any coordinate"),
+        Argument("actions", "'control'", "control, or noise"),
+        Argument("observation", "'state'", "state, or features"),
+    )
+    return {**{argument.name: argument for argument in shell}, **found}
 
 
 def _arguments(make: Callable[..., Any]) -> Iterator[tuple[str, Argument]]:

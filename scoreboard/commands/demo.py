@@ -14,10 +14,10 @@ import torch
 from ...envs.rendering import canvas
 from ..evaluation import Reference
 from ..plots import grid_of
-from ..records import RunFolder, write_whole
 from ..registry import make_env
 from ..runner import execute
 from ..spec import Budget, EvaluationPlan, RunSpec
+from ..storage.records import RunFolder, write_whole
 
 _IMAGES = 32
 

@@ -5,7 +5,7 @@ solution.
 import torch
 from stable_baselines3.common.logger import configure
 
-from girsanov.baselines.adjoint_matching import AdjointMatching, lean_adjoint
+from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching, lean_adjoint
 from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout

@@ -6,9 +6,9 @@ import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-from girsanov.baselines.ddpo import DDPO, ddpo_loss
-from girsanov.baselines.dpok import DPOK, dpok_loss
 from girsanov.baselines.fine_tuning import Steps, returns_to_go
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO, ddpo_loss
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK, dpok_loss
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import rollout

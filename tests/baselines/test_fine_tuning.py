@@ -17,10 +17,10 @@ from torch.distributions import Independent, Normal, kl_divergence
 import girsanov
 from girsanov.agents import PDE
 from girsanov.baselines import hyperparameters
-from girsanov.baselines.adjoint_matching import AdjointMatching
-from girsanov.baselines.ddpo import DDPO
-from girsanov.baselines.dpok import DPOK
 from girsanov.baselines.fine_tuning import Steps, move, returns_to_go
+from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.envs import make_problem
 from girsanov.envs.env import observe
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic

@@ -4,8 +4,8 @@ import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-from girsanov.baselines.ddpo import DDPO
 from girsanov.baselines.fine_tuning import move
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
 from girsanov.baselines.fine_tuning_methods.grpo import GRPO, group_advantage
 from girsanov.envs import make_problem
 from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture, QuadraticReward

@@ -10,10 +10,10 @@ from torch.distributions import Independent, Normal, kl_divergence
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from girsanov.baselines.adjoint_matching import AdjointMatching  # noqa: E402
-from girsanov.baselines.ddpo import DDPO, ddpo_loss  # noqa: E402
-from girsanov.baselines.dpok import DPOK, dpok_loss  # noqa: E402
 from girsanov.baselines.fine_tuning import Steps, move  # noqa: E402
+from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching  # noqa: E402
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO, ddpo_loss  # noqa: E402
+from girsanov.baselines.fine_tuning_methods.dpok import DPOK, dpok_loss  # noqa: E402
 from girsanov.baselines.hyperparameters import settings_for  # noqa: E402
 from girsanov.envs.diffusion.stable_diffusion import StableDiffusion  # noqa: E402
 from girsanov.envs.env import ProblemEnv, observe  # noqa: E402

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import resumable as bench
 
-from girsanov.scoreboard import archive
+from girsanov.scoreboard.storage import archive
 
 #: Benchmarks that write their own report; two of them need diffusers.
 OWN = ["control_literature", "convergence", "digits_fine_tuning", "frontier", "functional"]

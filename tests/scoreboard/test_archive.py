@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from girsanov.scoreboard import archive
 from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan
+from girsanov.scoreboard.storage import archive
 
 PLAN = EvaluationPlan(2, 8, 16, 64, 4)
 ENV = "girsanov/GaussianMixture-v0"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from girsanov.scoreboard.compare import Comparison, compare, threads_of
-from girsanov.scoreboard.records import cores
 from girsanov.scoreboard.spec import Budget, EvaluationPlan
+from girsanov.scoreboard.storage.records import cores
 
 PROBLEM = """
 import torch

@@ -21,9 +21,9 @@ from girsanov.agents import PIFT
 from girsanov.agents.pi_ft import lora
 from girsanov.scoreboard import runner
 from girsanov.scoreboard.compare import Comparison, compare
-from girsanov.scoreboard.records import Checkpoints, Terminated, read_json
 from girsanov.scoreboard.registry import make_env
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+from girsanov.scoreboard.storage.records import Checkpoints, Terminated, read_json
 
 PLAN = EvaluationPlan(points=2, paths=2, final_paths=2, reference_paths=4, samples=2)
 

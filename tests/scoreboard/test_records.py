@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from girsanov.scoreboard import files
-from girsanov.scoreboard.records import (
+from girsanov.scoreboard.spec import Budget, RunSpec
+from girsanov.scoreboard.storage import files
+from girsanov.scoreboard.storage.records import (
     Checkpoints,
     RunFolder,
     check_writable,
@@ -20,7 +21,6 @@ from girsanov.scoreboard.records import (
     read_samples,
     write_json,
 )
-from girsanov.scoreboard.spec import Budget, RunSpec
 
 SPEC = RunSpec("a/B-v0", "ppo", budget=Budget(10))
 

@@ -10,9 +10,9 @@ from girsanov.envs.certificates import Certificate
 from girsanov.envs.problem import Estimate
 from girsanov.scoreboard import plots
 from girsanov.scoreboard.evaluation import Reference
-from girsanov.scoreboard.records import RunFolder, provenance, write_json
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.spec import Budget, RunSpec
+from girsanov.scoreboard.storage.records import RunFolder, provenance, write_json
 
 
 def _row(x: float, score: float | None, seconds: float) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from girsanov.agents import PIFT
-from girsanov.scoreboard import records
 from girsanov.scoreboard.registry import make_env
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+from girsanov.scoreboard.storage import records
 from girsanov.train import main
 
 PLAN = EvaluationPlan(points=3, paths=4, final_paths=8, reference_paths=16, samples=2)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from girsanov.scoreboard.registry import AGENTS
-from girsanov.scoreboard.search_spaces import SPACES, Choice, Log
 from girsanov.scoreboard.spec import Budget
-from girsanov.scoreboard.tuning import FLOOR, Tuning, open_study, tune
+from girsanov.scoreboard.tuning.spaces import SPACES, Choice, Log
+from girsanov.scoreboard.tuning.study import FLOOR, Tuning, open_study, tune
 
 pytest.importorskip("optuna")
 

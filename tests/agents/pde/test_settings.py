@@ -10,7 +10,7 @@ import torch
 
 from girsanov.agents import PDE, PIFT
 from girsanov.agents.pde.settings import GROUP_OF, Collection, Fitting, Selection, Targets
-from girsanov.baselines.ddpo import DDPO
+from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
 from girsanov.envs import make_problem
 
 FLAT: dict[str, Any] = {

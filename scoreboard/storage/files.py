@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..agents.archive import parse_json
+from ...agents.archive import parse_json
 
 #: Bytes of a JSON file, or of the rows of a run, at most.
 JSON_LIMIT = 64 * 2**20

@@ -21,12 +21,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..agents.checks import check_whole
-from ..agents.networks import EnsembleMLP
-from ..envs.problem import Trajectories, check_positive
-from .fine_tuning import FineTuner, Steps, move, returns_to_go
-from .hyperparameters import DPOK as TUNED
-from .step_policies import StepPolicy
+from ...agents.checks import check_whole
+from ...agents.networks import EnsembleMLP
+from ...envs.problem import Trajectories, check_positive
+from ..fine_tuning import FineTuner, Steps, move, returns_to_go
+from ..hyperparameters import DPOK as TUNED
+from ..step_policies import StepPolicy
 
 
 def dpok_loss(policy: StepPolicy, steps: Steps, clip_range: float) -> Tensor:

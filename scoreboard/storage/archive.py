@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..spec import RunSpec, slug
 from .records import RunFolder, read_json, read_record, write_json, write_whole
-from .spec import RunSpec, slug
 
 FILE = "runs.jsonl"
 Line = dict[str, Any]

@@ -27,12 +27,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..agents.archive import parse_json
+from ...agents.archive import parse_json
+from ..spec import RunSpec
 from .files import check_writable as check_writable
 from .files import content_of, inside, read_json, write_json, write_whole
 from .files import escaped as escaped
 from .files import read_samples as read_samples
-from .spec import RunSpec
 
 _PARTIAL = (
     *("progress.jsonl", "tb", "samples.npy", "model.zip", "error.txt", "warnings.txt"),
@@ -263,7 +263,7 @@ def provenance() -> dict[str, Any]:
 
     import torch
 
-    from .. import __version__
+    from ... import __version__
 
     def version(package: str) -> str:
         try:

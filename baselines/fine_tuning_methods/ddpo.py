@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..envs.problem import Trajectories, check_positive
-from .fine_tuning import FineTuner, Steps, move, returns_to_go
-from .hyperparameters import DDPO as TUNED
-from .step_policies import StepPolicy
+from ...envs.problem import Trajectories, check_positive
+from ..fine_tuning import FineTuner, Steps, move, returns_to_go
+from ..hyperparameters import DDPO as TUNED
+from ..step_policies import StepPolicy
 
 
 def ddpo_loss(policy: StepPolicy, steps: Steps, clip_range: float) -> Tensor:

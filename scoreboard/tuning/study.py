@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from ..envs.env import ProblemEnv, shell_of
-from .evaluation import FINAL_SEED, Reference, evaluate, generator_on, policy_of, reference_of
-from .registry import find_agent, make_env
-from .search_spaces import SPACES
-from .spec import Budget, slug
+from ...envs.env import ProblemEnv, shell_of
+from ..evaluation import FINAL_SEED, Reference, evaluate, generator_on, policy_of, reference_of
+from ..registry import find_agent, make_env
+from ..spec import Budget, slug
+from .spaces import SPACES
 
 #: A trial that fails, or ends below it, counts as this score: one wreck must not bend the search.
 FLOOR = -1.0

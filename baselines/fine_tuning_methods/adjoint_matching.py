@@ -23,10 +23,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..envs.problem import Problem, Trajectories, check_positive
-from .fine_tuning import FineTuner
-from .hyperparameters import ADJOINT_MATCHING as TUNED
-from .step_policies import StepPolicy
+from ...envs.problem import Problem, Trajectories, check_positive
+from ..fine_tuning import FineTuner
+from ..hyperparameters import ADJOINT_MATCHING as TUNED
+from ..step_policies import StepPolicy
 
 
 def lean_adjoint(problem: Problem, paths: Trajectories) -> Tensor:

@@ -1,0 +1,1 @@
+"""One tuner for every agent."""
