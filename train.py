@@ -348,6 +348,44 @@ def _foretell(specs: list[Any], out: Path) -> None:
     print(f"{len(missing)} of {len(specs)} runs to do")
 
 
+def tune(
+    agents: tuple[str, ...] = ("ppo", "sac", "pde", "pi-ft"),
+    env: str = MAIN_JOB,
+    tasks: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (1000,),
+    budget: float = 2000,
+    trials: int = 10,
+    minutes: float = 20.0,
+    out: Path = Path("runs/tuning"),
+) -> None:
+    """Search each agent's settings by Optuna: the same trials and CPU minutes for all.
+
+    Needs girsanov[tune]. Killed and started again, it goes on. Take tasks and seeds that no table
+    reports; what is searched is declared in scoreboard/tuning/spaces.py.
+
+    Args:
+        agents: any of those with a declared space.
+        env: an id, or module:attribute of your own.
+        tasks: one a task, key=value pairs joined by commas, such as target=8 or
+            temperature=0.3,dimension=16; absent: the environment as it is.
+        seeds: of every trial, on every task.
+        budget: of every run, in reward queries.
+        trials: at most; the default settings are the first of them.
+        minutes: of CPU time at most, all trials of an agent together.
+        out: folder of the journals, one a study.
+    """
+    from girsanov.scoreboard.spec import Budget
+    from girsanov.scoreboard.tuning.study import Tuning
+    from girsanov.scoreboard.tuning.study import tune as search
+    from girsanov.scoreboard.tuning.summary import write
+
+    chosen = tuple(pairs("tasks", task.split(",")) for task in tasks) or ({},)
+    for agent in agents:
+        study = search(Tuning(agent, env, chosen, seeds, Budget(budget), trials, minutes), out)
+        print(f"{agent}: {study.best_value:.3f} by {study.best_trial.user_attrs['settings']}")
+    print(f"written: {write(out)}")
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "run": run,
@@ -356,6 +394,7 @@ COMMANDS: dict[str, Any] = {
     "list": list_names,
     "show": show,
     "schema": schema,
+    "tune": tune,
     "pretrain": pretrain,
     "pretrain-latent": pretrain_latent,
 }

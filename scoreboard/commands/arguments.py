@@ -33,9 +33,8 @@ _CLASSES = {
     "grpo": (f"{_METHODS}.grpo", "GRPO"),
     "draft": (f"{_METHODS}.draft", "DRaFT"),
 }
-_STRONG, _CONTROL = (
-    f"girsanov.baselines.{n}" for n in ("hyperparameters", "hyperparameters_control")
-)
+_STRONG = "girsanov.baselines.hyperparameters"
+_CONTROL = "girsanov.baselines.hyperparameters_control"
 _TABLES = {
     "ppo": (_STRONG, "PPO"),
     "sac": (_STRONG, "SAC"),

@@ -80,7 +80,6 @@ def tune(tuning: Tuning, out: Path, say: Any = print) -> Any:
     import optuna
     from optuna.trial import TrialState
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(tuning.name, out)
     study.set_user_attr("tuning", json.dumps(_plain(tuning)))
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), n_startup_trials=5)
@@ -114,13 +113,16 @@ def open_study(name: str, out: Path) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
-    path = str(out / f"{name}.jsonl")
+    path = out / f"{name}.jsonl"
+    there = path.is_file()
     # the lock that works on every file system: symbolic links do not
-    storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
-    return optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", load_if_exists=True
-    )
+    lock = JournalFileOpenLock(str(path))
+    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    if there:
+        return optuna.load_study(study_name=name, storage=storage)
+    return optuna.create_study(study_name=name, storage=storage, direction="maximize")
 
 
 def _suggested(trial: Any, agent: str) -> dict[str, Any]:

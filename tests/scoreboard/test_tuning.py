@@ -10,6 +10,7 @@ from girsanov.scoreboard.registry import AGENTS
 from girsanov.scoreboard.spec import Budget
 from girsanov.scoreboard.tuning.spaces import SPACES, Choice, Log
 from girsanov.scoreboard.tuning.study import FLOOR, Tuning, open_study, tune
+from girsanov.scoreboard.tuning.summary import importances, write
 
 pytest.importorskip("optuna")
 
@@ -65,3 +66,15 @@ def test_bad_studies_are_named() -> None:
         Tuning("nobody", "girsanov/GaussianMixture-v0")
     with pytest.raises(ValueError, match="trials at least 1"):
         Tuning("ppo", "girsanov/GaussianMixture-v0", trials=0)
+
+
+def test_the_summary_tells_default_best_and_what_mattered(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="out must hold studies with trials; got none"):
+        write(tmp_path)
+    study = tune(small("ppo", 10), tmp_path, lambda _: None)
+    text = write(tmp_path).read_text()
+    values = [trial.value for trial in study.trials]
+    assert f"| {values[0]:.3f} | {max(values):.3f} |" in text
+    shares = importances(open_study(small("ppo", 10).name, tmp_path))
+    assert shares.keys() == SPACES["ppo"].keys() and abs(sum(shares.values()) - 1) < 1e-6
+    assert (tmp_path / "importance.png").stat().st_size > 5000
