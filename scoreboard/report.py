@@ -158,11 +158,14 @@ def _lent(out: Path, records: list[dict[str, Any]]) -> tuple[Any, dict[str, Poli
         model = RunFolder(out, spec).model
         if not model.is_file() or (load := find_agent(name).load) is None:
             continue
-        env = env or make_env(spec.env, spec.env_kwargs)
-        agent = load(str(model), env, "auto")
+        try:
+            env = env or make_env(spec.env, spec.env_kwargs)
+            agent = load(str(model), env, "auto")
+        except (ValueError, ImportError, OSError):  # of another version, or not to be loaded safely
+            continue
         agent.policy.set_training_mode(False)
         policies[name] = policy_of(agent, env.problem)
-    return None if env is None else (env.problem, policies)
+    return (env.problem, policies) if env is not None and policies else None
 
 
 def _objective(row: dict[str, Any]) -> Estimate:

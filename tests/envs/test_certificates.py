@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from girsanov.envs.certificates import (
     pooled_certificate,
 )
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
-from girsanov.envs.problem import Problem, objective
+from girsanov.envs.problem import Problem, objective, rollout
 
 
 class Walk(Problem):
@@ -282,3 +283,68 @@ def test_the_skew_is_taken_into_the_interval(generator: torch.Generator) -> None
     lopsided = sum(normal) - sum(c.bound - 1.96 * c.stderr > exact for c in found)
     ours = sum(c.high < exact for c in found) - sum(c.low > exact for c in found)
     assert lopsided > 10 and abs(ours) < lopsided / 2
+
+
+class Wells(Problem):
+    """Overdamped Langevin between two wells of unequal depth in the plane, from the left one; the
+    reward is 7 in the right one.
+    """
+
+    state_shape = noise_shape = (2,)
+    horizon, temperature, step, heat = 50, 1.0, 0.04, 0.4
+    reward_bound = 7.0
+
+    def initial(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.tensor([-1.0, 0.0]).expand(n, 2)
+
+    def force(self, x: Tensor) -> Tensor:
+        """Of ``2 (u^2 - 1)^2 + u / 2 + v^2``: the left well is the deeper."""
+        u, v = x.unbind(1)
+        return -torch.stack([8 * u * (u.square() - 1) + 0.5, 2 * v], 1)
+
+    def transition(self, k: Any, x: Tensor, z: Tensor) -> Tensor:
+        return x + self.step * self.force(x) + math.sqrt(2 * self.step * self.heat) * z
+
+    def terminal_reward(self, x: Tensor) -> Tensor:
+        return 7.0 * torch.sigmoid(8 * x[:, 0])
+
+
+def cole_hopf(problem: Wells) -> tuple[Any, float]:
+    """The policy ``E[W f] / E[f]`` with a third of its strength lost, and the bound itself.
+
+    The second coordinate earns nothing and moves alone, so that f is a table over the first.
+    """
+    grid = np.linspace(-3.0, 3.0, 1201)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    weights = weights / weights.sum()
+    states = torch.tensor(np.stack([grid, 0 * grid], 1))
+    noise = torch.zeros(len(grid), 2, dtype=torch.float64)
+    mean = problem.transition(0, states, noise)[:, :1].numpy()
+    landed = mean + math.sqrt(2 * problem.step * problem.heat) * nodes
+    log_f = problem.terminal_reward(states).numpy() / problem.temperature
+    controls = []
+    for _ in range(problem.horizon):
+        inner = weights * np.exp(np.interp(landed, grid, log_f))
+        log_f = np.log(inner.sum(1))
+        controls.append((inner @ nodes) / inner.sum(1))
+    tables = controls[::-1]
+
+    def policy(k: int, x: Tensor) -> Tensor:
+        push = torch.as_tensor(0.67 * np.interp(x[:, 0].numpy(), grid, tables[k])).to(x)
+        return torch.stack([push, torch.zeros_like(push)], 1)
+
+    return policy, problem.temperature * float(np.interp(-1.0, grid, log_f))
+
+
+def test_a_rare_transition_is_certified_once_a_policy_that_crosses_lends_its_paths() -> None:
+    problem, generator = Wells(), torch.Generator().manual_seed(0)
+    policy, exact = cole_hopf(problem)
+    free = rollout(problem, None, 4096, generator)
+    assert 0 < (free.states[-1][:, 0] > 0).double().mean() < 0.01
+    assert (rollout(problem, policy, 1024, generator).states[-1][:, 0] > 0).double().mean() > 0.3
+    alone = certificate_of(free.reward, problem.temperature)
+    assert not alone.certified
+    pooled = pooled_certificate(problem, {"crosses": policy}, 2048, generator).certificate
+    assert pooled.certified and pooled.n == alone.n
+    assert pooled.ess > 10 * alone.ess and pooled.stderr < alone.stderr / 3
+    assert abs(pooled.bound - exact) < 3 * pooled.stderr

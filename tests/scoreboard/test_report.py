@@ -11,7 +11,8 @@ from girsanov.envs.problem import Estimate
 from girsanov.scoreboard import plots
 from girsanov.scoreboard.evaluation import Reference
 from girsanov.scoreboard.report import report
-from girsanov.scoreboard.spec import Budget, RunSpec
+from girsanov.scoreboard.runner import execute
+from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 from girsanov.scoreboard.storage.records import RunFolder, provenance, write_json
 
 
@@ -226,6 +227,32 @@ def test_the_winner_of_an_access_class_is_bold_and_costs_are_told_where_known(
     assert _cells(text, "PPO (")[2] == "0.400 to 0.444 [0.200, 0.778]"
     assert _cells(text, "100 model evaluations")[1].startswith("0.600 [")
     assert _cells(text, "PDE - PPO")[3] == "same"
+
+
+def test_policies_lend_their_paths_once(tmp_path: Path) -> None:
+    """From a saved model to a refined reference, which is taken from its file the next time."""
+    spec = RunSpec(
+        "girsanov/LinearQuadratic-v0",
+        "pde",
+        0,
+        Budget(32),
+        {"steps": 4},
+        device="cpu",
+        plan=EvaluationPlan(points=1, paths=8, final_paths=8, reference_paths=256, samples=4),
+    )
+    execute(spec, tmp_path)
+    text = report(tmp_path).read_text()
+    assert "paths, in equal parts uncontrolled and of PDE" in text
+    file = tmp_path / "LinearQuadratic-v0" / "pooled.json"
+    kept = json.loads(file.read_text())
+    assert kept["pooled"]["certificate"]["n"] == 256 and kept["runs"][0][:2] == ["pde", 0]
+    kept["pooled"]["certificate"]["bound"] = 7.25
+    file.write_text(json.dumps(kept))
+    RunFolder(tmp_path, spec).model.write_bytes(b"no model")
+    assert "7.250" in report(tmp_path).read_text()
+    file.write_text(json.dumps({**kept, "runs": []}))  # other runs: not theirs, and none can lend
+    text = report(tmp_path).read_text()
+    assert "7.250" not in text and "in equal parts" not in text
 
 
 def test_what_is_missing_is_named(finished: Path) -> None:
