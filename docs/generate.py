@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -40,13 +40,19 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted(found)]
 
 
-def made(text: str) -> str:
-    """A page with all its blocks made anew."""
+#: What needs no environment, only committed files.
+FIGURES = ("table", "known", "robots")
+
+
+def made(text: str, only: Collection[str] = tuple(MAKERS)) -> str:
+    """A page with its blocks made anew: all of them, or those of some makers."""
 
     def block(match: re.Match[str]) -> str:
         opening, maker, names, closing = match.groups()
         if maker not in MAKERS:
             raise ValueError(f"a block must be one of {sorted(MAKERS)}; got {opening.strip()}")
+        if maker not in only:
+            return match[0]
         return f"{opening}\n{MAKERS[maker](*(names.split() if names else ()))}\n\n{closing}"
 
     return _BLOCK.sub(block, text)

@@ -20,8 +20,18 @@ def without_code(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
 
 
+@pytest.mark.parametrize("page", PROSE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_figures_are_those_of_the_committed_results(page: Path) -> None:
+    """``python docs/generate.py`` mends it."""
+    from generate import FIGURES, made
+
+    text = page.read_text(encoding="utf-8")
+    assert made(text, FIGURES) == text
+
+
+@pytest.mark.slow  # makes every environment; .ci/run does it too
 def test_what_is_generated_is_fresh() -> None:
-    """``python docs/generate.py`` mends it; tables differ when results or docstrings changed."""
+    """Facts and arguments of environments, the gallery and the layout's picture with it."""
     for needed in ("mujoco", "diffusers"):
         pytest.importorskip(needed)
     done = subprocess.run(
