@@ -103,7 +103,8 @@ def run(
             nonlocal begun
             share = min(1.0, row[budget_unit] / budget)
             if not begun:  # what remains is judged by this process's own learning
-                begun, bar().initial, bar().start_t = True, share, time.time()
+                begun, bar().initial = True, share
+                bar().start_t = bar().last_print_t = time.time()  # tqdm ends the line by the latter
                 bar().set_description_str(agent, refresh=False)
             bar().n = share
             bar().set_postfix_str(_figures(row))

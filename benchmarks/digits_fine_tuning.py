@@ -53,6 +53,7 @@ from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.problem import Policy, Problem
+from girsanov.scoreboard.callback import episode_length
 from girsanov.scoreboard.evaluation import (
     CURVE_SEED,
     FINAL_SEED,
@@ -217,7 +218,7 @@ def execute(
     model = AGENTS[run.agent](problem, seed=run.seed, device="cpu", **run.settings)
     curve: list[dict[str, float]] = []
     watch = Watch(Gauge(problem, reference, paths), run.points, math.inf, curve.append)  # type: ignore[arg-type]
-    model.learn(Budget(run.queries).timesteps(problem.horizon, model.n_envs), watch)
+    model.learn(Budget(run.queries).timesteps(episode_length(model, problem), model.n_envs), watch)
     policy = policy_of(model, problem)
     final = Gauge(problem, reference, final_paths).measure(policy, FINAL_SEED)
     shown: bench.Line = {}

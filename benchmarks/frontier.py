@@ -54,6 +54,7 @@ from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Policy, Problem, rollout
+from girsanov.scoreboard.callback import episode_length, reward_queries
 from girsanov.scoreboard.evaluation import CURVE_SEED, REFERENCE_SEED, generator_on, policy_of
 from girsanov.scoreboard.spec import Budget
 
@@ -268,12 +269,12 @@ class Curve(BaseCallback):
     def spent(self) -> dict[str, float]:
         """All three units of cost."""
         model: Any = self.model
-        steps, lanes = model.num_timesteps, model.n_envs
-        # all lanes end together, so an SB3 agent has seen whole rounds of them only
-        queries = getattr(
-            model, "reward_queries", lanes * (steps // lanes // self.yardstick.problem.horizon)
-        )
-        return {"queries": queries, "env_steps": steps, "seconds": round(self.seconds, 3)}
+        queries = reward_queries(model, self.yardstick.problem)
+        return {
+            "queries": queries,
+            "env_steps": model.num_timesteps,
+            "seconds": round(self.seconds, 3),
+        }
 
     def _on_training_start(self) -> None:
         self._since = time.process_time()
@@ -311,9 +312,9 @@ def execute(run: Run, out: Path, reference_paths: int) -> bench.Line:
     model = AGENTS[run.agent](problem, seed=run.seed, device="cpu")
     rows: list[bench.Line] = []
     curve = Curve(yardstick, evaluation_points(run.queries), run.cpu_seconds, rows.append)
-    outcome = "queries spent"
+    outcome, length = "queries spent", episode_length(model, problem)
     try:
-        model.learn(Budget(run.queries).timesteps(problem.horizon, model.n_envs), curve)
+        model.learn(Budget(run.queries).timesteps(length, model.n_envs), curve)
         outcome = outcome if curve.in_time else "seconds spent"
     except ValueError as error:
         # SB3's distributions refuse NaN, a problem an infinite reward: the policy diverged

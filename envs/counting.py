@@ -20,10 +20,13 @@ class Evaluations:
         self.count = 0
         self._stopped = False
 
-    def add(self, rows: int) -> None:
-        """Count ``rows`` more."""
+    @contextmanager
+    def of(self, rows: int) -> Iterator[None]:
+        """Count ``rows`` more, and nothing of what is asked inside."""
         if not self._stopped:
             self.count += rows
+        with self.paused():
+            yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -53,7 +56,7 @@ def counted(problem: AnyProblem) -> tuple[AnyProblem, Evaluations]:
 def _counting(method: Callable[..., Any], evaluations: Evaluations) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, k: Any, x: Any, *rest: Any, **named: Any) -> Any:
-        evaluations.add(len(x))
-        return method(self, k, x, *rest, **named)
+        with evaluations.of(len(x)):  # methods may call each other: the outermost counts
+            return method(self, k, x, *rest, **named)
 
     return call

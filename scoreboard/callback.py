@@ -79,6 +79,13 @@ class BudgetCallback(BaseCallback):
         return True
 
 
+def episode_length(model: Any, problem: Problem) -> int:
+    """Actions in an episode of a model: the horizon, or less where it carries steps without noise
+    on with the ones before.
+    """
+    return getattr(model.get_env(), "episode_length", problem.horizon)
+
+
 def reward_queries(model: Any, problem: Problem) -> int:
     """Terminal rewards that a model has seen: as itself or its environment counts them, else whole
     rounds of its lanes, which all end together.
@@ -147,7 +154,7 @@ class ScoreCallback(BudgetCallback):
         device, before = torch.device(self.model.device), self._resumed or {}
         self._clock = Stopwatch(device, before.get("seconds", 0.0))
         self._cpu = Stopwatch(device, before.get("cpu_seconds", 0.0), time.process_time)
-        self._evaluations.count += before.get("model_evaluations", 0)
+        self._evaluations.count = before.get("model_evaluations", self._evaluations.count)
         if self._resumed is None:
             self._look()
         else:

@@ -204,7 +204,9 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
         total=len(specs), initial=done, disable=not progress, desc="runs", bar_format=_BAR
     ) as bar:
         _prepare(missing, envs, comparison.out, bar)
-        bar.start_t = time.time()  # what remains is judged by how runs go, not references
+        bar.start_t = bar.last_print_t = (
+            time.time()
+        )  # what remains is judged by how runs go, not references
         complaints = _run_all(missing, comparison, bar)
     if complaints:
         raise RunsFailed(

@@ -136,9 +136,11 @@ def _refined(out: Path, records: list[dict[str, Any]], refine: bool) -> Referenc
     if closed is not None and closed.objective.mean > best.objective.mean:
         best = Reached("closed form", closed.objective)
     runs = [[r["spec"]["agent"], r["spec"]["seed"], r["final"]["objective"]] for r in records]
-    path, pooled = out / slug(top["spec"]["env"]) / "pooled.json", None
-    if path.is_file() and (found := read_json(path))["runs"] == runs:
-        pooled = pooled_from_json(found["pooled"])
+    name, pooled = slug(top["spec"]["env"]), None
+    path = out / name / "pooled.json"
+    kept = read_json(path) if path.is_file() else archive.read(out).pooled.get(Path(name))
+    if kept is not None and kept["runs"] == runs:
+        pooled = pooled_from_json(kept["pooled"])
     elif refine and (lent := _lent(out, records)):
         plan = RunSpec.from_json(top["spec"]).plan
         problem, policies = lent

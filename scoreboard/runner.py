@@ -286,8 +286,9 @@ def _learn(
     callback: Any,
     resumed: dict[str, Any] | None = None,
 ) -> None:
-    length = getattr(model.get_env(), "episode_length", env.problem.horizon)
-    total = spec.budget.timesteps(length, model.n_envs)
+    from .callback import episode_length
+
+    total = spec.budget.timesteps(episode_length(model, env.problem), model.n_envs)
     if resumed is None:
         model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
     elif total > resumed["env_steps"]:

@@ -69,7 +69,7 @@ def test_run_writes_a_folder_and_prints_its_last_row(
 
     capsys.readouterr()
     assert main(["report", "--out", str(tmp_path)]) == 0
-    assert "**ppo** (1 seed)" in capsys.readouterr().out
+    assert "PPO (1 seed)" in capsys.readouterr().out
 
     more = [
         *_replaced(RUN, "--agent-kwargs"),
@@ -179,10 +179,7 @@ BAD = {
     ),
     "unknown agent": (
         {"--agent": ["dqn"]},
-        (
-            r"agent must be one of \['adjoint-matching', 'ddpo', 'dpok', 'pde', 'pi-ft', 'ppo',"
-            r" 'sac'\].*; got 'dqn'"
-        ),
+        r"agent must be one of \['adjoint-matching', .*'ppo', 'ppo-control', .*\].*; got 'dqn'",
     ),
     "no budget": (
         {"--budget": ["0"]},

@@ -40,7 +40,7 @@ class DenoisingProblem(Problem):
         ValueError: no step has noise, or the prediction can't be read at one of them.
     """
 
-    model_methods: ClassVar[tuple[str, ...]] = ("predict_noise",)
+    model_methods: ClassVar[tuple[str, ...]] = ("predict", "predict_noise")
 
     def __init__(
         self,

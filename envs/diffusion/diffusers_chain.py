@@ -46,7 +46,7 @@ class DiffusersChain(DenoisingProblem):
             of keeping them.
     """
 
-    model_methods = ("_noise",)  # what memory does not answer
+    model_methods = ("_own",)  # what memory does not answer
     #: The pipeline that reads an adapter's file, and its network's name there; None: peft does.
     lora_reader: ClassVar[tuple[str, str] | None] = None
 

@@ -36,6 +36,8 @@ class NetworkDenoiser(DenoisingProblem):
         ValueError: a bad argument, or the network's output has another shape than its input.
     """
 
+    model_methods = ("_predict",)  # what memory does not answer
+
     def __init__(
         self,
         network: Callable[..., Tensor],

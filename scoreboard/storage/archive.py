@@ -20,12 +20,13 @@ Line = dict[str, Any]
 
 
 class Archive(NamedTuple):
-    """What the lines of a file hold: records with their ``rows``, and references, both by the
-    folder that they belong to, relative to that of the comparison.
+    """What the lines of a file hold: records with their ``rows``, references, and certificates
+    pooled from the runs' policies, each by its folder, relative to that of the comparison.
     """
 
     runs: dict[Path, Line]
     references: dict[Path, Line]
+    pooled: dict[Path, Line]
 
 
 def read(out: Path) -> Archive:
@@ -34,7 +35,7 @@ def read(out: Path) -> Archive:
     Raises:
         ValueError: a line that is no run and no reference, or whose names lead out of the folder.
     """
-    archive, path = Archive({}, {}), out / FILE
+    archive, path = Archive({}, {}, {}), out / FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, text in enumerate(lines, 1):
         try:
@@ -42,6 +43,8 @@ def read(out: Path) -> Archive:
             kind = line.pop("kind")
             if kind == "reference":
                 archive.references[_inside(line["settings"]["env"])] = line
+            elif kind == "pooled" and line["runs"]:
+                archive.pooled[_inside(line.pop("env"))] = line
             elif kind == "run" and line["rows"]:
                 archive.runs[_folder(line["spec"])] = line
             else:
@@ -74,7 +77,11 @@ def pack(folder: Path, out: Path | None = None) -> Path:
     references = dict(read(folder).references)
     for path in folder.glob("*/reference.json"):
         references[path.parent.relative_to(folder)] = read_json(path)
+    pooled = dict(read(folder).pooled)
+    for path in folder.glob("*/pooled.json"):
+        pooled[path.parent.relative_to(folder)] = read_json(path)
     lines = [{"kind": "reference", **line} for _, line in sorted(references.items())]
+    lines += [{"kind": "pooled", "env": str(env), **line} for env, line in sorted(pooled.items())]
     lines += [{"kind": "run", **run} for run in runs]
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     path = (folder if out is None else out) / FILE

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ...envs.env import ProblemEnv, shell_of
+from ..callback import episode_length
 from ..evaluation import FINAL_SEED, Reference, evaluate, generator_on, policy_of, reference_of
 from ..registry import find_agent, make_env
 from ..spec import Budget, slug
@@ -141,7 +142,7 @@ def _score(
     try:
         learning = ProblemEnv(env.problem, **shell_of(env))
         model = find_agent(tuning.agent).make(learning, seed=seed, device="cpu", **chosen)
-        length = getattr(model.get_env(), "episode_length", env.problem.horizon)
+        length = episode_length(model, env.problem)
         model.learn(tuning.budget.timesteps(length, model.n_envs))
         with torch.no_grad():
             generator = generator_on(env.problem, FINAL_SEED + seed)

@@ -15,7 +15,16 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from girsanov.agents import archive
-from girsanov.baselines.sb3 import GentleSACPolicy, make_ppo, make_sac
+from girsanov.baselines.kl_policies import KLActorCriticPolicy, KLSACPolicy
+from girsanov.baselines.sb3 import (
+    GentleSACPolicy,
+    lanes_like,
+    link,
+    make_ppo,
+    make_ppo_control,
+    make_sac,
+    make_sac_control,
+)
 from girsanov.baselines.sb3_checkpoint import is_pickled, load_sb3, save_model, save_sb3
 from girsanov.baselines.vec_env import ProblemVecEnv
 from girsanov.envs.known_optimum.double_well import DoubleWell
@@ -38,7 +47,8 @@ def parameters(model: Any) -> list[torch.Tensor]:
     [
         (make_ppo, {"learning_rate": LinearSchedule(1e-2, 1e-3, 0.9), "clip_range_vf": 0.3}),
         (make_sac, {"ent_coef": "auto_0.01", "learning_rate": LinearSchedule(1e-2, 1e-3, 0.9)}),
-        (make_sac, {"ent_coef": 0.01, "policy": "MlpPolicy", "n_steps": 1}),
+        (make_sac_control, {"ent_coef": 0.01, "policy": "MlpPolicy", "n_steps": 1}),
+        (make_ppo_control, {}),
     ],
 )
 def test_it_goes_on_as_from_stable_baselines3_s_own_file(
@@ -47,7 +57,9 @@ def test_it_goes_on_as_from_stable_baselines3_s_own_file(
     model = small(make, **kwargs).learn(160)
     model.save(tmp_path / "theirs.zip")
     save_sb3(model, tmp_path / "ours")
-    theirs = type(model).load(tmp_path / "theirs.zip", env=ProblemVecEnv(DoubleWell(), 4))
+    kinds = ("policy_class", "n_envs", "action_space", "observation_space")
+    alike = lanes_like({name: getattr(model, name) for name in kinds}, DoubleWell())
+    theirs = link(type(model).load(tmp_path / "theirs.zip", env=alike))
     ours = load_sb3(tmp_path / "ours.zip", DoubleWell(), "cpu")
     assert type(ours) is type(theirs) and ours.policy_class is theirs.policy_class
     assert ours.num_timesteps == theirs.num_timesteps == model.num_timesteps > 0
@@ -84,13 +96,21 @@ def test_the_file_holds_tensors_and_json_alone(make: Any, tmp_path: Path) -> Non
     with zipfile.ZipFile(tmp_path / "m.zip") as file:
         assert sorted(file.namelist()) == ["settings.json", "tensors.safetensors"]
         settings = json.loads(file.read("settings.json"))
-    assert settings["policy_kwargs"]["activation_fn"] in ("Tanh", "ReLU")
+    assert settings["policy_kwargs"]["activation_fn"] in ("SiLU", "ReLU")
     assert not is_pickled(tmp_path / "m.zip")
 
 
 def test_the_policy_is_found_by_its_name(tmp_path: Path) -> None:
-    save_sb3(small(make_sac), tmp_path / "m")
-    assert load_sb3(tmp_path / "m", DoubleWell()).policy_class is GentleSACPolicy
+    for make, wanted in (
+        (make_ppo, KLActorCriticPolicy),
+        (make_sac, KLSACPolicy),
+        (make_sac_control, GentleSACPolicy),
+    ):
+        save_sb3(small(make), tmp_path / "m")
+        again = load_sb3(tmp_path / "m", DoubleWell())
+        assert again.policy_class is wanted
+        shown = "state" if make is make_sac_control else "features"
+        assert again.get_env().get_attr("observation")[0].name == shown
 
 
 def test_what_is_no_plain_setting_is_not_saved(tmp_path: Path) -> None:

@@ -130,11 +130,15 @@ def test_every_agent_runs_is_resumed_and_never_is_shown(
         "pde-off-seed0",
         "sac-seed0",
     ]
-    for run, queries in zip(runs.values(), (80, 100, 100, 20), strict=True):
+    # SB3's agents act at the 49 steps that have noise
+    for run, queries, steps in zip(
+        runs.values(), (80, 100, 100, 20), (49, 50, 50, 49), strict=True
+    ):
         rows = run["rows"]
-        assert [row["queries"] for row in rows] == [0, queries]
+        assert [row["queries"] for row in rows][:: len(rows) - 1] == [0, queries]
         assert run["outcome"] == "queries spent"
-        assert rows[-1]["env_steps"] == 50 * queries and 0 < rows[-1]["seconds"] <= run["seconds"]
+        assert rows[-1]["env_steps"] == steps * queries
+        assert 0 < rows[-1]["seconds"] <= run["seconds"]
         assert run["versions"]["torch"] and run["hyperparameters"] and abs(rows[0]["score"]) < 0.2
     assert frontier.main([*TINY, "--out", str(tmp_path)]) == 0
     assert (tmp_path / RUNS).read_text() == after

@@ -8,7 +8,7 @@ import torch
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
 from girsanov.envs.certificates import Certificate, certificate
-from girsanov.envs.env import ProblemEnv, observe
+from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Problem, objective
 from girsanov.scoreboard.evaluation import (
     Reference,
@@ -35,11 +35,11 @@ def test_policy_is_what_the_model_predicts(make: Any, problem: Problem) -> None:
         for parameter in model.policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     x = 3 * torch.randn(64, 2)
-    wanted, _ = model.predict(observe(problem, 4, x).numpy(), deterministic=True)
+    seen = model.get_env().get_attr("observation")[0].of(problem)(4, x)
+    wanted, _ = model.predict(seen.numpy(), deterministic=True)
     found = policy_of(model, problem)(4, x).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert np.abs(found).max() == pytest.approx(0.7, abs=1e-3)
-    assert np.abs(found).min() < 0.6
+    assert np.abs(found).max() > 0.3  # PPO's control is bounded smoothly, SAC's noise by 5
 
 
 def test_evaluation_in_batches_is_the_objective(problem: Problem) -> None:

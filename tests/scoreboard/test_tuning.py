@@ -43,7 +43,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_minutes_end_a_study_too(tmp_path: Path) -> None:
-    tuning = Tuning(**{**vars(small("ppo", 50)), "minutes": 1e-3})
+    tuning = Tuning(**{**vars(small("ppo", 50)), "minutes": 1e-6})
     assert len(tune(tuning, tmp_path, lambda _: None).trials) == 1
 
 

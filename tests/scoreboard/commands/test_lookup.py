@@ -27,7 +27,8 @@ def test_arguments_are_those_of_the_signature() -> None:
     from girsanov.agents import PDE
     from girsanov.envs.robots.pendulum import Pendulum
 
-    assert set(env_arguments("girsanov/Pendulum-v0")) - {"action_bound"} == set(
+    shell = {"action_bound", "actions", "observation"}
+    assert set(env_arguments("girsanov/Pendulum-v0")) - shell == set(
         inspect.signature(Pendulum).parameters
     )
     own = agent_arguments("pde")
