@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from girsanov.baselines.sb3 import make_ppo, make_sac
+from girsanov.baselines.sb3 import make_ppo_control, make_sac_control
 from girsanov.envs import make_problem
 from girsanov.envs.certificates import Certificate, certificate
 from girsanov.envs.env import ProblemEnv
@@ -26,7 +26,7 @@ def problem() -> Problem:
     return make_problem(MIXTURE, steps=10)
 
 
-@pytest.mark.parametrize("make", [make_ppo, make_sac])
+@pytest.mark.parametrize("make", [make_ppo_control, make_sac_control])
 def test_policy_is_what_the_model_predicts(make: Any, problem: Problem) -> None:
     model = make(
         ProblemEnv(problem, action_bound=0.7), seed=0, device="cpu", batch_size=160, n_envs=16
