@@ -28,16 +28,6 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
     return name
 
 
-def build_sdist(sdist_directory, config_settings=None):
-    """The source distribution, this file included: it is needed to build from it."""
-    manifest = ROOT / "MANIFEST.in"
-    manifest.write_text("include .ci/backend.py\n")
-    try:
-        return build_meta.build_sdist(sdist_directory, config_settings)
-    finally:
-        manifest.unlink()
-
-
 def linked() -> bool:
     """Make the link, and say whether it is there."""
     link = LINKS / "girsanov"
