@@ -25,6 +25,7 @@ ROOT = DOCS.parent
 PICTURE = DOCS / "layout.svg"
 MAKERS: dict[str, Callable[..., str]] = {
     "table": tables.table,
+    "attribution": tables.attribution,
     "known": tables.known,
     "robots": tables.robots,
     "environment": gallery.facts,

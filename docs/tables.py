@@ -17,6 +17,8 @@ NAMES = {
     "dpok": "DPOK",
     "ddpo": "DDPO",
     "adjoint-matching": "adjoint matching",
+    "grpo": "GRPO",
+    "draft": "DRaFT-K",
     "dyna": "Dyna",
 }
 
@@ -77,6 +79,27 @@ def robots(scored: str) -> str:
             ]
         )
     return _markdown(["robot", *(NAMES[name] for name in names)], rows)
+
+
+def attribution(*agents: str) -> str:
+    """What the form of the action and the inputs are worth to PPO and SAC on Digits.
+
+    Args:
+        agents: any of ppo and sac.
+    """
+    path = RESULTS / "attribution" / "report.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    found = {(row["row"], row["agent"]): row["score"] for row in rows}
+    words = {
+        "neither": "the control as action, the state as input",
+        "noise": "the noise as action",
+        "features": "the features as input",
+        "both": "both",
+    }
+    lines = [
+        [words[name], *(_interval(found[name, agent], 2) for agent in agents)] for name in words
+    ]
+    return _markdown(["", *(NAMES[agent] for agent in agents)], lines)
 
 
 def known(*env_ids: str) -> str:

@@ -100,6 +100,7 @@ def learning_curves(
         ends = [rows[-1][unit] for rows in everything]
         if max(ends) > 20 * max(min(ends), 1e-9):
             axes.set_xscale("symlog", linthresh=max(min(ends) / 4, 1e-3))
+            axes.set_xlim(left=0)  # costs are not negative
         else:
             axes.locator_params(axis="x", nbins=5)
     for axes in panels[len(units) :]:

@@ -47,6 +47,8 @@ from .storage.records import (
 )
 from .tables import markdown
 
+#: Paths of a pooled certificate at most: those of learnt policies carry far more than free ones.
+_LENT_PATHS = 4096
 _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success", *COSTS)
 
 
@@ -144,7 +146,8 @@ def _refined(out: Path, records: list[dict[str, Any]], refine: bool) -> Referenc
     elif refine and (lent := _lent(out, records)):
         plan = RunSpec.from_json(top["spec"]).plan
         problem, policies = lent
-        pooled = pooled_reference(problem, policies, plan.reference_paths, plan.reference_starts)
+        paths = min(plan.reference_paths, _LENT_PATHS)
+        pooled = pooled_reference(problem, policies, paths, plan.reference_starts)
         write_json(path, {"runs": runs, "pooled": pooled_to_json(pooled)})
     return reference._replace(pooled=pooled, best=best)
 
