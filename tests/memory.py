@@ -8,11 +8,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak(TorchDispatchMode):
-    """The largest number of bytes in tensors alive at once, of those made while it is on."""
+    """Of the tensors made while it is on: the largest number of bytes alive at once (``peak``), and
+    the bytes of them all, a measure of work that no other process disturbs (``made``).
+    """
 
     def __init__(self):
         super().__init__()
-        self.alive = self.peak = 0
+        self.alive = self.peak = self.made = 0
         self.seen = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -22,6 +24,7 @@ class Peak(TorchDispatchMode):
             if storage is not None and storage._cdata not in self.seen:
                 self.seen.add(storage._cdata)
                 self.alive += storage.nbytes()
+                self.made += storage.nbytes()
                 self.peak = max(self.peak, self.alive)
                 weakref.finalize(storage, self.drop, storage._cdata, storage.nbytes())
         return out
