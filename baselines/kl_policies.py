@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
@@ -73,6 +75,8 @@ class KLActor(Actor):
     function of the problem.
     """
 
+    last_kl: Tensor | None = None  #: log likelihood ratios of the last actions drawn, (n,)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.bound = float(np.max(self.action_space.high))
@@ -83,12 +87,21 @@ class KLActor(Actor):
                 head.weight.mul_(_GAIN)
                 head.bias.fill_(start)
 
+    def forward(self, obs: Any, deterministic: bool = False) -> Tensor:
+        """Actions in [-1, 1]; ``last_kl`` keeps what they cost."""
+        action = super().forward(obs, deterministic)
+        self.last_kl = self._relative(action, self.action_dist.log_prob(action))
+        return action
+
     def action_log_prob(self, obs: Any) -> tuple[Tensor, Tensor]:
         """Actions in [-1, 1] and ``log pi(z) - log N(z; 0, I)`` of ``z = bound * action``."""
         action, log_prob = super().action_log_prob(obs)
+        return action, self._relative(action, log_prob)
+
+    def _relative(self, action: Tensor, log_prob: Tensor) -> Tensor:
         z = action * self.bound
         normal = -0.5 * (z.square() + math.log(2 * math.pi)) + math.log(self.bound)
-        return action, log_prob - normal.sum(1)
+        return log_prob - normal.sum(1)
 
 
 class KLSACPolicy(SACPolicy):
@@ -98,6 +111,45 @@ class KLSACPolicy(SACPolicy):
         """As in SACPolicy."""
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         return KLActor(**kwargs).to(self.device)
+
+
+class PricedReplayBuffer(NStepReplayBuffer):
+    """Returns over n steps, less the price of each step after the first.
+
+    The soft value at the end of the n steps holds the KL from there on, and a Q-function leaves out
+    that of its own step. SB3's buffer leaves out the steps between too: over five steps four
+    fifths of the price are forgotten.
+
+    Args:
+        buffer: of the model, which this one takes the place of.
+        venv: what the model learns in.
+    """
+
+    def __init__(self, buffer: NStepReplayBuffer, venv: RatioKept) -> None:
+        vars(self).update(vars(buffer))
+        self.venv = venv
+        self.prices = np.zeros_like(self.rewards)
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """As NStepReplayBuffer."""
+        self.prices[self.pos] = self.venv.price
+        super().add(obs, next_obs, action, reward - self.venv.price, done, infos)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> ReplayBufferSamples:
+        state = np.random.get_state()  # the lanes that NStepReplayBuffer is about to draw
+        lanes = np.random.randint(0, self.n_envs, size=batch_inds.shape)
+        np.random.set_state(state)
+        samples = super()._get_samples(batch_inds, env)
+        first = self.to_torch(self.prices[batch_inds, lanes][:, None])
+        return samples._replace(rewards=samples.rewards + first)
 
 
 class Unpriced(VecEnvWrapper):
@@ -141,3 +193,23 @@ class MeanPriced(Unpriced):
         assert self.policy.last_mean is not None
         kl = 0.5 * self.policy.last_mean.detach().square().sum(1)
         return super().refund() - self.venv.problem.temperature * kl.cpu().numpy()  # type: ignore[attr-defined]
+
+
+class RatioKept(Unpriced):
+    """Unpriced; ``price`` keeps ``temperature * log pi(z) / N(z; 0, I)`` of the last actions,
+    ``(num_envs,)``: in the mean the temperature times KL.
+
+    ``policy`` must be set to the ``KLSACPolicy`` that acts. Actions that are not the policy's (SB3
+    draws the first ``learning_starts`` ones without it) have no price.
+    """
+
+    policy: KLSACPolicy
+    price: np.ndarray
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """As without the wrapper."""
+        actor: Any = self.policy.actor
+        drawn, actor.last_kl = actor.last_kl, None
+        nats = np.zeros(self.num_envs, np.float32) if drawn is None else drawn.cpu().numpy()
+        self.price = self.venv.problem.temperature * nats  # type: ignore[attr-defined]
+        self.venv.step_async(actions)

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import Actor, SACPolicy
@@ -28,7 +29,13 @@ from ..envs.observations import Observation, StateObservation
 from ..envs.problem import Policy, Problem
 from . import hyperparameters, hyperparameters_control
 from .hyperparameters import settings_for
-from .kl_policies import KLActorCriticPolicy, KLSACPolicy, MeanPriced, Unpriced
+from .kl_policies import (
+    KLActorCriticPolicy,
+    KLSACPolicy,
+    MeanPriced,
+    PricedReplayBuffer,
+    RatioKept,
+)
 from .vec_env import ProblemVecEnv
 
 
@@ -94,7 +101,7 @@ def make_sac(
     """
     venv, settings = _prepare(env, hyperparameters.SAC, "noise", overrides)
     settings = {"policy": KLSACPolicy, "ent_coef": venv.problem.temperature, **settings}
-    return SAC(env=Unpriced(venv), seed=seed, device=device, **settings)
+    return link(SAC(env=RatioKept(venv), seed=seed, device=device, **settings))
 
 
 def make_ppo_control(
@@ -130,7 +137,7 @@ def lanes_for(policy: type, env: Any, lanes: int, bound: float, observation: str
     venv = ProblemVecEnv(env, lanes, bound, actions=actions, observation=observation)
     if issubclass(policy, KLActorCriticPolicy):
         return MeanPriced(venv, venv.problem.temperature)
-    return Unpriced(venv) if issubclass(policy, KLSACPolicy) else venv
+    return RatioKept(venv) if issubclass(policy, KLSACPolicy) else venv
 
 
 def lanes_like(saved: dict[str, Any], env: Any) -> VecEnv:
@@ -147,11 +154,15 @@ def lanes_like(saved: dict[str, Any], env: Any) -> VecEnv:
 
 
 def link(model: BaseAlgorithm) -> Any:
-    """Tell the environment of a model whose policy it is charged by, where it asks; the model."""
-    venv = model.get_env()
-    if isinstance(venv, MeanPriced):
-        assert isinstance(model.policy, KLActorCriticPolicy)
+    """The model, after telling its environment which policy its paths are charged by, and SAC's
+    memory of several steps what they cost.
+    """
+    venv: Any = model.get_env()
+    if isinstance(venv, MeanPriced | RatioKept):
         venv.policy = model.policy
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(venv, RatioKept) and isinstance(buffer, NStepReplayBuffer):
+        model.replay_buffer = PricedReplayBuffer(buffer, venv)  # type: ignore[attr-defined]
     return model
 
 

@@ -27,7 +27,7 @@ from ..agents.archive import bounded, read, write
 from ..agents.checkpoint import flatten, restore, signature
 from ..envs.env import problem_of
 from ..envs.observations import OBSERVATIONS
-from .kl_policies import KLActorCriticPolicy, KLSACPolicy
+from .kl_policies import KLActorCriticPolicy, KLSACPolicy, PricedReplayBuffer
 from .sb3 import GentleSACPolicy, lanes_for, link
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "SAC": SAC}
@@ -128,7 +128,7 @@ def save_sb3(
     if replay_buffer and name == "SAC":
         buffer: Any = model.replay_buffer  # type: ignore[attr-defined]
         filled = buffer.buffer_size if buffer.full else buffer.pos
-        for key in _BUFFER:
+        for key in _rows_of(buffer):
             tensors[f"buffer/{key}"] = torch.from_numpy(getattr(buffer, key)[:filled].copy())
         settings["buffer"] = {"pos": buffer.pos, "full": bool(buffer.full)}
     write(path, tensors, settings)
@@ -178,11 +178,11 @@ def load_sb3(
                 policy_kwargs=_policy_from_data(settings["policy_kwargs"]),
                 **arguments,
             )
-        _fill(model, name, tensors, settings)
+        _fill(link(model), name, tensors, settings)
     except _SAID_OF_MISFITS as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())  # torch's takes several lines
         raise ValueError(f"{misfit} ({said[:1000]})") from error
-    return link(model)
+    return model
 
 
 _SAID_OF_MISFITS = (
@@ -212,7 +212,7 @@ def _fill(model: Any, name: str, tensors: dict[str, Tensor], settings: Mapping[s
 
 def _fill_buffer(buffer: Any, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
     filled = len(tensors["buffer/rewards"])
-    for key in _BUFFER:
+    for key in _rows_of(buffer):
         array, there = tensors[f"buffer/{key}"].numpy(), getattr(buffer, key)
         if len(array) != filled or filled > len(there) or array.shape[1:] != there.shape[1:]:
             raise ValueError(f"buffer/{key} has the shape {array.shape}")
@@ -222,6 +222,10 @@ def _fill_buffer(buffer: Any, tensors: dict[str, Tensor], state: Mapping[str, An
         buffer.buffer_size if buffer.full else buffer.pos
     ):
         raise ValueError(f"buffer must be filled to its position; got {state} and {filled} rows")
+
+
+def _rows_of(buffer: Any) -> tuple[str, ...]:
+    return (*_BUFFER, "prices") if isinstance(buffer, PricedReplayBuffer) else _BUFFER
 
 
 def _optimizers(name: str, model: Any) -> dict[str, torch.optim.Optimizer]:

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
 
 from girsanov.baselines import hyperparameters
 from girsanov.baselines.hyperparameters import settings_for
-from girsanov.baselines.kl_policies import KLActorCriticPolicy, KLSACPolicy, MeanPriced, Unpriced
+from girsanov.baselines.kl_policies import (
+    KLActorCriticPolicy,
+    KLSACPolicy,
+    MeanPriced,
+    PricedReplayBuffer,
+    RatioKept,
+)
 from girsanov.baselines.sb3 import deterministic_policy, lanes_like, link, make_ppo, make_sac
 from girsanov.baselines.vec_env import ProblemVecEnv
 from girsanov.envs import make_problem
@@ -100,7 +107,7 @@ def test_sac_is_not_charged_and_its_likelihoods_are_relative_to_the_noise() -> N
     problem = Drift()
     model = make_sac(problem, seed=0, n_envs=4)
     venv, actor = model.get_env(), model.policy.actor
-    assert type(venv) is Unpriced and model.ent_coef == problem.temperature
+    assert type(venv) is RatioKept and model.ent_coef == problem.temperature
     venv.reset()
     _, reward, _, _ = venv.step(np.full((4, 2), 1.5, np.float32))
     np.testing.assert_allclose(reward, 0.0, atol=1e-6)
@@ -115,6 +122,33 @@ def test_sac_is_not_charged_and_its_likelihoods_are_relative_to_the_noise() -> N
     normal = torch.distributions.Normal(0.0, 1.0).log_prob(5 * action).sum(1)
     torch.testing.assert_close(ratio, density - normal, atol=2e-3, rtol=1e-3)
     assert 0 <= float(ratio.mean()) < 0.01  # the KL of the start, which is nearly N(0, I)
+    actor.mu.bias.data.fill_(0.1)  # z has a mean of 0.5 in each of two coordinates
+    with torch.no_grad():
+        actor(observation)
+    assert float(actor.last_kl.mean()) == pytest.approx(0.5 * 2 * 0.5**2, abs=0.02)
+
+
+def test_sac_over_several_steps_pays_for_each_but_the_first() -> None:
+    problem = make_problem(MIXTURE, steps=6, temperature=0.5)
+    model = make_sac(problem, seed=0, n_envs=1, net_arch=[8], n_steps=4, batch_size=64)
+    model.policy.actor.mu.bias.data.fill_(0.1)  # a control of 0.5, so that steps have a price
+    model.learn(60)
+    buffer = model.replay_buffer
+    assert type(buffer) is PricedReplayBuffer
+    index = np.arange(54)
+    got = buffer._get_samples(index)
+    plain, prices, length = (
+        buffer.rewards + buffer.prices,
+        buffer.prices,
+        buffer.dones[:54].argmax(),
+    )
+    for first, value in zip(index, got.rewards[:, 0].tolist(), strict=True):
+        last = min(first + 4, (first // (length + 1) + 1) * (length + 1))
+        paid = prices[first + 1 : last, 0].sum()
+        assert value == pytest.approx(float(plain[first:last, 0].sum() - paid), abs=1e-5)
+    assert prices[:54].std() > 0.1
+    rewards = SAC("MlpPolicy", model.get_env(), n_steps=4).replay_buffer
+    assert type(rewards) is NStepReplayBuffer  # another policy than ours keeps SB3's
 
 
 @BOTH
