@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
 
 class StoppedByCallback(Exception):
     """A callback asked to stop. ``learn`` ends well; what was learnt so far is kept."""
 
 
-class StepProgressBar(ProgressBarCallback):
+class BatchCallback(BaseCallback):
+    """A callback that reads ``num_timesteps`` and counts no calls.
+
+    Our agents call it once for a batch of steps, and others once for every step.
+    """
+
+
+class StepProgressBar(ProgressBarCallback, BatchCallback):
     """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were taken."""
 
     _seen = 0
@@ -26,7 +33,7 @@ class StepProgressBar(ProgressBarCallback):
 
 
 class StepCalls:
-    """Calls a callback once for every environment step of a batch of paths.
+    """Calls callbacks once for every environment step of a batch of paths.
 
     SB3's callbacks count calls: ``EvalCallback(eval_freq=1000)`` and
     ``CheckpointCallback(save_freq=1000)`` act every 1,000 calls, hence every 1,000 environment
@@ -38,7 +45,10 @@ class StepCalls:
     """
 
     def __init__(self, callback: BaseCallback) -> None:
-        self.callback, self._asked = callback, False
+        self._callback, every = callback, list(_flat(callback))
+        self._once = [one for one in every if isinstance(one, BatchCallback)]
+        self._each = [one for one in every if not isinstance(one, BatchCallback)]
+        self._asked = False
 
     def __call__(self, n: int, last: bool) -> bool:
         """Whether to go on after ``n`` steps, which are counted already.
@@ -47,12 +57,23 @@ class StepCalls:
             n: environment steps taken at once.
             last: whether they end their paths; SB3's callbacks count episodes by it.
         """
-        asked = self._asked
-        self.callback.update_locals({"dones": np.array([last])})
-        for i in range(n):
-            if not self.callback.on_step():
+        self._callback.update_locals({"dones": np.array([last])})
+        goes_on = _all(self._once) and not self._asked
+        for i in range(n if self._each else 0):
+            if not _all(self._each):
                 self._asked = True
-                if i == 0:
-                    return False
+                goes_on = goes_on and i > 0
                 break
-        return not asked
+        return goes_on
+
+
+def _flat(callback: BaseCallback) -> list[BaseCallback]:
+    """The callbacks in a list of lists; lists with a mind of their own are left whole."""
+    if type(callback) is not CallbackList:
+        return [callback]
+    return [one for inner in callback.callbacks for one in _flat(inner)]
+
+
+def _all(callbacks: list[BaseCallback]) -> bool:
+    """Whether all go on; each is called, as SB3's ``CallbackList`` does."""
+    return all([callback.on_step() for callback in callbacks])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import (
     BaseCallback,
+    CallbackList,
     CheckpointCallback,
     EvalCallback,
     LogEveryNTimesteps,
@@ -18,6 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from torch import Tensor
 
 from girsanov.agents import PDE
+from girsanov.agents.callbacks import BatchCallback
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv, observe
 
@@ -85,14 +87,28 @@ def test_a_stop_late_in_a_batch_comes_with_the_next() -> None:
     assert model.num_timesteps == 300 and model._n_updates == 0
 
 
-def test_an_interrupted_error_of_the_reward_is_no_stop() -> None:
-    problem = _problem()
+def test_who_counts_no_calls_is_called_once_a_batch_also_in_a_list_beside_others() -> None:
+    class Batches(BatchCallback):
+        def _on_step(self) -> bool:
+            return True
 
+    class Steps(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+    batches, steps, alone = Batches(), Steps(), Batches()
+    _agent().learn(2000, callback=[CallbackList([batches, steps]), alone])
+    assert steps.n_calls == steps.num_timesteps == 2000
+    assert batches.n_calls == alone.n_calls == STEPS * (1 + 2)  # 100 paths, then 50 and 50
+    assert batches.num_timesteps == 2000
+
+
+def test_an_interrupted_error_of_the_reward_is_no_stop() -> None:
     def broken(x: Tensor) -> Tensor:
         raise InterruptedError("the labeller hung up")
 
-    problem.terminal_reward = broken
-    agent = PDE(env=problem, seed=0, device="cpu")
+    agent = _agent()
+    agent.problem.terminal_reward = broken
     with pytest.raises(InterruptedError, match="the labeller hung up"):
         agent.learn(2000)
 
