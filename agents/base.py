@@ -14,15 +14,16 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
 from torch import Tensor, nn
 
-from ..envs.env import as_env, problem_of, unobserve
-from ..envs.problem import Policy, Problem, Trajectories, check_positive, rollout
+from ..envs.env import as_env, problem_of
+from ..envs.problem import Policy, Trajectories, check_positive, rollout
+from .callbacks import StepCalls, StepProgressBar, StoppedByCallback
 from .checkpoint import SavedAgent, signature
 from .checks import check_names, check_whole, warn_of_wrappers
+from .control import ControlPolicy
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
 
@@ -45,72 +46,6 @@ def descend(
     with torch.no_grad():
         for slow, fast in zip(average.parameters(), learner.parameters(), strict=True):
             slow.lerp_(fast, 1 - decay)
-
-
-class ControlPolicy(BasePolicy):
-    """An SB3 policy around a control.
-
-    A subclass writes ``control`` and keeps its parameters as modules.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        problem: Problem,
-    ) -> None:
-        super().__init__(observation_space, action_space)
-        # A list hides the problem from nn.Module: its networks are frozen and are not this policy's
-        # parameters.
-        self._problem = [problem]
-        self.action_bound = float(np.max(action_space.high))
-
-    #: Whether a saved agent goes on exactly as if it had never stopped: nothing but networks and
-    #: counters lives on.
-    resumes: ClassVar[bool] = False
-    #: Whether several processes may share the paths of each gradient.
-    shares_paths: ClassVar[bool] = False
-
-    @property
-    def problem(self) -> Problem:
-        """The problem that the control steers."""
-        return self._problem[0]
-
-    @problem.setter
-    def problem(self, problem: Problem) -> None:
-        self._problem = [problem]
-
-    @abstractmethod
-    def control(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """Controls ``(n, *noise_shape)`` in noise units, within the action bound.
-
-        ``k`` an int or one step per row.
-        """
-
-    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        # float64 is taken too, as SB3's own policies take it
-        k, x = unobserve(self.problem, observation.float())
-        # At the horizon there is nothing left to steer; the last step's control is as good as any.
-        return self.control(k.clamp(max=self.problem.horizon - 1), x).flatten(1).float()
-
-    def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
-        """Same as ``_predict``."""
-        return self._predict(observation, deterministic)
-
-
-class _StepProgressBar(ProgressBarCallback):
-    """SB3's bar counts ``env.num_envs`` steps a call; ours counts the steps that were taken."""
-
-    _seen = 0
-
-    def _on_step(self) -> bool:
-        self.pbar.update(self.num_timesteps - self._seen)
-        self._seen = self.num_timesteps
-        return True
-
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        self._seen = self.num_timesteps
 
 
 class ProblemAgent(SavedAgent):
@@ -212,27 +147,52 @@ class ProblemAgent(SavedAgent):
     def collect(self, policy: Policy | None, n: int | None = None) -> Trajectories:
         """Roll out fresh paths; steps and reward queries are counted and the callbacks called.
 
-        Raises ``InterruptedError`` when a callback asks to stop.
+        Raises:
+            StoppedByCallback: a callback asked to stop.
+            ValueError: the policy's controls are no numbers, or the rewards are none.
         """
         n = self.n_trajectories if n is None else n
+        stopped, lost = [], torch.zeros((), dtype=torch.bool, device=self.device)
+
+        def checked(k: int, x: Tensor) -> Tensor:
+            assert policy is not None
+            a = policy(k, x)
+            lost.logical_or_(~a.isfinite().all())  # looked at after the rollout: no wait for a GPU
+            return a
 
         def on_step(k: int) -> bool:
-            self.num_timesteps += n * self.processes
-            self.reward_queries += n * self.processes * (k == self.problem.horizon - 1)
-            if self._callback is None:
-                return True
-            # SB3's callbacks count episodes
-            self._callback.update_locals({"dones": np.full(n, k == self.problem.horizon - 1)})
-            return self._callback.on_step()
+            taken, last = n * self.processes, k == self.problem.horizon - 1
+            self.num_timesteps += taken
+            self.reward_queries += taken * last
+            if self._calls is not None and not self._calls(taken, last):
+                stopped.append(k)
+            return not stopped
 
-        with torch.no_grad():
-            paths = rollout(self.problem, policy, n, self.generator, on_step=on_step)
+        try:
+            with torch.no_grad():
+                actor = None if policy is None else checked
+                paths = rollout(self.problem, actor, n, self.generator, on_step=on_step)
+        except InterruptedError as error:
+            if stopped:
+                raise StoppedByCallback from error
+            raise  # a reward's or a transition's own
+        except ValueError as error:
+            raise (self._diverged() if bool(lost) else error) from None
+        if bool(lost):
+            raise self._diverged()
         self._last_return = paths.reward - self.problem.temperature * paths.kl
         return paths
 
+    def _diverged(self) -> ValueError:
+        return ValueError(
+            "learning_rate must be small enough for the agent to converge; it diverged: after"
+            f" {self._n_updates} updates its controls are NaN or infinite; got"
+            f" {self.learning_rate!r}"
+        )
+
     processes = 1  #: that collect as much as this one at the same time, and whose paths count too
-    _callback: BaseCallback | None = None
-    _last_return: Tensor
+    _calls: StepCalls | None = None
+    _last_return: Tensor | None = None
 
     def learn(
         self: SelfAgent,
@@ -249,7 +209,8 @@ class ProblemAgent(SavedAgent):
 
         Args:
             total_timesteps: env steps; a path costs ``problem.horizon`` of them.
-            callback: SB3 callback(s); ``on_step`` is called after every batched step.
+            callback: SB3 callback(s); ``on_step`` is called once for every environment step, so
+                their frequencies (``eval_freq``, ``save_freq``) count environment steps.
             log_interval: rounds between log entries.
             tb_log_name: name of the TensorBoard run; the agent's name if absent.
             reset_num_timesteps: False continues the counters of an earlier call or of a loaded
@@ -265,7 +226,7 @@ class ProblemAgent(SavedAgent):
             tb_log_name or type(self).__name__,
             progress_bar,
         )
-        self._callback = callback
+        self._calls = StepCalls(callback)
         callback.on_training_start(locals(), globals())
         rounds = 0
         try:
@@ -276,15 +237,15 @@ class ProblemAgent(SavedAgent):
                 callback.on_rollout_end()
                 rounds += 1
                 if log_interval and rounds % log_interval == 0:
-                    self._dump_logs()
-        except InterruptedError:
-            pass  # a callback asked to stop; what was learned so far is kept
+                    self.dump_logs()
+        except StoppedByCallback:
+            pass  # what was learned so far is kept
         callback.on_training_end()
-        self._callback = None
+        self._calls = None
         return self
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
-        bar = _StepProgressBar() if progress_bar else None
+        bar = StepProgressBar() if progress_bar else None
         given = super()._init_callback(callback, progress_bar=False)
         if bar is None:
             return given
@@ -292,14 +253,16 @@ class ProblemAgent(SavedAgent):
         both.init_callback(self)
         return both
 
-    def _dump_logs(self) -> None:
+    def dump_logs(self) -> None:
+        """Write what was recorded so far; SB3's ``LogEveryNTimesteps`` asks for it, too."""
         seconds = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         self.logger.record(
             "time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / seconds)
         )
         self.logger.record("time/reward_queries", self.reward_queries)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("rollout/ep_rew_mean", float(self._last_return.mean()))
+        if self._last_return is not None:
+            self.logger.record("rollout/ep_rew_mean", float(self._last_return.mean()))
         if self.ep_info_buffer:
             self.logger.record(
                 "rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer])

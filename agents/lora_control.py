@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..envs.diffusion.adapters import attach, detach, retire
 from ..envs.problem import Problem
-from .base import ControlPolicy
 from .checks import check_whole
+from .control import ControlPolicy
 
 _numbers = itertools.count()
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

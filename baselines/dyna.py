@@ -14,8 +14,9 @@ import torch
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
-from ..agents.base import ControlPolicy, ProblemAgent
+from ..agents.base import ProblemAgent
 from ..agents.checks import check_whole
+from ..agents.control import ControlPolicy
 from ..agents.pde.learned_rewards import ImaginedProblem, LearnedRewards
 from ..agents.pde.replay import Replay
 from ..envs.env import as_env, problem_of

@@ -22,7 +22,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
-from ..agents.base import ControlPolicy
+from ..agents.control import ControlPolicy
 from ..envs.env import ProblemEnv, observe
 
 

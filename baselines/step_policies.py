@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from ..agents.base import ControlPolicy
 from ..agents.checks import check_whole
+from ..agents.control import ControlPolicy
 from ..agents.lora_control import TARGETS, AdapterControl
 from ..agents.networks import EnsembleMLP, Standardise, encode, time_features
 from ..envs.actions import steered_steps

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from torch.utils.tensorboard import SummaryWriter
 
+from ..agents.callbacks import BatchCallback
 from ..envs.counting import Evaluations
 from ..envs.problem import Estimate, Problem
 from .evaluation import (
@@ -38,7 +38,7 @@ _AXES = (
 PICTURES = 16
 
 
-class BudgetCallback(BaseCallback):
+class BudgetCallback(BatchCallback):
     """Ends training when a budget is spent.
 
     Args:

@@ -28,8 +28,9 @@ from torch import Tensor
 from ...envs.env import problem_of
 from ...envs.problem import Policy
 from ...envs.recording import Recording
-from ..base import ControlPolicy, ProblemAgent
+from ..base import ProblemAgent
 from ..checks import check_whole
+from ..control import ControlPolicy
 from ..networks import NetworkValue
 from .classes.linear import LinearValue
 from .image_policies import CnnPolicy, StateCnnPolicy

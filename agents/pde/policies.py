@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ...envs.problem import Problem, device_of
-from ..base import ControlPolicy
+from ..control import ControlPolicy
 from ..networks import EnsembleMLP, NeuralValue, Value, encode, time_features
 from .classes.length_scale import FourierValue, KernelValue, RadialValue
 from .classes.linear import PolynomialValue

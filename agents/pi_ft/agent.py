@@ -39,8 +39,9 @@ from torch import Tensor, nn
 
 from ...envs.diffusion.gaussian_mixture import GaussianMixture
 from ...envs.known_optimum.linear_quadratic import LinearQuadratic
-from ..base import ControlPolicy, ProblemAgent, descend
+from ..base import ProblemAgent, descend
 from ..checks import check_range, check_whole
+from ..control import ControlPolicy
 from .exact import ExactPolicy
 from .fitted import MlpPolicy, ValuePolicy
 from .form import IterationPolicy

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ...envs.problem import Policy, Problem, Trajectories, check_positive, device_of
-from ..base import ControlPolicy
+from ..control import ControlPolicy
 from ..networks import EnsembleMLP, Standardise, encode, time_features
 
 

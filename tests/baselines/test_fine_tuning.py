@@ -158,7 +158,8 @@ def test_imports_from_the_agents_are_the_documented_ones():
                     found[package].add(node.module)
     assert found == {
         "baselines": {
-            *("agents.base", "agents.checks", "agents.networks", "agents.lora_control"),
+            *("agents.base", "agents.control", "agents.checks", "agents.networks"),
+            "agents.lora_control",
             *("agents.archive", "agents.checkpoint"),  # files of SB3's models
             *("agents.pde.learned_rewards", "agents.pde.replay"),  # Dyna's dreams are PDE's
             "agents.pi_ft.value_gradients",  # DRaFT's sweep is that of PI-FT, stopped early
