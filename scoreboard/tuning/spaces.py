@@ -56,8 +56,8 @@ _PPO: dict[str, Space] = {
     "n_envs": Choice((10, 20, 40)),
     "batch_size": Choice((250, 500, 1000)),
     "n_epochs": Choice((3, 5, 10, 20)),
-    "gae_lambda": Choice((0.8, 0.9, 0.95, 0.98)),
-    "clip_range": Choice((0.1, 0.2, 0.3)),
+    "gae_lambda": Choice((0.4, 0.6, 0.8, 0.9, 0.95)),
+    "clip_range": Choice((0.1, 0.2, 0.4)),
     "max_grad_norm": Choice((0.5, 2.0)),
     "net_arch": _NETWORKS,
     "control_bound": Choice((0.5, 1.0, 2.0)),
@@ -65,10 +65,10 @@ _PPO: dict[str, Space] = {
 _SAC: dict[str, Space] = {
     "learning_rate": Log(3e-4, 1e-2),
     "n_envs": Choice((5, 10, 20)),
-    "batch_size": Choice((128, 256, 512)),
-    "gradient_steps": Choice((1, 2, 4)),
+    "batch_size": Choice((256, 512, 1024)),
+    "gradient_steps": Choice((1, 2, 4, 8)),
     "tau": Choice((0.005, 0.01, 0.02, 0.05)),
-    "n_steps": Choice((1, 3, 5, 10)),
+    "n_steps": Choice((1, 3, 5)),
     "net_arch": _NETWORKS,
 }
 _STEPS: dict[str, Space] = {  # of DPOK, DDPO and adjoint matching
