@@ -37,7 +37,15 @@ _PPO: dict[str, Any] = {
 }
 PPO: dict[str, dict[str, Any]] = {
     "default": _PPO,
-    "Digits": {**_PPO, "n_envs": 40, "n_epochs": 5, "learning_rate": 1e-3},
+    "Digits": {
+        **_PPO,
+        "n_envs": 40,
+        "n_epochs": 5,
+        "learning_rate": 1e-3,
+        "gae_lambda": 0.6,
+        "clip_range": 0.4,
+        "net_arch": [256, 256],
+    },
 }
 
 _SAC: dict[str, Any] = {
