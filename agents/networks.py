@@ -61,8 +61,9 @@ class Value(nn.Module, ABC):
         super().__init__()
         self.horizon = horizon
         self.standardise = Standardise(n_inputs)
-        # log of the mean of f_T: the function starts as this constant
-        self.register_buffer("offset", torch.zeros(()))
+        # level of log f at every step, where the function starts
+        self.register_buffer("offset", torch.zeros(horizon + 1))
+        # of log f less its level
         self.register_buffer("bounds", torch.tensor([-math.inf, math.inf]))
         self.register_buffer("clock", torch.linspace(0, 1, horizon + 1))
         self.offset: Tensor
@@ -94,7 +95,12 @@ class Value(nn.Module, ABC):
 
     def bounded(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """``log f_k`` within the bounds that the rewards in the data give, ``(n,)``."""
-        return self(k, inputs).clamp(self.bounds[0], self.bounds[1])
+        return self.within(k, self(k, inputs))
+
+    def within(self, k: int | Tensor, log_f: Tensor) -> Tensor:
+        """``log_f`` ``(n,)`` of step k brought within those bounds."""
+        level = self.offset[k]
+        return log_f.clamp(level + self.bounds[0], level + self.bounds[1])
 
 
 class NetworkValue(Value):
@@ -124,13 +130,11 @@ class NeuralValue(NetworkValue):
     ) -> None:
         super().__init__(n_inputs, horizon)
         self.network = EnsembleMLP(n_inputs + 1 + 2 * FREQUENCIES, 1, hidden, members)
-        self.register_buffer("unit", torch.ones(()))  # nats
+        self.register_buffer("unit", torch.ones(horizon + 1))  # nats, at every step
         self.unit: Tensor
 
     def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """See NetworkValue."""
         time = time_features(self.clock[k], len(inputs))
-        return (
-            self.unit * self.network(torch.cat([self.standardise(inputs), time], 1))[..., 0]
-            + self.offset
-        )
+        outputs = self.network(torch.cat([self.standardise(inputs), time], 1))[..., 0]
+        return self.unit[k] * outputs + self.offset[k]

@@ -198,7 +198,7 @@ class PDE(Regression):
         if imagined:
             raise ValueError(f"imagined must be 0 for fit, which simulates nothing; got {imagined}")
         # 1. and 2. Observations, as they were recorded
-        parts = Parts(data, self.policy.problem, self.device, lambda: self.policy.value.bounds)
+        parts = Parts(data, self.policy.problem, self.device, lambda: self.policy.value)
         first = next(iter(parts), None)
         if first is None or not bool(first.seen.any()):
             raise ValueError(
@@ -215,7 +215,7 @@ class PDE(Regression):
             self._solve(parts, cold=True)
         else:
             every = self._branched(Replay.joined(list(parts)))
-            self.policy.value.bounds.copy_(torch.tensor(every.bounds))
+            self.policy.value.bounds.copy_(every.bounds(self.policy.value.offset))
             self.learner.load_state_dict(self._trained().state_dict())
             self._prepare(every, anew)
             self._anneal(every, gradient_steps, progress_bar)

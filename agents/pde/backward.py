@@ -162,7 +162,8 @@ def one_step_residuals(
             divergence(
                 (
                     log_targets(value, batch, data, lookahead) - value.bounded(batch.k, batch.x)
-                ).double()
+                ).double(),
+                len(row),
             )
         )
     return torch.cat(found).view(data.n, visits).mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
@@ -177,7 +178,7 @@ class _Step:
         visit = torch.full_like(row, k)
         batch = spans(data, row, visit, (visit + 1).clamp(max=value.horizon), value.horizon)
         self.space = value.space(k, batch.x)
-        self.target = log_targets(value, batch, data, lookahead).double() - value.offset
+        self.target = log_targets(value, batch, data, lookahead).double() - value.offset[k]
         self.precision = batch.precision.double()
         later = min(k + 1, value.horizon)
         self.prior = (
@@ -190,7 +191,7 @@ class _Step:
         """Weights ``(M,)`` within the ball that minimise the divergence plus the ridge."""
         (w,) = self.least_squares(weight, [ridge])
         for _ in range(_NEWTON - 1):
-            excess = capped_exp(self.target - self.space @ w)
+            excess = capped_exp(self.target - self.space @ w, len(self.target))
             matrix = self._gram(weight * (1 + excess).clamp(min=_CURVATURE))
             w = self._moved(w, matrix, self.space.T @ (weight * excess), ridge)
         return w
@@ -219,7 +220,7 @@ class _Step:
 
     def loss(self, w: Tensor, weight: Tensor) -> Tensor:
         """Sum of the weighted divergences."""
-        return (weight * divergence(self.target - self.space @ w)).sum()
+        return (weight * divergence(self.target - self.space @ w, len(self.target))).sum()
 
     def choose(self, lent: Tensor, ridges: Sequence[float], indistinct: float) -> float:
         """The ridge that does best on the paths ``lent``.

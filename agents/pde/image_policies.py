@@ -110,7 +110,7 @@ class CnnValue(NetworkValue):
             context = inputs[:, -1].round().long().clamp(0, self.contexts - 1)
             given = torch.cat([given, F.one_hot(context, self.contexts).to(given)], 1)
         images = self.standardise(inputs).view(len(inputs), *self.shape)
-        return torch.stack([network(images, given) for network in self.networks]) + self.offset
+        return torch.stack([network(images, given) for network in self.networks]) + self.offset[k]
 
 
 class CnnPolicy(ValueGradientPolicy):
@@ -128,6 +128,7 @@ class CnnPolicy(ValueGradientPolicy):
     """
 
     value_class = CnnValue
+    warm = False  # 150 passes of convolutions before the first update would be dear
 
     def __init__(
         self,

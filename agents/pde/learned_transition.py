@@ -139,7 +139,7 @@ class ModelPolicy(MlpPolicy):
     lookahead = "observed"
     mean_span = 1.0
     needs_noise = True
-    warm = True
+    apart = True
     newton = True
     access = "black-box reward; interaction with the noise seen"
 

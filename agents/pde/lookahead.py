@@ -149,7 +149,7 @@ class FreshNoise(Lookahead):
         steps = k + 1 if isinstance(k, int) else (k + 1).repeat(copies)
         later, log_weight = self._draw(k, x, self._centre(value, k, x))
         log_f = value.bounded(steps, later).view(copies, len(x)) + log_weight
-        return (log_f.logsumexp(0) - math.log(copies)).clamp(value.bounds[0], value.bounds[1])
+        return value.within(k + 1, log_f.logsumexp(0) - math.log(copies))
 
     def tangent(
         self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor
@@ -231,7 +231,7 @@ class Generator(Lookahead):
         grown = sum(
             0.5 * weight * (curvature[0] + slope[0].square()) for _, slope, curvature in rows
         )
-        return (rows[0][0][0] + grown).clamp(value.bounds[0], value.bounds[1])
+        return value.within(k + 1, rows[0][0][0] + grown)
 
     def tangent(
         self, value: LinearValue, k: int | Tensor, x: Tensor, later_k: int | Tensor, later: Tensor

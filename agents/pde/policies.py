@@ -37,9 +37,11 @@ class ValuePolicy(ControlPolicy):
     mean_span: ClassVar[float] = 5.0
     #: Whether it learns from the noises and controls of every step.
     needs_noise: ClassVar[bool] = False
-    #: Whether networks start from the expected reward to go, in units of the returns' standard
-    #: deviation: for rewards that are paid on the way and may span hundreds of temperatures.
-    warm: ClassVar[bool] = False
+    #: Whether networks start from the expected reward to go, in units of its standard deviation:
+    #: rewards may span hundreds of temperatures. Linear classes always do.
+    warm: ClassVar[bool] = True
+    #: Whether every input has a unit of its own (see ``Standardise.fit``).
+    apart: ClassVar[bool] = False
     #: Whether observations are drawn by their weight in the loss: where most of them have nearly
     #: none (fallen robots).
     resamples: bool = False

@@ -19,7 +19,7 @@ from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .classes.linear import ExponentialValue, LinearValue
 from .lookahead import LOOKAHEADS, FreshNoise, Lookahead, Observed
 from .policies import NoisePolicy, ValuePolicy
-from .replay import Replay, Spans, sample_spans, spans
+from .replay import Replay, Spans, sample_spans, spans, wider
 from .selection import Fit, Split, clearly_less, fit_linear
 from .settings import Collection, Fitting, Selection, Targets
 from .variational import capped_exp, densities, every_density, log_targets, relative_residual_loss
@@ -59,15 +59,12 @@ class Regression(ProblemAgent):
         log_returns = data.log_returns.double()
         ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
         self.logger.record("train/effective_sample_share", float(ess) / max(len(log_returns), 1))
-        value = self.policy.value
-        low, high = data.bounds
-        old = (math.inf, -math.inf) if anew else value.bounds.tolist()
-        bounds = torch.tensor([min(low, old[0]), max(high, old[1])])
         twin: Any = self.learner["value"]
-        for one in (value, twin):
+        for one in (self.policy.value, twin):
             if anew:
                 self._place(one, data)
-            one.bounds.copy_(bounds)
+            seen = data.bounds(one.offset)
+            one.bounds.copy_(seen if anew else wider(one.bounds, seen))
 
     def _lookahead(self, data: Iterable[Replay]) -> Lookahead:
         usual = "observed" if self.collection.imagined else self.policy.lookahead
@@ -88,12 +85,12 @@ class Regression(ProblemAgent):
         return data
 
     def _place(self, value: Value, data: Replay) -> None:
-        log_returns = data.log_returns.double()
-        value.standardise.fit(data.inputs.flatten(0, 1), apart=self.policy.warm)
+        scale = data.scale(self.problem.horizon)
+        value.standardise.fit(data.inputs.flatten(0, 1), apart=self.policy.apart)
         value.wind(data.steps, data.inputs)
-        value.offset.copy_(log_returns.logsumexp(0) - math.log(len(log_returns)))
-        if isinstance(value, NeuralValue) and self.policy.warm and len(log_returns) > 1:
-            value.unit.copy_(log_returns.std().clamp(min=1.0))
+        value.offset.copy_(scale.level)
+        if isinstance(value, NeuralValue) and self.policy.warm:
+            value.unit.copy_(scale.spread.clamp(min=1.0))
         if isinstance(value, LinearValue):
             value.weights.zero_()
             value.place(data.steps.flatten(), data.inputs.flatten(0, 1), self.generator)
@@ -122,16 +119,18 @@ class Regression(ProblemAgent):
         learner = self.learner["value"]
         assert self.optimizer is not None and isinstance(learner, NetworkValue)
         self.set_learning_rate(self.optimizer)
-        to_go = (data.log_reward[:, -1] + data.log_terminal)[:, None] - data.log_reward
-        seen = data.seen.nonzero()[:, 0]
+        to_go, seen = data.log_reward_to_go, data.seen.nonzero()[:, 0]
         for _ in range(steps):
             size, device = (self.fitting.batch_size,), seen.device
-            row = seen[torch.randint(len(seen), size, generator=self.generator, device=device)]
+            one = torch.randint(len(seen), size, generator=self.generator, device=device)
+            row = seen[one]
             visit = torch.randint(
                 data.steps.shape[1], size, generator=self.generator, device=device
             )
             guess = learner.members(data.steps[row, visit], data.inputs[row, visit])
-            loss = 0.5 * (to_go[row, visit] - guess).square().mean()
+            k = data.steps[row, visit]
+            unit = learner.unit[k] if isinstance(learner, NeuralValue) else 1.0
+            loss = 0.5 * ((to_go[one, visit] - guess) / unit).square().mean()
             descend(loss, self.learner, self.optimizer, self._trained(), self.fitting.averaging)
 
     def _regress(self, data: Replay, gradient_steps: int) -> None:
@@ -155,7 +154,7 @@ class Regression(ProblemAgent):
             log_target = log_targets(average, batch, drawn, form)
             alike = chances is not None  # weights are in the draws already
             weight = torch.ones_like(log_target) if alike else densities(average, batch, most)
-            loss = relative_residual_loss(learner, batch, log_target, weight)
+            loss = relative_residual_loss(learner, batch, log_target, weight, data.steps.numel())
             total += loss.detach()
             if fitting.gradient_penalty:
                 energy = self._energy(learner, batch, drawn, weight)
@@ -163,8 +162,7 @@ class Regression(ProblemAgent):
             if isinstance(self.policy, NoisePolicy):
                 loss = loss + self._noise_loss(data)
             descend(loss, self.learner, self.optimizer, self._trained(), fitting.averaging)
-            low, high = average.bounds
-            bound_hit += ((log_target <= low) | (log_target >= high)).float().mean()
+            bound_hit += (average.within(batch.k, log_target) != log_target).float().mean()
         self._n_updates += gradient_steps
         self.logger.record("train/variational_residual", float(total) / gradient_steps)
         self.logger.record("train/bound_hit_share", float(bound_hit) / gradient_steps)
@@ -189,7 +187,9 @@ class Regression(ProblemAgent):
         """Solve a linear class's equation on all rounds."""
         rounds = self.rounds
         if self.policy.value.stepwise:  # fitted from scratch, hence free to follow the data
-            self._place(self.policy.value, Replay.joined(rounds))
+            every, value = Replay.joined(rounds), self.policy.value
+            self._place(value, every)
+            value.bounds.copy_(every.bounds(value.offset))
         else:
             self._weigh_rounds()
             # the first lends paths to judge by, and near the optimum these judge sharply
@@ -207,7 +207,8 @@ class Regression(ProblemAgent):
             batch = sample_spans(data, 4096, 1.0, self.problem.horizon, self.generator)
             log_target = log_targets(value, batch, data, self._lookahead([data]))
             gap = log_target - value.bounded(batch.k, batch.x)
-            noise.append(capped_exp(gap)[batch.k < self.problem.horizon].square().mean())
+            excess = capped_exp(gap, len(gap))
+            noise.append(excess[batch.k < self.problem.horizon].square().mean())
         precision = 1 / torch.stack(noise).clamp(min=1e-12)
         for i, share in enumerate(precision / precision.max()):
             self.rounds[i] = self.rounds[i]._replace(
@@ -227,7 +228,8 @@ class Regression(ProblemAgent):
             gap = log_targets(value, batch, data, Observed()) - value.bounded(batch.k, batch.x)
             weight = densities(value, batch, self.targets.max_weight)
             noise, control = (part[row, visit].flatten(1) for part in (data.noises, data.controls))
-            target = (control + capped_exp(gap)[:, None] * noise).float()
+            excess = capped_exp(gap, data.steps.numel())
+            target = (control + excess[:, None] * noise).float()
         network: Any = self.learner["noise"]
         return (
             weight[:, None] * (policy.output(network, batch.k, batch.x) - target).square()

@@ -9,6 +9,7 @@ Girsanov weights ``omega = -a.W - |a|^2/2``:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ...envs.problem import Problem, Trajectories
 from ...envs.recording import RecordedPaths, Recording
-from ..networks import encode
+from ..networks import Value, encode
 
 #: Anything that an agent learns from without an environment.
 Data = Trajectories | Recording | str | os.PathLike[str] | Iterable[Trajectories | Recording]
@@ -122,13 +123,62 @@ class Replay(NamedTuple):
         return (self.log_weight[:, -1] + self.log_terminal)[self.seen]
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Bounds of log f that bounded rewards give.
+    def log_reward_to_go(self) -> Tensor:
+        """Rewards after each visit, ``(seen, S)``; the terminal one and the visit's own included.
 
-        The least and the largest reward to go that was seen.
+        Of the paths seen to their end.
         """
-        to_go = ((self.log_reward[:, -1] + self.log_terminal)[:, None] - self.log_reward)[self.seen]
-        return float(to_go.min()), float(to_go.max())
+        return ((self.log_reward[:, -1] + self.log_terminal)[:, None] - self.log_reward)[self.seen]
+
+    def scale(self, horizon: int) -> Scale:
+        """Where log f lies at every step, and how far rewards to go spread there.
+
+        The level is the mean reward to go plus what the log-mean-exponential of the returns exceeds
+        it by: a constant that is added to the rewards of a step, or to the terminal one, moves the
+        level by just that.
+        """
+        steps, excess = self.steps[self.seen], self.log_returns.double()
+        left = _at_every_step(steps, self.log_reward_to_go.double(), horizon)
+        met = torch.arange(horizon + 1, device=steps.device) >= steps[:, :1]
+        count = met.sum(0).clamp(min=1)
+        earned = (met[:, :-1] * -left.diff(dim=1)).sum(0) / count[:-1]
+        ahead = torch.cat([earned, left[:, -1:].mean(0)]).flip(0).cumsum(0).flip(0)
+        excess = excess - ahead[steps[:, 0]]
+        spread = ((met * (left - ahead).square()).sum(0) / (count - 1).clamp(min=1)).sqrt()
+        return Scale(ahead + excess.logsumexp(0) - math.log(len(excess)), spread)
+
+    def bounds(self, level: Tensor) -> Tensor:
+        """Bounds of log f less its ``level`` ``(horizon + 1,)`` that bounded rewards give.
+
+        The least and the largest reward to go that was seen, ``(2,)``.
+        """
+        above = self.log_reward_to_go - level[self.steps[self.seen]]
+        return torch.stack([above.min(), above.max()])
+
+
+def wider(bounds: Tensor, others: Tensor) -> Tensor:
+    """The least bounds ``(2,)`` around both."""
+    return torch.stack([bounds[0].minimum(others[0]), bounds[1].maximum(others[1])])
+
+
+class Scale(NamedTuple):
+    """Units of log f, in nats, both ``(horizon + 1,)`` in float64."""
+
+    level: Tensor
+    spread: Tensor
+
+
+def _at_every_step(steps: Tensor, values: Tensor, horizon: int) -> Tensor:
+    """Values at visits ``(N, S)`` on straight lines in between, ``(N, horizon + 1)``.
+
+    Constant before the first visit and after the last.
+    """
+    every = torch.arange(horizon + 1, device=steps.device).expand(len(steps), -1).contiguous()
+    after = torch.searchsorted(steps.contiguous(), every).clamp(max=steps.shape[1] - 1)
+    before = (after - 1).clamp(min=0)
+    start, end = steps.gather(1, before), steps.gather(1, after)
+    share = ((every - start) / (end - start).clamp(min=1)).clamp(0, 1)
+    return torch.lerp(values.gather(1, before), values.gather(1, after), share.to(values))
 
 
 def common(k: Tensor) -> int | Tensor:
@@ -150,17 +200,17 @@ class Parts:
         data: see ``PDE.fit``.
         problem: where they come from.
         device: where to put them.
-        bounds: gives the present bounds of log f, which, where they are known already, the rewards
-            of every part widen.
+        value: gives the present value, whose bounds, where they are known already, the rewards of
+            every part widen.
 
     Raises:
         ValueError: something else, or something that can be iterated over only once.
     """
 
     def __init__(
-        self, data: Any, problem: Problem, device: torch.device, bounds: Callable[[], Tensor]
+        self, data: Any, problem: Problem, device: torch.device, value: Callable[[], Value]
     ) -> None:
-        self.problem, self.device, self.bounds = problem, device, bounds
+        self.problem, self.device, self.value = problem, device, value
         if isinstance(data, (str, os.PathLike)):
             data = RecordedPaths(data)
         self.data = [data] if isinstance(data, (Trajectories, Recording)) else data
@@ -188,10 +238,9 @@ class Parts:
         self.terminal_rewards = count
 
     def _widen(self, replay: Replay) -> None:
-        bounds = self.bounds()
-        if bool(bounds.isfinite().all()) and bool(replay.seen.any()):
-            low, high = replay.bounds
-            bounds.copy_(torch.tensor([min(low, float(bounds[0])), max(high, float(bounds[1]))]))
+        value = self.value()
+        if bool(value.bounds.isfinite().all()) and bool(replay.seen.any()):
+            value.bounds.copy_(wider(value.bounds, replay.bounds(value.offset)))
 
 
 class Spans(NamedTuple):

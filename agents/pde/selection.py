@@ -117,6 +117,7 @@ class Judge:
         visits = data.steps.shape[1]
         last = torch.full((rows,), visits - 1, device=data.steps.device)
         self.paths = data.seen.nonzero()[:, 0].split(rows)
+        self.observations = sum(len(row) for row in self.paths) * visits
         self.parts = []
         for row in self.paths:
             for i, steps in enumerate(
@@ -134,7 +135,7 @@ class Judge:
         """Means over the visits of each path, ``(paths,)`` in float64; infinite where f is NaN."""
         return self._means(
             [
-                weight * _missed(log_gain, value.bounded(k, x))
+                weight * self._missed(log_gain, value.bounded(k, x))
                 for k, x, log_gain, weight in self.parts
             ]
         )
@@ -146,8 +147,8 @@ class Judge:
         for k, x, log_gain, weight in self.parts:
             raw = value.raw(k, x)
             for column, weights in zip(found, candidates, strict=True):
-                log_f = value.evaluate(k, raw, weights).clamp(value.bounds[0], value.bounds[1])
-                column.append(weight * _missed(log_gain, log_f))
+                log_f = value.within(k, value.evaluate(k, raw, weights))
+                column.append(weight * self._missed(log_gain, log_f))
         return [self._means(column) for column in found]
 
     def _means(self, parts: list[Tensor]) -> Tensor:
@@ -158,9 +159,8 @@ class Judge:
         every = torch.cat(means) if means else torch.zeros(0, dtype=torch.float64)
         return every.nan_to_num(nan=math.inf, posinf=math.inf)
 
-
-def _missed(log_gain: Tensor, log_f: Tensor) -> Tensor:
-    return divergence((log_gain - log_f).double())
+    def _missed(self, log_gain: Tensor, log_f: Tensor) -> Tensor:
+        return divergence((log_gain - log_f).double(), self.observations)
 
 
 def clearly_less(ours: Tensor, theirs: Tensor) -> bool:
@@ -235,7 +235,11 @@ def fit_linear(
         train = assemble(value, data, form, max_weight, span, neutral)
         whole = not held or near
         every = (
-            train if whole else train.plus(assemble(value, held, form, max_weight, span, neutral))
+            train
+            if whole
+            else train.plus(
+                assemble(value, held, form, max_weight, span, neutral, float(train.total))
+            )
         )
         before = value.weights.clone()
         few = float(train.total) < _PLENTY * value.weights.numel()

@@ -29,21 +29,34 @@ NEIGHBOURS = (
     "lookahead must be 'observed' for paths that were not seen at every step; got steps {} and {}"
     " in a row"
 )
-#: Gaps above this count linearly: one heavy target cannot throw the fit.
-_CAP = 1.5
 
 
-def capped_exp(gap: Tensor) -> Tensor:
-    """``exp(gap) - 1``, constant beyond the cap."""
-    return torch.expm1(gap.clamp(max=_CAP))
+def largest_gap(observations: float) -> float:
+    """The largest gap that counts in full among so many observations, ``log(1 + sqrt(n))``.
+
+    The mean excess ``exp(gap) - 1`` is cut off at ``sqrt(n)``, so no single observation moves it by
+    more than ``1 / sqrt(n)``, what it is uncertain by anyway. What is lost,
+
+        E[ excess; excess > sqrt(n) ] <= E[ excess^2; excess > sqrt(n) ] / sqrt(n) = o(1 / sqrt(n)),
+
+    vanishes faster than that wherever the excess has a variance, so the equation stays consistent,
+    however cold the problem. A fixed limit does not: a mean is elicited by losses alone that are
+    linear in the target (Savage 1971), and any that bounds every target's pull elicits another.
+    """
+    return math.log1p(math.sqrt(observations))
 
 
-def divergence(gap: Tensor) -> Tensor:
-    """``exp(gap) - gap - 1``, continued by its tangent beyond the cap.
+def capped_exp(gap: Tensor, observations: float) -> Tensor:
+    """``exp(gap) - 1``, constant beyond the ``largest_gap`` of so many observations."""
+    return torch.expm1(gap.clamp(max=largest_gap(observations)))
+
+
+def divergence(gap: Tensor, observations: float) -> Tensor:
+    """``exp(gap) - gap - 1``, continued by its tangent beyond the ``largest_gap``.
 
     The Poisson (Kullback-Leibler) divergence relative to f.
     """
-    capped = gap.clamp(max=_CAP)
+    capped = gap.clamp(max=largest_gap(observations))
     return capped.exp() * (1 + gap - capped) - gap - 1
 
 
@@ -128,11 +141,12 @@ def tempered(density: Tensor, least: float) -> Tensor:
 
 
 def relative_residual_loss(
-    value: NetworkValue, batch: Spans, log_target: Tensor, weight: Tensor
+    value: NetworkValue, batch: Spans, log_target: Tensor, weight: Tensor, observations: float
 ) -> Tensor:
     """Semi-gradient loss whose stationary points solve the variational equation, one number.
 
     For uncontrolled data and true weights this is the Poisson (Kullback-Leibler) divergence between
-    f and its target.
+    f and its target. The batch is drawn from so many ``observations``.
     """
-    return (weight * divergence(log_target - value.members(batch.k, batch.x))).mean()
+    gap = log_target - value.members(batch.k, batch.x)
+    return (weight * divergence(gap, observations)).mean()

@@ -222,13 +222,13 @@ class RadialValue(LinearValue):
 
     def evaluate(self, k: int | Tensor, raw: Tensor, weights: Tensor) -> Tensor:
         """See LinearValue."""
-        return torch.log(raw @ weights[0] + self.floor) + self.offset
+        return torch.log(raw @ weights[0] + self.floor) + self.offset[k]
 
     def tangent(self, k: int | Tensor, inputs: Tensor) -> Tangent:
         """See LinearValue: the derivative is ``phi / f``."""
         raw = self.raw(k, inputs)
         f = raw @ self.weights[0] + self.floor
-        return Tangent(f.log() + self.offset, raw / f[:, None])
+        return Tangent(f.log() + self.offset[k], raw / f[:, None])
 
     def project(self, weights: Tensor) -> Tensor:
         """Negative weights become zero."""

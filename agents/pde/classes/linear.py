@@ -164,7 +164,7 @@ class ExponentialValue(LinearValue):
         table = table @ weights
         table = table if self.mixing is None else table @ self.mixing.T
         linear = raw @ table if isinstance(k, int) else (raw * table[k]).sum(1)
-        return linear + self.offset
+        return linear + self.offset[k]
 
     def tangent(self, k: int | Tensor, inputs: Tensor) -> Tangent:
         """See LinearValue: the derivative is the features themselves."""

@@ -36,6 +36,7 @@ def assemble(
     max_weight: float,
     span: int = 1,
     risk_neutral: bool = False,
+    others: float = 0.0,
 ) -> System:
     """Matrix of B_n and residual of the variational equation at ``value``, in float64.
 
@@ -50,11 +51,13 @@ def assemble(
             regression.
         risk_neutral: take ``gap`` for ``exp(gap) - 1``: log f is then the expected reward to go, a
             start without exponentials.
+        others: observations that the result is to be added to; heavy targets are cut off by the
+            number of all up to theirs (see ``largest_gap``).
     """
     times, features = value.weights.shape
     if value.mixing is not None:
         features = len(value.mixing)
-    system = _Sums(times, features, value.weights.device)
+    system = _Sums(times, features, value.weights.device, others)
     for data in stream:
         system.paths(value, data, lookahead, max_weight, span, risk_neutral)
     return system.result(value.mixing)
@@ -77,8 +80,9 @@ class _Group(NamedTuple):
 class _Sums:
     """Accumulates blocks of raw features of space; those of time multiply many at once."""
 
-    def __init__(self, times: int, features: int, device: torch.device) -> None:
+    def __init__(self, times: int, features: int, device: torch.device, others: float) -> None:
         self.times, self.features = times, features
+        self.observations = others
         # of tau tau^T and of tau tau'^T
         self.gram, self.carry = torch.zeros(
             2, times * times, features * features, dtype=torch.float64, device=device
@@ -98,6 +102,7 @@ class _Sums:
         risk_neutral: bool,
     ) -> None:
         start = value.bounded(data.steps[:, 0], data.inputs[:, 0])
+        self.observations += data.steps.numel()
         for groups in _blocks(data, value.horizon, 1 if lookahead.fresh else span, lookahead.fresh):
             self._block(value, data, groups, start, lookahead, max_weight, risk_neutral)
         self._flush()
@@ -121,7 +126,7 @@ class _Sums:
             _each(list(column), sizes, rows) for column in zip(*numbers, strict=True)
         )
         here = value.tangent(k, data.inputs[rows, i])
-        log_f = here.log_f.clamp(value.bounds[0], value.bounds[1])
+        log_f = value.within(k, here.log_f)
         weight = (
             torch.exp(data.log_weight[rows, i] + log_f - start[rows]).clamp(max=max_weight)
             * data.precision[rows]
@@ -134,7 +139,7 @@ class _Sums:
         else:
             later = lookahead.tangent(value, k, data.states[rows, i], later_k, data.inputs[rows, j])
             gap, carried = gain + later.log_f - here.log_f, later.space
-        excess = gap if risk_neutral else capped_exp(gap)
+        excess = gap if risk_neutral else capped_exp(gap, self.observations)
         growth = 1 if risk_neutral else 1 + excess
         tested = here.space * (weight if value.linear_in_weights else weight * growth)[:, None]
         push = weight * excess
@@ -151,7 +156,7 @@ class _Sums:
                 self._add(
                     self.carry, time, value.time_table[group.later_k], tested[one], carried[one]
                 )
-        self.divergence += (weight * divergence(gap)).sum()
+        self.divergence += (weight * divergence(gap, self.observations)).sum()
         self.total += len(rows)
 
     def _add(

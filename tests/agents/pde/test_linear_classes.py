@@ -153,8 +153,8 @@ def test_polynomial_with_features_of_time_interpolates_every_step():
     )
     value.weights.copy_(torch.linalg.solve(value.time_table, by_step))
     for k, wanted in enumerate(truth):
-        assert torch.allclose(value(k, x), wanted + value.offset, atol=1e-9)
-        assert torch.allclose(value.tangent(k, x).log_f, wanted + value.offset, atol=1e-9)
+        assert torch.allclose(value(k, x), wanted + value.offset[k], atol=1e-9)
+        assert torch.allclose(value.tangent(k, x).log_f, wanted + value.offset[k], atol=1e-9)
 
 
 @FOUR
@@ -216,7 +216,7 @@ def test_radial_value_is_positive_everywhere_for_non_negative_weights():
         log_f = value(3, scale * normal(50, 2))
         assert (
             torch.isfinite(log_f).all()
-            and (log_f >= math.log(value.floor) + float(value.offset) - 1e-12).all()
+            and (log_f >= math.log(value.floor) + float(value.offset[3]) - 1e-12).all()
         )
 
 
@@ -256,7 +256,7 @@ def test_bounded_stays_within_the_bounds_and_changes_nothing_inside(name):
     assert torch.equal(value.bounded(1, x), value(1, x))  # no bounds yet
     free = value(1, x)
     low, high = (float(free.quantile(q)) for q in (0.2, 0.8))
-    value.bounds.copy_(torch.tensor([low, high]))
+    value.bounds.copy_(torch.tensor([low, high]) - value.offset[1])
     held = value.bounded(1, x)
     assert float(held.min()) == pytest.approx(low, rel=1e-6) and float(held.max()) == pytest.approx(
         high, rel=1e-6

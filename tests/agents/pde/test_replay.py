@@ -114,12 +114,14 @@ def test_bounds_hold_every_reward_to_go_and_no_density_ratio():
             for k in range(HORIZON + 1)
         ]
     )
-    low, high = data.bounds
+    low, high = data.bounds(torch.zeros(HORIZON + 1)).tolist()
     assert low == pytest.approx(float(to_go.min())) and high == pytest.approx(float(to_go.max()))
-    assert (
-        toy_replay(controlled=True).bounds
-        == Replay.of(chain(), Recording.of(toy_paths())._replace(log_ratios=None)).bounds
-    )
+    level = torch.linspace(0, 1, HORIZON + 1)
+    low, high = data.bounds(level).tolist()
+    above = to_go - level[:, None]
+    assert low == pytest.approx(float(above.min())) and high == pytest.approx(float(above.max()))
+    bare = Replay.of(chain(), Recording.of(toy_paths())._replace(log_ratios=None))
+    assert torch.equal(toy_replay(controlled=True).bounds(level), bare.bounds(level))
 
 
 def test_unseen_ends_count_nowhere():
@@ -138,7 +140,8 @@ def test_unseen_ends_count_nowhere():
     assert torch.isfinite(data.log_terminal).all() and data.log_returns.shape == (4,)
     whole = Replay.of(chain(), Recording.of(toy_paths(8)))
     assert torch.equal(data.log_returns, whole.log_returns[::2])
-    assert data.bounds == whole.at(torch.arange(0, 8, 2)).bounds
+    level = torch.zeros(HORIZON + 1)
+    assert torch.equal(data.bounds(level), whole.at(torch.arange(0, 8, 2)).bounds(level))
 
 
 def test_rows_and_joined_are_inverse():

@@ -48,7 +48,7 @@ def prepared(value: LinearValue, data: Replay) -> LinearValue:
     value.standardise.fit(data.inputs.flatten(0, 1))
     value.place(data.steps.flatten(), data.inputs.flatten(0, 1), generator())
     value.offset.copy_(data.log_returns.double().logsumexp(0) - math.log(data.n))
-    value.bounds.copy_(torch.tensor(data.bounds))
+    value.bounds.copy_(data.bounds(value.offset))
     return value
 
 

@@ -105,9 +105,9 @@ def test_robots_learn_from_observations_drawn_by_their_weight(
         drawn.append(float(data.log_returns[found.row].mean() - data.log_returns.mean()))
         return found
 
-    def loss(value: Any, batch: Any, target: Any, weight: torch.Tensor) -> torch.Tensor:
+    def loss(value: Any, batch: Any, target: Any, weight: torch.Tensor, n: int) -> torch.Tensor:
         weights.append(weight)
-        return relative_residual_loss(value, batch, target, weight)
+        return relative_residual_loss(value, batch, target, weight, n)
 
     monkeypatch.setattr(regression, "sample_spans", sample)
     monkeypatch.setattr(regression, "relative_residual_loss", loss)
