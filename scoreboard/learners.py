@@ -172,6 +172,7 @@ def _of(module: str, name: str, access: str, access_class: str) -> Agent:
 #: ``module:attribute`` on the command line.
 AGENTS: dict[str, Agent] = {
     "pde": Agent(_pde, _loader("..agents", "PDE"), _PDE_ACCESS, _DIFFERENTIABLE),
+    "pde-mou": _of("..agents.pde.mou.agent", "MouPDE", _PDE_ACCESS, _DIFFERENTIABLE),
     "pi-ft": Agent(_pi_ft, _loader("..agents", "PIFT"), _PI_FT_ACCESS, _GRADIENT),
     "ppo": Agent(
         _maker("..baselines.sb3", "make_ppo"),
