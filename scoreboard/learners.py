@@ -76,9 +76,15 @@ def _pi_ft(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlg
     ):  # a diffusers pipeline: adapt its own network
         differentiable = getattr(getattr(env.problem, "reward", None), "differentiable", False)
         policy = "LoraPolicy" if differentiable else "LoraValuePolicy"
-    return PIFT(
-        policy or ("MlpPolicy" if all(slopes_of(env.problem)) else "ScorePolicy"), env, **kwargs
-    )
+    return PIFT(policy, env, **kwargs)
+
+
+def _algorithm1(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
+    """Algorithm 1 of Han et al. to the letter: values fitted backwards in time, full steps."""
+    from ..agents import PIFT
+
+    own = {"damping": None, **(kwargs.pop("policy_kwargs", None) or {})}
+    return PIFT(policy or "FunctionalPolicy", env, policy_kwargs=own, **kwargs)
 
 
 def _sb3_loader(name: str) -> Callable[[str, ProblemEnv, str], BaseAlgorithm]:
@@ -174,6 +180,9 @@ AGENTS: dict[str, Agent] = {
     "pde": Agent(_pde, _loader("..agents", "PDE"), _PDE_ACCESS, _DIFFERENTIABLE),
     "pde-mou": _of("..agents.pde.mou.agent", "MouPDE", _PDE_ACCESS, _DIFFERENTIABLE),
     "pi-ft": Agent(_pi_ft, _loader("..agents", "PIFT"), _PI_FT_ACCESS, _GRADIENT),
+    "pi-ft-algorithm1": Agent(
+        _algorithm1, _loader("..agents", "PIFT"), _PI_FT_ACCESS, _GRADIENT
+    ),
     "ppo": Agent(
         _maker("..baselines.sb3", "make_ppo"),
         access=_SCORE_ACCESS,

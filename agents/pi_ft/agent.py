@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -38,7 +39,9 @@ import torch
 from torch import Tensor, nn
 
 from ...envs.diffusion.gaussian_mixture import GaussianMixture
+from ...envs.env import as_env, problem_of
 from ...envs.known_optimum.linear_quadratic import LinearQuadratic
+from ...envs.problem import Problem, slopes_of
 from ..base import ProblemAgent, descend
 from ..checks import check_range, check_whole
 from ..control import ControlPolicy
@@ -51,6 +54,7 @@ from .linear import LinearPolicy
 from .lipschitz import linear_quadratic_chain, mixture_chain
 from .lora import LoraPolicy, LoraScorePolicy, LoraValuePolicy
 from .regularity import check_temperature, iterate_regularity
+from .value_gradients import Slope, reward_slopes
 
 
 class PIFT(ProblemAgent):
@@ -63,9 +67,9 @@ class PIFT(ProblemAgent):
             in features, ``"FunctionalPolicy"`` fits value functions backwards in time,
             ``"ExactPolicy"`` needs no fit; ``"LoraPolicy"``, ``"LoraValuePolicy"`` and
             ``"LoraScorePolicy"`` take the same gradient steps with adapters of a diffusers
-            pipeline's own network; or an ``IterationPolicy`` class.
-        env: an environment, a vector environment, a registered id, or a bare Problem whose
-            transition and reward are differentiable.
+            pipeline's own network; or an ``IterationPolicy`` class. Absent: what the rewards allow,
+            each judged apart (``usual_form``).
+        env: an environment, a vector environment, a registered id, or a bare Problem.
         n_trajectories: paths of the current policy in each iteration; the form's default if absent.
         memory: iterations whose paths are kept for the regression.
         damping: share of the way from the present control to the fixed-point update that one
@@ -98,7 +102,7 @@ class PIFT(ProblemAgent):
 
     def __init__(
         self,
-        policy: str | type[ControlPolicy] = "MlpPolicy",
+        policy: str | type[ControlPolicy] | None = None,
         env: Any = None,
         learning_rate: Any = None,
         n_trajectories: int | None = None,
@@ -123,6 +127,9 @@ class PIFT(ProblemAgent):
         self.weight_decay = weight_decay
         self.max_gradient = max_gradient
         self.damping = damping
+        if policy is None:
+            env = None if env is None else as_env(env)
+            policy = "MlpPolicy" if env is None else usual_form(problem_of(env))
         form = self.policy_aliases.get(policy, policy) if isinstance(policy, str) else policy
         learning_rate = (
             getattr(form, "learning_rate", None) if learning_rate is None else learning_rate
@@ -216,3 +223,30 @@ class PIFT(ProblemAgent):
         self.optimizer.step()
         self.logger.record("train/gradient_norm", float(norm))
         self._n_updates += 1
+
+
+def usual_form(problem: Problem) -> str:
+    """The form of PI-FT that the problem allows.
+
+    ``MlpPolicy`` where every reward that is paid has a gradient; ``FittedPolicy``, whose gradients
+    are those of fitted values, where one of them is a black box or its gradient is zero;
+    ``ScorePolicy`` where autograd can't follow the transition.
+
+    Warns:
+        UserWarning: a reward has a gradient, but it is zero at every state tried.
+    """
+    if not slopes_of(problem).transition:
+        return "ScorePolicy"
+    found = reward_slopes(problem)
+    flat = [
+        f"{type(problem).__name__}.{name}_reward"
+        for name, slope in found._asdict().items()
+        if slope is Slope.FLAT
+    ]
+    if flat:
+        text = (
+            f"the gradient of {' and of '.join(flat)} is zero at every state tried: PIFT learns it"
+            " as a black box by FittedPolicy (policy='MlpPolicy' takes the gradient as it is)"
+        )
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return "FittedPolicy" if {Slope.FLAT, Slope.BLACK_BOX} & set(found) else "MlpPolicy"

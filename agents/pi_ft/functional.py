@@ -29,6 +29,8 @@ from .form import Iteration, IterationPolicy
 
 RIDGE = 1e-6
 FLOOR = 0.05
+#: Share of the way where full steps don't contract.
+_DAMPING = 0.7
 
 
 class StepValue(nn.Module):
@@ -130,7 +132,8 @@ class FunctionalPolicy(IterationPolicy):
         iterations: m_k, inner iterations from ``a = 0``.
         damping: share of the way to the update that an inner iteration goes. The paper's is 1;
             below, iterations converge also where lambda is not below 1, as long as it is the
-            concave directions in which it is not.
+            concave directions in which it is not. None: 1 at the steps whose iterations are seen to
+            contract, as Theorem 3.1 asks, and 0.7 at the others.
         draws: antithetic pairs of noise in a target.
         control_draws: antithetic pairs of noise in a control, orthogonal and the same for every
             state.
@@ -140,6 +143,7 @@ class FunctionalPolicy(IterationPolicy):
 
     noise: Tensor
     fitted: Tensor
+    damping: Tensor  # at each step
 
     def __init__(
         self,
@@ -148,7 +152,7 @@ class FunctionalPolicy(IterationPolicy):
         problem: Problem,
         hidden: Sequence[int] = (64, 64),
         iterations: int = 5,
-        damping: float = 0.7,
+        damping: float | None = 0.7,
         draws: int = 8,
         control_draws: int = 2,
         gradient_weight: float = 1.0,
@@ -156,10 +160,11 @@ class FunctionalPolicy(IterationPolicy):
     ) -> None:
         super().__init__(observation_space, action_space, problem, temperatures)
         check_whole("iterations", iterations, 1)
-        check_range("damping", damping, 0, 1)
+        if damping is not None:
+            check_range("damping", damping, 0, 1)
         check_whole("draws", draws, 1)
         check_whole("control_draws", control_draws, 1)
-        self.iterations, self.damping = iterations, damping
+        self.iterations, self.full = iterations, damping is None
         self.draws, self.gradient_weight = draws, gradient_weight
         n_inputs, n_noises = (
             int(torch.Size(shape).numel()) for shape in (problem.state_shape, problem.noise_shape)
@@ -176,6 +181,8 @@ class FunctionalPolicy(IterationPolicy):
         )
         self.register_buffer("noise", torch.cat([half, -half])[:, None])
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        share = torch.full((problem.horizon,), 1.0 if damping is None else damping)
+        self.register_buffer("damping", share)
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ControlPolicy."""
@@ -214,6 +221,7 @@ class FunctionalPolicy(IterationPolicy):
         See Backup.
         """
         a = x.new_zeros(len(x), *self.problem.noise_shape)
+        damping = self.damping[k].to(a)
         controls, updates = [], []
         for _ in range(self.iterations):
             with torch.enable_grad():
@@ -222,7 +230,7 @@ class FunctionalPolicy(IterationPolicy):
             update = update / self.betas[k]
             controls.append(a)
             updates.append(update)
-            a = torch.lerp(a, update, self.damping).clamp(-self.action_bound, self.action_bound)
+            a = torch.lerp(a, update, damping).clamp(-self.action_bound, self.action_bound)
         if self.iterations == 1:
             return a, a.new_zeros(len(a))
         moved, answer = (
@@ -256,16 +264,26 @@ class FunctionalPolicy(IterationPolicy):
         for k in reversed(range(1, self.problem.horizon)):
             x = states[k]
             targets = self.backup(k, x, agent.generator)
+            if self.full and self.damping[k] == 1 and targets.contraction.quantile(0.99) >= 1:
+                self.damping[k] = _DAMPING  # lambda_k is not below 1: full steps diverge
+                targets = self.backup(k, x, agent.generator)
+                self._asked(k, len(x), agent)
             contractions.append(targets.contraction.quantile(0.99))
-            if k == self.problem.horizon - 1:
-                agent.reward_queries += (self.iterations + 1) * 2 * self.draws * len(x)
+            self._asked(k, len(x), agent)
             if not self.fitted:
                 self._start(k, x, targets)
             losses.append(self._fit(k, x, targets, self._shares(k, targets.value, n), rate, agent))
+        if self.full and self.problem.horizon > 1:
+            self.damping[0] = self.damping[1]  # no value is fitted at step 0
         self.fitted.fill_(True)
         agent._n_updates += agent.gradient_steps * len(losses)
         agent.logger.record("train/loss", float(torch.stack(losses).mean()))
         agent.logger.record("train/contraction", float(torch.stack(contractions).max()))
+
+    def _asked(self, k: int, n: int, agent: Iteration) -> None:
+        """Count the terminal rewards behind a backup of ``n`` states."""
+        if k == self.problem.horizon - 1:
+            agent.reward_queries += (self.iterations + 1) * 2 * self.draws * n
 
     def _start(self, k: int, x: Tensor, targets: Backup) -> None:
         """Units from the first data at the last step.

@@ -3,13 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...envs.problem import Trajectories
+from ...envs.problem import Problem, Trajectories, device_of
 from .form import IterationPolicy
+
+#: States at which rewards are judged, and uncontrolled steps that lead there.
+_STATES, _STEPS = 8, 3
+
+
+class Slope(Enum):
+    """What autograd finds of a reward."""
+
+    SMOOTH = "has a gradient"
+    FLAT = "has a gradient that is zero at every state tried"
+    BLACK_BOX = "returns a detached tensor"
+    NONE = "is zero"
+
+
+class RewardSlopes(NamedTuple):
+    """Each reward judged apart: one that slopes must not hide one that does not."""
+
+    running: Slope
+    terminal: Slope
+
+
+def reward_slopes(problem: Problem) -> RewardSlopes:
+    """Judge both rewards at 8 states that a few uncontrolled steps lead to.
+
+    A terminal reward that is detached is a black box even where it is zero: prizes are rare.
+    Nothing is counted as a query: what is asked for is whether there is a gradient.
+    """
+    generator = torch.Generator(device_of(problem)).manual_seed(0)
+    with torch.no_grad():
+        x = problem.initial(_STATES, generator)
+        k = min(_STEPS, problem.horizon - 1)
+        for step in range(k):
+            shape = (_STATES, *problem.noise_shape)
+            z = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = problem.transition(step, x, z)
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        running, terminal = problem.running_reward(k, x), problem.terminal_reward(x)
+        if not running.requires_grad and not bool((running != 0).any()):
+            return RewardSlopes(Slope.NONE, _judged(terminal, x))
+        return RewardSlopes(_judged(running, x), _judged(terminal, x))
+
+
+def _judged(reward: Tensor, x: Tensor) -> Slope:
+    if not reward.requires_grad:
+        return Slope.BLACK_BOX
+    (slope,) = torch.autograd.grad(reward.sum(), x, retain_graph=True, allow_unused=True)
+    return Slope.SMOOTH if slope is not None and bool((slope != 0).any()) else Slope.FLAT
+
+
+_DETACHED = (
+    "PIFT needs the gradient of the reward; {} returned a detached tensor (policy='FittedPolicy'"
+    " learns black boxes)"
+)
 
 
 class StepGradients(NamedTuple):
@@ -68,10 +123,7 @@ def adjoint_sweep(
         x = paths.states[-1].detach().requires_grad_()
         reward = problem.terminal_reward(x)
         if not reward.requires_grad:
-            raise ValueError(
-                f"PIFT needs the gradient of the reward; {name}.terminal_reward returned a detached"
-                " tensor"
-            )
+            raise ValueError(_DETACHED.format(f"{name}.terminal_reward"))
         (adjoint,) = torch.autograd.grad(reward.sum(), x)
     for k, beta in reversed(list(enumerate(policy.betas))):
         with torch.enable_grad():
@@ -94,9 +146,10 @@ def adjoint_sweep(
                 # the optimum
                 rise = by_noise - beta * a.detach()
                 by_parameters = torch.autograd.grad(a, parameters, rise, retain_graph=True)
-            here = (
-                problem.running_reward(k, x).sum() - beta * (a * (0.5 * a + paths.noises[k])).sum()
-            )
+            running = problem.running_reward(k, x)
+            if not running.requires_grad and bool((running != 0).any()):
+                raise ValueError(_DETACHED.format(f"{name}.running_reward"))
+            here = running.sum() - beta * (a * (0.5 * a + paths.noises[k])).sum()
             by_next_state = adjoint
             (adjoint,) = torch.autograd.grad(ahead + here, x)
         yield StepGradients(by_noise, adjoint, by_next_state, by_parameters)
