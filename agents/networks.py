@@ -104,7 +104,17 @@ class Value(nn.Module, ABC):
 
 
 class NetworkValue(Value):
-    """``log f`` as the mean of an ensemble of networks; a subclass says which."""
+    """``log f`` as the mean of an ensemble of networks; a subclass says which.
+
+    Args:
+        n_inputs: size of the encoded state.
+        horizon: number of steps of the problem.
+    """
+
+    def __init__(self, n_inputs: int, horizon: int) -> None:
+        super().__init__(n_inputs, horizon)
+        self.register_buffer("unit", torch.ones(horizon + 1))  # nats, at every step
+        self.unit: Tensor
 
     @abstractmethod
     def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
@@ -130,8 +140,6 @@ class NeuralValue(NetworkValue):
     ) -> None:
         super().__init__(n_inputs, horizon)
         self.network = EnsembleMLP(n_inputs + 1 + 2 * FREQUENCIES, 1, hidden, members)
-        self.register_buffer("unit", torch.ones(horizon + 1))  # nats, at every step
-        self.unit: Tensor
 
     def members(self, k: int | Tensor, inputs: Tensor) -> Tensor:
         """See NetworkValue."""

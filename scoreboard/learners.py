@@ -180,9 +180,7 @@ AGENTS: dict[str, Agent] = {
     "pde": Agent(_pde, _loader("..agents", "PDE"), _PDE_ACCESS, _DIFFERENTIABLE),
     "pde-mou": _of("..agents.pde.mou.agent", "MouPDE", _PDE_ACCESS, _DIFFERENTIABLE),
     "pi-ft": Agent(_pi_ft, _loader("..agents", "PIFT"), _PI_FT_ACCESS, _GRADIENT),
-    "pi-ft-algorithm1": Agent(
-        _algorithm1, _loader("..agents", "PIFT"), _PI_FT_ACCESS, _GRADIENT
-    ),
+    "pi-ft-algorithm1": Agent(_algorithm1, _loader("..agents", "PIFT"), _PI_FT_ACCESS, _GRADIENT),
     "ppo": Agent(
         _maker("..baselines.sb3", "make_ppo"),
         access=_SCORE_ACCESS,

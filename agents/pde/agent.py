@@ -25,13 +25,15 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ...envs.env import problem_of
+from ...envs.env import as_env, problem_of
 from ...envs.problem import Policy
 from ...envs.recording import Recording
 from ..base import ProblemAgent
 from ..checks import check_whole
 from ..control import ControlPolicy
 from ..networks import NetworkValue
+from .choosing.candidates import network_for
+from .choosing.contest import Contest
 from .classes.linear import LinearValue
 from .image_policies import CnnPolicy, StateCnnPolicy
 from .learned_rewards import LearnedRewards, imagine
@@ -57,8 +59,9 @@ class PDE(Regression):
     """Regression instead of reinforcement learning.
 
     Args:
-        policy: the function class of ``log f``: ``"MlpPolicy"`` (networks), ``"CnnPolicy"`` and
-            ``"StateCnnPolicy"`` (convolutional, for images and latents; see ``image_policies``),
+        policy: the function class of ``log f``; ``"auto"`` tries those that suit the problem on its
+            own paths and goes on with the best (see ``choosing``). ``"MlpPolicy"`` (networks),
+            ``"CnnPolicy"``, ``"StateCnnPolicy"`` (convolutional; see ``image_policies``),
             ``"PolynomialPolicy"``, ``"FourierPolicy"``, ``"KernelPolicy"`` (Nystrom) or
             ``"RadialPolicy"`` (positive radial bases), whose gradient through the transition is the
             control; where it can't be differentiated ``"ModelPolicy"`` (networks, one of them a
@@ -128,7 +131,10 @@ class PDE(Regression):
                 "exploration must be 0 where adaptive is False (no control is applied); got"
                 f" {self.collection.exploration!r}"
             )
-        self.rounds = []
+        self.rounds, self.choice, self.contest = [], "", None
+        if policy == "auto":
+            env = as_env(env)
+            policy, self.contest = network_for(problem_of(env)), Contest()
         self._given = dict(kwargs.get("policy_kwargs") or {})
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
@@ -146,14 +152,28 @@ class PDE(Regression):
         off-policy observations. Paths of the present policy come with their Girsanov weights, which
         leave the equation unbiased.
         """
+        if self.contest is not None and self.contest.open:
+            self.contest.round(self)
+            return
         # 1. Observe independent paths; their rewards are a black box.
-        first, anew = self.reward_queries == 0, self._n_updates == 0
+        first = self.reward_queries == 0
         control = None if first or not self.adaptive else self.policy.control
         n = self.n_uncontrolled if first else self.n_trajectories
-        paths = self.collect(self._explored(control, n), n)
+        n = n if self.contest is None else self.contest.paths(self, n)
+        paths = self.collect(self.explored(control, n), n)
+        if self.contest is not None:
+            self.contest.watch(self, paths)
 
         # 2. Cole-Hopf: observations (t, x, t', x', reward in between) in units of beta.
-        fresh = self._branched(Replay.of(self.policy.problem, Recording.of(paths)))
+        self.absorb(Replay.of(self.policy.problem, Recording.of(paths)), control)
+
+        clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
+        self.logger.record("train/clipped_share", float(clipped))
+
+    def absorb(self, fresh: Replay, control: Policy | None) -> None:
+        """Learn from a round of paths, and from all before; ``control`` made them."""
+        anew = self._n_updates == 0
+        fresh = self._branched(fresh)
         self.rounds.append(fresh)
 
         # 3. The convex set: f in units of its mean, within the bounds that bounded rewards give.
@@ -170,8 +190,6 @@ class PDE(Regression):
                 every = self._imagined(every, fresh, control)
             self._regress(every, self.gradient_steps)
 
-        clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
-        self.logger.record("train/clipped_share", float(clipped))
         self._record_error(fresh)
 
     def fit(
@@ -225,6 +243,13 @@ class PDE(Regression):
 
     # --- what surrounds it
 
+    def learn(self: SelfPDE, *args: Any, **kwargs: Any) -> SelfPDE:
+        """See ProblemAgent."""
+        super().learn(*args, **kwargs)
+        if self.contest is not None:
+            self.contest.close(self)
+        return self
+
     def _setup_model(self) -> None:
         if self.learning_rate is None:
             policy: Any = self.policy_class
@@ -252,6 +277,7 @@ class PDE(Regression):
     def forget(self) -> None:
         """See ProblemAgent."""
         self.rounds = []
+        self.contest = None  # its figures are another problem's
 
     def _imagined(self, every: Replay, fresh: Replay, control: Policy | None) -> Replay:
         """The newest round, and paths of its control with rewards learned from all rounds.
@@ -271,7 +297,7 @@ class PDE(Regression):
             [fresh, imagine(self.problem, self.rewards, control, n, self.generator)]
         )
 
-    def _explored(self, control: Policy | None, n: int) -> Policy | None:
+    def explored(self, control: Policy | None, n: int) -> Policy | None:
         """``control`` plus a constant push of every other of ``n`` paths."""
         spread = self.collection.exploration
         if not spread:

@@ -110,7 +110,8 @@ class CnnValue(NetworkValue):
             context = inputs[:, -1].round().long().clamp(0, self.contexts - 1)
             given = torch.cat([given, F.one_hot(context, self.contexts).to(given)], 1)
         images = self.standardise(inputs).view(len(inputs), *self.shape)
-        return torch.stack([network(images, given) for network in self.networks]) + self.offset[k]
+        outputs = torch.stack([network(images, given) for network in self.networks])
+        return self.unit[k] * outputs + self.offset[k]
 
 
 class CnnPolicy(ValueGradientPolicy):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import ProblemAgent, descend
-from ..networks import NetworkValue, NeuralValue, Value, encode
+from ..networks import NetworkValue, Value, encode
 from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .classes.linear import ExponentialValue, LinearValue
 from .lookahead import LOOKAHEADS, FreshNoise, Lookahead, Observed
@@ -89,7 +88,7 @@ class Regression(ProblemAgent):
         value.standardise.fit(data.inputs.flatten(0, 1), apart=self.policy.apart)
         value.wind(data.steps, data.inputs)
         value.offset.copy_(scale.level)
-        if isinstance(value, NeuralValue) and self.policy.warm:
+        if isinstance(value, NetworkValue) and self.policy.warm:
             value.unit.copy_(scale.spread.clamp(min=1.0))
         if isinstance(value, LinearValue):
             value.weights.zero_()
@@ -127,10 +126,9 @@ class Regression(ProblemAgent):
             visit = torch.randint(
                 data.steps.shape[1], size, generator=self.generator, device=device
             )
-            guess = learner.members(data.steps[row, visit], data.inputs[row, visit])
             k = data.steps[row, visit]
-            unit = learner.unit[k] if isinstance(learner, NeuralValue) else 1.0
-            loss = 0.5 * ((to_go[one, visit] - guess) / unit).square().mean()
+            guess = learner.members(k, data.inputs[row, visit])
+            loss = 0.5 * ((to_go[one, visit] - guess) / learner.unit[k]).square().mean()
             descend(loss, self.learner, self.optimizer, self._trained(), self.fitting.averaging)
 
     def _regress(self, data: Replay, gradient_steps: int) -> None:

@@ -201,14 +201,18 @@ def test_a_stream_is_the_sum_of_its_parts(kind, neutral):
     radial = RadialValue(2, HORIZON, centres=20)
     radial.standardise.fit(data.inputs.flatten(0, 1))
     radial.place(data.steps.flatten(), data.inputs.flatten(0, 1), generator())
+    settings = {"risk_neutral": neutral, "others": MANY}
     for value in (truth(chain(), 0.1), radial):
-        whole = assemble(value, [data], Observed(), 5.0, risk_neutral=neutral, others=MANY)
-        streamed = assemble(value, iter(parts(data, 77)), Observed(), 5.0, risk_neutral=neutral, others=MANY)
-        summed = assemble(
-            value, [data.at(torch.arange(200))], Observed(), 5.0, risk_neutral=neutral, others=MANY
-        ).plus(
+        whole = assemble(value, [data], Observed(), 5.0, **settings)
+        streamed = assemble(value, iter(parts(data, 77)), Observed(), 5.0, **settings)
+        summed = assemble(value, [data.at(torch.arange(200))], Observed(), 5.0, **settings).plus(
             assemble(
-                value, [data.at(torch.arange(200, data.n))], Observed(), 5.0, risk_neutral=neutral, others=MANY
+                value,
+                [data.at(torch.arange(200, data.n))],
+                Observed(),
+                5.0,
+                risk_neutral=neutral,
+                others=MANY,
             )
         )
         for other in (streamed, summed):

@@ -1,0 +1,1 @@
+"""Which function class suits a problem, found out on its own paths: ``PDE("auto")``."""

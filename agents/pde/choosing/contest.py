@@ -1,0 +1,247 @@
+"""A contest of function classes: all learn from all paths, and each is judged by its own.
+
+Along paths of a control a that it did not learn from, the log density of the path under the
+optimum against that under a is, up to a constant,
+
+    G = sum_k (r_k / beta - |a_k|^2 / 2 - a_k . W_k) + y / beta,
+
+with mean ``J(a) / beta`` and, at the optimum, the value ``log f_0(X_0)`` on every path, up to the
+size of the step. So half the variance of ``G - log f_0(X_0)`` is the held-out residual of the
+equation, in nats, and to first order what a loses, ``(J* - J(a)) / beta = KL(P^a || P*)``. It tells
+good controls apart with few paths; that a control is consistently bad, in the wrong mode say, only
+the mean tells. So classes whose mean is clearly lower than another's leave, and of those that stay
+the least residual wins.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ....envs.problem import Policy, Problem, Trajectories
+from ....envs.recording import Recording
+from ...networks import NetworkValue
+from ..classes.linear import LinearValue
+from ..policies import ValuePolicy
+from ..replay import Replay
+from ..settings import Collection
+from .candidates import Candidate, candidates_for
+
+#: What the agent takes over from the winner.
+_WHAT_A_CLASS_IS = (
+    *("policy_class", "policy_name", "policy_kwargs", "policy", "learner", "optimizer"),
+    *("collection", "targets", "fitting", "selection", "rounds", "_given", "_n_updates"),
+)
+#: Rounds of a contest at most, and the share of the budget after which it is over.
+_ROUNDS, _SHARE = 4, 0.34
+#: Standard errors by which an objective is clearly lower.
+_CLEARLY = 2.0
+#: Paths of each class in a round, at least.
+_LEAST = 8
+
+
+class Contestant(Protocol):
+    """What a contest asks of PDE, which says what these are."""
+
+    policy: ValuePolicy
+    policy_name: str
+    problem: Problem
+    env: Any
+    seed: int | None
+    device: torch.device
+    n_uncontrolled: int
+    n_trajectories: int
+    num_timesteps: int
+    _total_timesteps: int
+    collection: Collection
+    rounds: list[Replay]
+    choice: str
+
+    @property
+    def logger(self) -> Any:
+        """Where the choice is told."""
+
+    def collect(self, policy: Policy | None, n: int | None = None) -> Trajectories:
+        """Fresh paths, counted."""
+
+    def explored(self, control: Policy | None, n: int) -> Policy | None:
+        """A control with pushes."""
+
+    def absorb(self, fresh: Replay, control: Policy | None) -> None:
+        """Learn from a round of paths."""
+
+    def _set_up_logger(self) -> None: ...
+
+
+class Verdict(NamedTuple):
+    """What a class's own paths say of it; in nats."""
+
+    mean: float  # J / beta
+    error: float  # its standard error
+    residual: float  # half the variance of G less log f_0
+
+    @classmethod
+    def of(cls, g: Tensor, value: Tensor, mean: float) -> Verdict:
+        """Of paths with these G and ``log f_0``, both ``(n,)``, and its mean over more starts."""
+        left = g - value
+        error = float(left.std() / math.sqrt(len(left)))
+        return cls(float(left.mean()) + mean, error, 0.5 * float(left.var()))
+
+
+def gained(paths: Trajectories, beta: float) -> Tensor:
+    """G of every path, ``(n,)`` in float64."""
+    running = paths.running_rewards.double() / beta + paths.log_ratios.double()
+    return running.sum(0) + paths.terminal_reward.double() / beta
+
+
+class Contest:
+    """What ``PDE("auto")`` does until a class has won, and its check at the end.
+
+    The network is the agent itself; the linear classes are agents beside it, which take no steps of
+    their own.
+    """
+
+    def __init__(self) -> None:
+        self.open = True
+        self.rounds = 0
+        self.free: Verdict | None = None  # of no control
+        self.last: Verdict | None = None  # of the newest paths of the agent's own control
+        self.others: list[tuple[Candidate, Any]] = []
+
+    def round(self, agent: Contestant) -> None:
+        """One round of all who are left."""
+        if self.free is None:
+            self._start(agent)
+            return
+        everyone: list[tuple[Candidate | None, Any]] = [(None, agent), *self.others]
+        size = max(_LEAST, agent.n_trajectories // len(everyone))
+        gains, data = [], []
+        for _, one in everyone:
+            paths = agent.collect(one.explored(one.policy.control, size), size)
+            gains.append(gained(paths, agent.problem.temperature))
+            data.append(Replay.of(agent.policy.problem, Recording.of(paths)))
+        fresh = Replay.joined(data)
+        verdicts = [
+            _judged(one, g, own, Replay.joined([*agent.rounds, fresh]))
+            for (_, one), g, own in zip(everyone, gains, data, strict=True)
+        ]
+        for _, one in everyone:
+            one.absorb(fresh, None)
+        self.rounds += 1
+        best = max(verdicts, key=lambda v: v.mean - v.error)
+        stay = [
+            i
+            for i, v in enumerate(verdicts)
+            if best.mean - v.mean <= _CLEARLY * math.hypot(best.error, v.error)
+        ]
+        over = len(stay) == 1 or self.rounds == _ROUNDS or self._spent(agent) >= _SHARE
+        leader = min(stay, key=lambda i: verdicts[i].residual)
+        self.last = verdicts[leader]
+        if over:
+            self._end(agent, everyone, verdicts, leader)
+        else:
+            self.others = [everyone[i] for i in stay if i]  # type: ignore[misc]
+
+    def _start(self, agent: Contestant) -> None:
+        """Uncontrolled paths, and who learns from them."""
+        paths = agent.collect(None, agent.n_uncontrolled)
+        g = gained(paths, agent.problem.temperature)
+        fresh = Replay.of(agent.policy.problem, Recording.of(paths))
+        agent.absorb(fresh, None)
+        self.free = Verdict.of(g, torch.zeros_like(g), 0.0)
+        effective = float(torch.exp(2 * g.logsumexp(0) - (2 * g).logsumexp(0)))
+        for candidate in candidates_for(agent.problem, len(g), effective):
+            one = _rival(agent, candidate)
+            one.absorb(fresh, None)
+            self.others.append((candidate, one))
+        if not self.others:
+            self.open = False
+            self._say(agent, f"{agent.policy_name}: no other class suits the problem")
+
+    def _spent(self, agent: Contestant) -> float:
+        return agent.num_timesteps / max(agent._total_timesteps, 1)
+
+    def _end(
+        self,
+        agent: Contestant,
+        everyone: list[tuple[Candidate | None, Any]],
+        verdicts: list[Verdict],
+        leader: int,
+    ) -> None:
+        """The winner's class becomes the agent's."""
+        names = ["a network" if c is None else c.word for c, _ in everyone]
+        ranked = [
+            f"{name}: objective {v.mean:.3g} +- {v.error:.1g}, residual {v.residual:.2g}"
+            for name, v in zip(names, verdicts, strict=True)
+        ]
+        assert self.free is not None
+        free = f"no control: objective {self.free.mean:.3g}"
+        self._say(agent, f"{names[leader]} ({'; '.join([*ranked, free])}; all in nats)")
+        if leader:
+            for name in _WHAT_A_CLASS_IS:
+                setattr(agent, name, getattr(everyone[leader][1], name))
+        self.others, self.open = [], False
+
+    def _say(self, agent: Contestant, text: str) -> None:
+        agent.choice = text
+        agent.logger.log(f"auto chose {text}")
+
+    def paths(self, agent: Contestant, n: int) -> int:
+        """Of a round, ``n`` for networks: linear classes are solved as often as paths double."""
+        if not isinstance(agent.policy.value, LinearValue):
+            return n
+        left = math.ceil((agent._total_timesteps - agent.num_timesteps) / agent.problem.horizon)
+        return max(n, min(left, sum(data.n for data in agent.rounds)))
+
+    def watch(self, agent: Contestant, paths: Trajectories) -> None:
+        """Judge a round of the winner's own paths."""
+        g, data = gained(paths, agent.problem.temperature), Recording.of(paths)
+        own = Replay.of(agent.policy.problem, data)
+        self.last = _judged(agent, g, own, Replay.joined([*agent.rounds, own]))
+
+    def close(self, agent: Contestant) -> None:
+        """Fall back to no control where the last paths did not do better.
+
+        Warns:
+            UserWarning: they did not.
+        """
+        free, last = self.free, self.last
+        if free is None or last is None or last.mean > free.mean:
+            return
+        text = (
+            f"the learnt control reaches {last.mean:.3g} +- {last.error:.1g} nats and none"
+            f" {free.mean:.3g} +- {free.error:.1g}: none is kept (more paths, or another policy,"
+            " may help)"
+        )
+        warnings.warn(text, UserWarning, stacklevel=3)
+        level(agent.policy.value)
+
+
+@torch.no_grad()
+def _judged(one: Contestant, g: Tensor, own: Replay, every: Replay) -> Verdict:
+    """By its own paths without a push, and the starts of all paths."""
+    value, rows = one.policy.value, slice(0, None, 2 if one.collection.exploration else 1)
+    first, more = (value(data.steps[:, 0], data.inputs[:, 0]).double() for data in (own, every))
+    return Verdict.of(g[rows], first[rows], float(more.mean()))
+
+
+def _rival(agent: Contestant, candidate: Candidate) -> Any:
+    """An agent of another class that takes no steps of its own."""
+    make: Any = type(agent)
+    settings = {"seed": agent.seed, "device": agent.device, **candidate.settings}
+    one = make(candidate.policy, agent.env, **settings)
+    one._set_up_logger()
+    return one
+
+
+@torch.no_grad()
+def level(value: Any) -> None:
+    """Make log f a function of time alone, whose control is none."""
+    if isinstance(value, NetworkValue):
+        value.unit.zero_()
+    else:
+        value.weights.zero_()
