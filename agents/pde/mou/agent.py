@@ -6,8 +6,9 @@ import math
 from typing import Any, ClassVar
 
 from ....envs.recording import Recording
-from ...base import ControlPolicy, ProblemAgent
+from ...base import ProblemAgent
 from ...checks import check_whole
+from ...control import ControlPolicy
 from ..policies import RadialPolicy
 from ..replay import Replay
 from .estimator import Inequality, observed, solve
