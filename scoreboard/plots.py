@@ -30,6 +30,8 @@ _LOOKS = {
     "ppo-control": ("PPO (control)", "#882255"),
     "sac-control": ("SAC (control)", "#AA4499"),
     "dyna": ("Dyna", "#999933"),
+    "pde-mou": ("PDE (Mou's)", "#44AA99"),
+    "pi-ft-algorithm1": ("PI-FT (Algorithm 1)", "#DDCC77"),
 }
 _OTHERS = ("#332288", "#661100", "#6699CC", "#117733", "#888888")
 

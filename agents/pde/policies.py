@@ -28,8 +28,7 @@ class ValuePolicy(ControlPolicy):
     """
 
     value_class: ClassVar[type[Value]]
-    #: Settings of the value's class that model selection tries, on top of the given ones; the first
-    #: is the default.
+    #: Settings of the value's class that are tried, on top of the given ones; the first: default.
     candidates: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     #: The lookahead that suits the class where the data hold every step (see PDE).
     lookahead: ClassVar[str] = "observed"
@@ -37,8 +36,8 @@ class ValuePolicy(ControlPolicy):
     mean_span: ClassVar[float] = 5.0
     #: Whether it learns from the noises and controls of every step.
     needs_noise: ClassVar[bool] = False
-    #: Whether networks start from the expected reward to go, in units of its standard deviation:
-    #: rewards may span hundreds of temperatures. Linear classes always do.
+    #: Whether networks start from the expected reward to go, in units of its spread, as linear
+    #: classes do: rewards may span hundreds of temperatures.
     warm: ClassVar[bool] = True
     #: Whether every input has a unit of its own (see ``Standardise.fit``).
     apart: ClassVar[bool] = False

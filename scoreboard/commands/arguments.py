@@ -21,7 +21,9 @@ _METHODS = "girsanov.baselines.fine_tuning_methods"
 #: The class behind an agent's name, and the table of settings that it starts from.
 _CLASSES = {
     "pde": ("girsanov.agents", "PDE"),
+    "pde-mou": ("girsanov.agents.pde.mou.agent", "MouPDE"),
     "pi-ft": ("girsanov.agents", "PIFT"),
+    "pi-ft-algorithm1": ("girsanov.agents", "PIFT"),
     "ppo": ("stable_baselines3", "PPO"),
     "sac": ("stable_baselines3", "SAC"),
     "ppo-control": ("stable_baselines3", "PPO"),
