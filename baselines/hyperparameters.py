@@ -65,7 +65,14 @@ _SAC: dict[str, Any] = {
 }
 SAC: dict[str, dict[str, Any]] = {
     "default": _SAC,
-    "Digits": {**_SAC, "n_envs": 20, "gradient_steps": 2, "learning_rate": 1e-3},
+    "Digits": {
+        **_SAC,
+        "n_envs": 20,
+        "batch_size": 1024,
+        "learning_rate": 1e-3,
+        "tau": 0.05,
+        "n_steps": 1,
+    },
 }
 
 #: Of ``Dyna``, and of the PPO that dreams in it.
