@@ -77,7 +77,7 @@ def test_it_goes_on_as_from_stable_baselines3_s_own_file(
 
 
 def test_sac_takes_its_past_along_when_asked(tmp_path: Path) -> None:
-    model = small(make_sac, buffer_size=400, ent_coef=0.01).learn(160)
+    model = small(make_sac, buffer_size=400, ent_coef=0.01, n_steps=3).learn(160)
     save_sb3(model, tmp_path / "m", replay_buffer=True)
     again: Any = load_sb3(tmp_path / "m", DoubleWell(), "cpu", SAC)
     assert (again.replay_buffer.pos, again.replay_buffer.full) == (40, False)
