@@ -1,7 +1,7 @@
 """How fast does policy iteration converge? Measured contraction against that of the theory, the
 truth in closed form.
 
-    python benchmarks/convergence.py [--parts quadratics mixtures refinement]
+    python benchmarks/convergence.py            # seconds; nothing is random
     python benchmarks/convergence.py report
 
 A part is a table of named arguments, what makes numbers of them, what draws them and what tells
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import resumable as bench
 import torch
@@ -45,7 +45,6 @@ from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 HERE = bench.RESULTS / "convergence"
 Row = dict[str, Any]
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-PartName = Literal["quadratics", "mixtures", "refinement"]
 
 
 class Part(NamedTuple):
@@ -58,16 +57,12 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(bench.Job):
     """One line of a part."""
 
+    form: ClassVar[str] = "{part} {of}"
     part: str
     of: str
-
-    @property
-    def name(self) -> str:
-        """Unlike any other's."""
-        return f"{self.part} {self.of}"
 
 
 # --- linear-quadratic chains
@@ -251,7 +246,7 @@ def draw_refinement(figure: Any, rows: Mapping[str, Row]) -> None:
 
 def _table(heads: str, rows: Mapping[str, Row], *columns: str) -> str:
     cells = ([name, *(f"{row[c]:.4g}" for c in columns)] for name, row in rows.items())
-    return bench.table(heads.split("|"), cells)
+    return bench.table(heads, cells)
 
 
 def quadratic_table(rows: Mapping[str, Row]) -> str:
@@ -292,34 +287,21 @@ PARTS: dict[str, Part] = {
 }
 
 
-def execute(job: Job) -> Row:
+def jobs(seeds: Any, quick: bool, done: Any) -> list[Job]:
+    """Every line; nothing is random, so that seeds count for nothing."""
+    return [Job(name, of) for name, part in PARTS.items() for of in part.arguments]
+
+
+def execute(job: Job, at: bench.Place) -> Row:
     """Make one line."""
     part, start = PARTS[job.part], time.process_time()
     row = part.make(*part.arguments[job.of])
     return {"row": row, "cpu_seconds": round(time.process_time() - start, 2)}
 
 
-def run(
-    parts: tuple[PartName, ...] = ("quadratics", "mixtures", "refinement"), out: Path = HERE
-) -> None:
-    """Make the lines that are missing, then the report.
-
-    Args:
-        parts: which.
-        out: folder of everything.
-    """
-    jobs = [Job(part, name) for part in parts for name in PARTS[part].arguments]
-    bench.resume(jobs, out, execute, lambda line: f"{line['cpu_seconds']} s")
-    report(out)
-
-
 def report(out: Path = HERE) -> None:
-    """Write ``report.md`` and ``convergence.png`` from what is there.
-
-    Args:
-        out: folder that ``convergence.py`` filled.
-    """
-    lines = bench.groups(bench.runs_of(out, some=True).values(), lambda x: x["job"]["part"])
+    """Write ``report.md`` and ``convergence.png`` from what is there."""
+    lines = bench.groups(bench.lines_of(out), "part")
     shown = [part for part in PARTS if part in lines]
     figure = bench.figure(11, 3.6 * len(shown))
     panels = figure.subfigures(len(shown), 1, squeeze=False)[:, 0]
@@ -336,10 +318,8 @@ def report(out: Path = HERE) -> None:
     bench.write(out, text, convergence=figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """See ``command_line``."""
-    return bench.command_line("convergence.py", __doc__, run, report, arguments)
-
+words = "{cpu_seconds} s".format_map
+main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report), HERE)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,7 +48,7 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "docs/tutorials/own_diffusion_model.md": [
-        ("seed=0).learn(30 * 10 * 50)", "seed=0, n_trajectories=1).learn(50)"),
+        ("seed=0).learn(30 * 10 * 50)", "seed=0, n_trajectories=2).learn(1)"),
         ("--budget 100 --seeds 0 --out runs/", "--budget 2" + _FEW),
     ],
     "docs/how_to/other_libraries.md": [
