@@ -91,7 +91,7 @@ def report(out: Path = HERE) -> None:
         bench.table(["", *map(str.upper, agents)], rows),
         bench.made_by(lines),
     ]
-    bench.write(out, text, {"rows": summary})
+    bench.write(out, "\n\n".join(text) + "\n", {"rows": summary})
 
 
 def _cell(score: dict[str, Any]) -> str:
@@ -101,7 +101,7 @@ def _cell(score: dict[str, Any]) -> str:
 
 words = "score {final[score]:.3f}".format_map
 SEEDS = (100, 101, 102, 103, 104)
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report, SEEDS), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, SEEDS).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,16 +1,9 @@
-"""Linear classes and the network on the test problems of the stochastic-control literature, whose
-optimal controls are known.
+"""PDE on test problems of the stochastic-control literature, whose optimal controls are known.
 
     python benchmarks/control_literature.py            --quick: a minute's worth
     python benchmarks/control_literature.py report
 
-Measured is ``control_error``, ``sum_k E|a_k - a*_k|^2 / sum_k E|a*_k|^2`` along paths of the
-optimum: 0 is the optimum, 1 no control at all. Beside it: CPU seconds of one thread, simulation
-included; wall-clock seconds of two threads that each linear class takes for 2,000 recorded
-trajectories of 50 steps, model selection included (an upper bound where the machine does other
-things); and the peak memory of a fit of a million streamed trajectories. Every agent acts in a box
-of 2.5 standard deviations, which holds every optimal control (the default, 1, does not in the
-double well).
+What is measured, and how, is told in results/control_literature/report.md.
 """
 
 from __future__ import annotations
@@ -46,23 +39,16 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, an agent and what is asked of it.
+    """A problem, an agent and what is asked of it."""
 
-    Args:
-        env: registered name.
-        target: largest error.
-        trajectories: in all.
-        agent: arguments of PDE.
-        recorded: learn from uncontrolled trajectories alone, by ``fit``; else by ``learn``.
-        env_kwargs: of the problem.
-    """
-
-    env: str
-    target: float
-    trajectories: int
-    agent: dict[str, Any]
-    recorded: bool = False
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env: str  # registered name
+    target: float  # largest error
+    trajectories: int  # in all
+    agent: dict[str, Any]  # arguments of PDE
+    recorded: bool = (
+        False  # learn from uncontrolled trajectories alone, by ``fit``; else by ``learn``
+    )
+    env_kwargs: dict[str, Any] = field(default_factory=dict)  # of the problem
 
     def problem(self) -> Problem:
         """On the CPU."""
@@ -129,18 +115,12 @@ CLASSES = ("PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy")
 
 @dataclass(frozen=True)
 class Job(bench.Job):
-    """One measurement.
-
-    Args:
-        kind: ``error``, ``seconds`` or ``memory``.
-        of: a case, or a class.
-        seed: of data and agent.
-    """
+    """One measurement."""
 
     form: ClassVar[str] = "{kind} {of} seed {seed}"
-    kind: str
-    of: str
-    seed: int
+    kind: str  # ``error``, ``seconds`` or ``memory``
+    of: str  # a case, or a class
+    seed: int  # of data and agent
 
 
 def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
@@ -199,7 +179,6 @@ def peak_memory(policy: str, n: int) -> dict[str, float]:
 class Kind(NamedTuple):
     """A table of the report; trajectories and target None: the case's."""
 
-    title: str
     measure: str
     unit: str = "CPU seconds"
     trajectories: int | None = None
@@ -207,24 +186,15 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "error": Kind(
-        "Relative squared error of the control along paths of the optimum (no control: 1):", "error"
-    ),
-    "seconds": Kind(
-        "Wall-clock seconds of two threads for 2,000 recorded trajectories of 50 steps, model"
-        " selection included:",
-        *("seconds", "seconds", 2000, 5.0),
-    ),
-    "memory": Kind(
-        "Peak memory (MB), trajectories of 10 steps streamed:",
-        *("megabytes", "CPU seconds", MILLION, 2000.0),
-    ),
+    "error": Kind("error"),
+    "seconds": Kind("seconds", "seconds", 2000, 5.0),
+    "memory": Kind("megabytes", "CPU seconds", MILLION, 2000.0),
 }
 
 
 def report(out: Path = HERE) -> None:
     """Write report.md: medians and worst seeds, and whether the median is within its target."""
-    lines, text = bench.lines_of(out), ["# Test problems of the stochastic-control literature"]
+    lines, tables = bench.lines_of(out), dict.fromkeys(KINDS, "")
     for kind, group in bench.groups(lines, "kind").items():
         told, rows = KINDS[kind], []
         for name, found in bench.groups(group, "of").items():
@@ -236,8 +206,8 @@ def report(out: Path = HERE) -> None:
             met = "yes" if median(values) <= target else "no"
             rows.append([name, *numbers, *figures, f"{seconds:.1f}", met])
         heads = f"|trajectories|seeds|target|median|worst|{told.unit}|met"
-        text += [told.title, bench.table(heads, rows)]
-    bench.write(out, [*text, bench.made_by(lines)])
+        tables[kind] = bench.table(heads, rows)
+    bench.write(out, bench.filled(HERE, out, **tables, made=bench.made_by(lines)))
 
 
 def words(line: bench.Line) -> str:
@@ -245,7 +215,7 @@ def words(line: bench.Line) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in line["row"].items())
 
 
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,31 +5,7 @@ paper's Figures 1 and 3.
     python benchmarks/digits_fine_tuning.py --only betas-pi-ft --seeds 0 1
     python benchmarks/digits_fine_tuning.py report
 
-girsanov/Digits-v0; PI-FT is its ``PathwisePolicy``, one step up the gradient of 10 fresh paths an
-iteration. Parts:
-
-* ``queries``: every method for 2,000 reward queries, hence 100,000 environment steps, at beta 0.3,
-  where the bound is certified.
-* ``seconds``: each cheaper method again, with as many queries as make it as expensive as PI-FT was,
-  by the CPU seconds of their seeds 0.
-* ``betas``: Figure 3 of Han, Razaviyayn and Xu (2025): gradient norm, reward and KL against
-  iterations for five temperatures, at a constant learning rate.
-* ``betas-slow``, ``betas-many``: the same at a quarter of that rate, and with 50 paths an
-  iteration. They were added after runs of the parts before them, in which the noise of 10 paths
-  drowned the differences that were looked for.
-* ``paper``: their Figure 1 at their costs: 1,000 rounds of sampling and 10,000 gradient steps for
-  DPOK, 1,000 gradient steps for PI-FT, 10 paths each: 10,000 reward queries both.
-
-When has a run of these converged? Two answers, both laid down before the first run. As a policy:
-when the running means (of 3 evaluations: 30 iterations, or 12) of reward and KL are, and stay,
-within 10% of the total change of the last one. In what it is worth: when that of the objective is,
-and stays, within 5% of its total gain. A third was added after the runs of ``betas``, as both
-measure each temperature by a yardstick of its own: when the running mean of the KL is, and stays,
-within one nat of the last.
-
-The baselines have the settings of their tables; PPO and SAC take the control as action. All
-policies are measured on the same fresh noises. Seconds are CPU seconds of one thread in training,
-evaluation left out.
+Its parts, and when a run of them has converged, are told in results/digits_fine_tuning/report.md.
 """
 
 from __future__ import annotations
@@ -56,7 +32,7 @@ from girsanov.scoreboard.evaluation import (
     evaluate,
     generator_on,
 )
-from girsanov.scoreboard.plots import samples
+from girsanov.scoreboard.plots import learning_curves, samples
 
 HERE = bench.RESULTS / "digits_fine_tuning"
 ENV = "girsanov/Digits-v0"
@@ -72,40 +48,30 @@ class Sweep(NamedTuple):
     """Runs at every temperature."""
 
     figure: str
-    words: str
     iterations: int = 150
     paths: int = 10
     apart: int = 10  # iterations between evaluations
     settings: Mapping[str, Any] = {}
 
 
-_DEFAULT = "the default learning rate"
-_QUARTER = "a quarter of the default learning rate"
 SWEEPS = {
-    "betas": Sweep("figure3", _DEFAULT),
-    "betas-slow": Sweep("figure3_slow", _QUARTER, settings={"learning_rate": SLOW}),
-    "betas-many": Sweep("figure3_many", _DEFAULT, 100, 50, 4, {"n_trajectories": 50}),
+    "betas": Sweep("figure3"),
+    "betas-slow": Sweep("figure3_slow", settings={"learning_rate": SLOW}),
+    "betas-many": Sweep("figure3_many", 100, 50, 4, {"n_trajectories": 50}),
 }
+PLAIN = ("queries", "seconds", "paper")  # the other parts
 
 
 @dataclass(frozen=True)
 class Job(bench.Job):
-    """One method with one seed.
-
-    Args:
-        part: what it is for.
-        agent: a name of ``AGENTS``.
-        beta: temperature.
-        queries: reward queries.
-        seed: of the agent.
-    """
+    """One method with one seed."""
 
     form: ClassVar[str] = "{part}-{agent}-beta{beta:g}-{queries}-{seed}"
-    part: str
-    agent: str
-    beta: float
-    queries: int
-    seed: int
+    part: str  # what it is for
+    agent: str  # a name of ``AGENTS``
+    beta: float  # temperature
+    queries: int  # reward queries
+    seed: int  # of the agent
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -251,42 +217,31 @@ def beta_table(lines: Sequence[bench.Line]) -> str:
 
 
 def draw_betas(lines: Sequence[bench.Line]) -> Any:
-    figure = bench.figure(12, 3.8)
-    panels = figure.subplots(1, 3)
-    for i, (beta, group) in enumerate(sorted(bench.groups(lines, "beta").items())):
+    curves = {}
+    for beta, group in sorted(bench.groups(lines, "beta").items()):
         norms = np.median([line["gradient_norms"] for line in group], 0)
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(norms, 20), 1)
-        curves = [(np.arange(len(smooth)) + 20, smooth)]
-        for name in ("reward", "kl"):
-            y = np.median([_column(line, name) for line in group], 0)
-            curves.append((np.array(_at(group[0])), y))
-        for axes, (x, y) in zip(panels, curves, strict=True):
-            axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
-    titles = ("gradient norm (running median of 20)", "reward", "KL (nats)")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set(xlabel="iterations", title=title)
-    panels[0].set_yscale("log")
-    panels[2].set_yscale("symlog", linthresh=1)
-    panels[2].legend(fontsize=8)
-    return figure
+        reward, kl = (np.median([_column(x, n) for x in group], 0) for n in ("reward", "kl"))
+        at = _at(group[0])
+        curves[beta] = {
+            "gradient norm (running median of 20)": (np.arange(len(smooth)) + 20, smooth),
+            "reward": (at, reward),
+            "KL (nats)": (at, kl),
+        }
+    return bench.draw_by_beta(curves, "iterations")
 
 
 def draw_curves(lines: Sequence[bench.Line]) -> Any:
-    figure = bench.figure(11, 4)
-    panels = figure.subplots(1, 2, sharey=True)
-    words = {"queries": "reward queries", "seconds": "CPU seconds of training"}
-    for axes, (unit, label) in zip(panels, words.items(), strict=True):
-        for i, agent in enumerate(AGENTS):
-            # no cheaper than PI-FT: one run serves for both
-            chosen = bench.chosen(lines, part=unit, agent=agent)
-            chosen = chosen or bench.chosen(lines, part="queries", agent=agent)
-            for number, line in enumerate(chosen):
-                x, y = (_column(line, name) for name in (unit, "score"))
-                axes.plot(x, y, color=f"C{i}", linewidth=1, label=None if number else agent)
-        axes.set(xlabel=label, ylim=(-1, 1.02))
-    panels[0].set_ylabel("score")
-    panels[0].legend(loc="lower right", fontsize=8)
-    return figure
+    """Each method with the most queries that it was given."""
+    runs = {}
+    for agent in AGENTS:
+        # no cheaper than PI-FT: one run serves for both
+        found = bench.chosen(lines, part="seconds", agent=agent)
+        found = found or bench.chosen(lines, part="queries", agent=agent)
+        if found:
+            queries = [[{**r, "reward_queries": r["queries"]} for r in x["curve"]] for x in found]
+            runs[AGENTS[agent]] = queries
+    return learning_curves(runs, "score", ENV)
 
 
 def draw_samples(lines: Sequence[bench.Line], agents: Iterable[str], out: Path) -> Any | None:
@@ -306,53 +261,33 @@ def report(out: Path = HERE) -> None:
     lines = sorted(
         bench.lines_of(out), key=lambda x: (order.index(x["job"]["agent"]), x["job"]["seed"])
     )
-    parts, pictures = bench.groups(lines, "part"), {}
+    parts = bench.groups(lines, "part")
     queries = parts.get("queries", [])
-    text = [
-        "# Fine-tuning Digits-v0",
-        "Medians over seeds; brackets hold the least and the largest. What each part is:"
-        " `benchmarks/digits_fine_tuning.py`.",
-    ]
-
-    def show(name: str, figure: Any | None, words: str) -> None:
-        if figure is not None:
-            pictures[name] = figure
-            text.append(f"![{words}]({name}.png)")
-
-    if queries:
-        known = bench.references_of(out)[f"Digits-v0-beta{BETA:g}"]["value"]
-        bound = Reference.from_json(known).certificate
-        text += [
-            f"## Equal reward queries and environment steps (beta {BETA})",
-            score_table(queries, queries),
+    known = bench.references_of(out).get(f"Digits-v0-beta{BETA:g}")
+    tables = dict.fromkeys(("queries", "bound", "seconds", "paper", *map(_block, SWEEPS)), "")
+    tables |= {part: score_table(parts[part], queries) for part in PLAIN if part in parts}
+    tables |= {_block(part): beta_table(parts[part]) for part in SWEEPS if part in parts}
+    pictures = {s.figure: draw_betas(parts[part]) for part, s in SWEEPS.items() if part in parts}
+    if queries and known is not None:
+        bound = Reference.from_json(known["value"]).certificate
+        tables["bound"] = (
             f"Scores: 0 the pre-trained model, 1 the bound {bound.bound:.3f} ({bound.ess:.0f} of"
-            f" {bound.n} paths carry it).",
-        ]
-        show("curves", draw_curves(lines), "scores against cost")
-        show("samples_queries", draw_samples(queries, AGENTS, out), "samples")
-    if "seconds" in parts:
-        text += [
-            "## Equal CPU seconds",
-            score_table(parts["seconds"], queries),
-            "Cheaper methods that are missing here were not run; those that are not cheaper need no"
-            " second run.",
-        ]
-    for part, sweep in SWEEPS.items():
-        if part in parts:
-            text += [
-                f"## Figure 3: {sweep.iterations} iterations of {sweep.paths} paths at five"
-                f" temperatures, {sweep.words}",
-                beta_table(parts[part]),
-            ]
-            show(sweep.figure, draw_betas(parts[part]), "Figure 3")
-    if "paper" in parts:
-        text += ["## Figure 1: the paper's costs", score_table(parts["paper"], queries)]
-        show("samples_paper", draw_samples(parts["paper"], ("dpok", "pi-ft"), out), "samples")
-    bench.write(out, [*text, bench.made_by(lines)], **pictures)
+            f" {bound.n} paths carry it)."
+        )
+        pictures["curves"] = draw_curves(lines)
+    for part, agents in (("queries", tuple(AGENTS)), ("paper", ("dpok", "pi-ft"))):
+        if (figure := draw_samples(parts.get(part, []), agents, out)) is not None:
+            pictures[f"samples_{part}"] = figure
+    text = bench.filled(HERE, out, **tables, made=bench.made_by(lines))
+    bench.write(out, text, **pictures)
+
+
+def _block(part: str) -> str:
+    return part.replace("-", "_")
 
 
 words = "J {objective:.3f}, KL {kl:.2f}, {seconds:.0f} CPU s".format_map
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

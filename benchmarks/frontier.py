@@ -4,15 +4,7 @@ cost RL?
     python benchmarks/frontier.py --only ppo d2 --seeds 0 1
     python benchmarks/frontier.py report
 
-For each reward strength 1/beta and dimension d of girsanov/GaussianMixture-v0: how many reward
-queries and how many seconds until the score (see ``mixture.py``) is 0.9? ``pde`` is PDE with
-adaptive sampling, ``pde-off`` the same from uncontrolled paths alone. PPO and SAC take the control
-as action, as they did when these runs were made.
-
-The point at which a curve reaches 0.9 is the first evaluation whose score, averaged with those
-before and after it, is at least 0.9: one lucky evaluation does not count, nor does the last of a
-run. Seconds are those of the same evaluation: CPU seconds of one thread in training, evaluation
-left out, so that other processes on the machine change them little.
+What is measured, and how, is told in results/frontier/report.md.
 """
 
 from __future__ import annotations
@@ -48,26 +40,16 @@ AGENTS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 @dataclass(frozen=True)
 class Job(bench.Job):
-    """One agent with one seed in one cell of the grid.
-
-    Args:
-        agent: a name of ``AGENTS``.
-        beta: temperature.
-        dimension: of the state.
-        seed: of the agent.
-        queries: budget in reward queries.
-        cpu_seconds: budget in CPU seconds of training.
-        paths: common noises behind each evaluation.
-    """
+    """One agent with one seed in one cell of the grid."""
 
     form: ClassVar[str] = "beta{beta:g}-d{dimension}-{agent}-seed{seed}"
-    agent: str
-    beta: float
-    dimension: int
-    seed: int
-    queries: int
-    cpu_seconds: float = 300.0
-    paths: int = 512
+    agent: str  # a name of ``AGENTS``
+    beta: float  # temperature
+    dimension: int  # of the state
+    seed: int  # of the agent
+    queries: int  # budget in reward queries
+    cpu_seconds: float = 300.0  # budget in CPU seconds of training
+    paths: int = 512  # common noises behind each evaluation
 
 
 def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
@@ -111,7 +93,7 @@ def words(line: bench.Line) -> str:
     return f"{line['queries']:,} queries, {line['seconds']:.0f} CPU s ({line['outcome']})"
 
 
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report, (0, 1)), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, (0, 1)).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -125,49 +125,17 @@ def report(out: Path = HERE) -> None:
     """Write frontier.png and report.md."""
     runs = bench.lines_of(out)
     grid = grid_of(runs)
-    text = [
-        f"# What a score of {THRESHOLD:g} costs",
-        (
-            "Reward queries (terminal rewards seen) and CPU seconds of training until the score of"
-            f" the deterministic policy is {THRESHOLD:g}, on girsanov/GaussianMixture-v0 with"
-            " reward strength 1/beta in d dimensions. Score 0 is the pre-trained model, 1 the"
-            " Donsker-Varadhan bound, which no policy exceeds; the ceiling is the score of the"
-            " closed-form control. Medians over seeds, ranges in brackets. An evaluation counts"
-            " when its mean with those before and after it is high enough. How it was measured:"
-            " `benchmarks/frontier.py`."
-        ),
-        "![frontier](frontier.png)",
-        " ".join(_overall(grid, unit) for unit in UNITS),
-        "## Figures",
-        _table(grid),
-        (
-            "Reached by: seeds that got there. Never: half of them or more did not, within the"
-            " least that any of them spent. Last score: median of the evaluations at the end of the"
-            " budget; a run may have left its best policy behind."
-        ),
-        (
-            "PPO and SAC take the control as action, and have one table of settings for all cells,"
-            " found at beta 0.5 and d 2 (`baselines/TUNING.md`); PDE has its defaults. What an"
-            " agent was told to spend belongs to its curve: PDE anneals its learning rate over its"
-            " budget. Below 100 reward queries PDE is not evaluated: it begins with that many"
-            " uncontrolled paths."
-        ),
-        "## Other scores",
-        (
-            "The cheaper of the two PDE agents, and of PPO and SAC (or whoever of them was stopped"
-            " before the other got there, which bounds the ratio), medians over seeds. Cells that"
-            " neither side reaches are left out."
-        ),
-        _level_table(grid),
-        "## References",
-        _references(grid, bench.references_of(out)),
-        "## Made with",
-        bench.made_by(runs),
-    ]
-    bench.write(out, text, frontier=draw(grid))
+    tables = {
+        "won": " ".join(_won(grid, unit) for unit in UNITS),
+        "costs": _costs(grid),
+        "levels": _levels(grid),
+        "references": _references(grid, bench.references_of(out)),
+        "made": bench.made_by(runs),
+    }
+    bench.write(out, bench.filled(HERE, out, **tables), frontier=draw(grid))
 
 
-def _overall(grid: Grid, unit: str) -> str:
+def _won(grid: Grid, unit: str) -> str:
     """Cells won, in one unit."""
     both = [agents for agents in grid.values() if all(set(s) & set(agents) for s in SIDES.values())]
     found = [ratio(agents, unit) for agents in both]
@@ -179,7 +147,7 @@ def _overall(grid: Grid, unit: str) -> str:
     )
 
 
-def _table(grid: Grid) -> str:
+def _costs(grid: Grid) -> str:
     rows = []
     for (d, beta), agents in grid.items():
         for name, runs in agents.items():
@@ -195,7 +163,7 @@ def _table(grid: Grid) -> str:
     return bench.table(heads, rows)
 
 
-def _level_table(grid: Grid) -> str:
+def _levels(grid: Grid) -> str:
     rows = []
     for (d, beta), agents in grid.items():
         for level in LEVELS:

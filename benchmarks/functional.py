@@ -1,14 +1,9 @@
-"""Functional PI-FT (Algorithm 1 with fitted value functions) against the closed form, on
-girsanov/GaussianMixture-v0.
+"""Functional PI-FT (Algorithm 1 with fitted value functions) against the closed form.
 
-    python benchmarks/functional.py             # three temperatures, 5 seeds; goes on if killed
+    python benchmarks/functional.py             # three temperatures, 5 seeds
     python benchmarks/functional.py report
 
-Both policies are measured on the same noises, with the closed form's value as a control variate
-(see ``returns``). Scores are those of ``mixture.py``: 0 without control, 1 the Donsker-Varadhan
-bound. The closed form is optimal for infinitely many steps only, so that Algorithm 1, which knows
-the 50 steps as they are, may well pass it. At beta 0.1 the action bound is 2: the default of 1
-clips the closed form, which is unbounded here. Seconds are CPU seconds of one thread.
+What is measured, and how, is told in results/functional/report.md.
 """
 
 from __future__ import annotations
@@ -129,17 +124,12 @@ def report(out: Path = HERE) -> None:
         for beta, g in sorted(found.items(), reverse=True)
     ]
     heads = "beta|sweeps|score|closed form|difference|s.e.|KL|closed form's|paths|queries|CPU s"
-    text = [
-        "# Functional PI-FT against the closed form",
-        "girsanov/GaussianMixture-v0. Medians over seeds; brackets hold the least and the largest.",
-        bench.table(f"{heads}|seeds", rows),
-        bench.made_by(lines),
-    ]
-    bench.write(out, text)
+    scores = bench.table(f"{heads}|seeds", rows)
+    bench.write(out, bench.filled(HERE, out, scores=scores, made=bench.made_by(lines)))
 
 
 words = "{ahead:+.4f}".format_map
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,19 +4,7 @@ tiny pipelines?
     python benchmarks/image_rewards.py --only latent-digits price0.01 --seeds 0 1 2
     python benchmarks/image_rewards.py report
 
-Pipelines: the text-to-image model of painted digits that comes with the package, and one of the
-same architecture that was never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG
-size in kB (a black box: PI-FT by fitted values), and ImageReward's architecture with random
-weights. One nat costs ``price`` standard deviations of the reward over the pre-trained model's
-images; 0.01 is the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's
-too: a round of every method is 10 trajectories, of which PI-FT takes one pathwise gradient; with
-fitted values it takes 10 steps, as DPOK and DDPO do, of as many transitions as a trajectory has;
-PDE uses uncontrolled samples only. Learning rates are those of ``stable_diffusion.py``, tuned there
-for another reward; with fitted values it is DPOK's. ``pi-ft-score`` follows the score function of a
-black box instead.
-
-Evaluation: the deterministic policy on ``paths`` noises, the same for all; differences are paired.
-Seconds are CPU seconds of one thread in training.
+What is measured, and how, is told in results/image_rewards/report.md.
 """
 
 from __future__ import annotations
@@ -75,26 +63,16 @@ FITTED = (PIFT, "LoraValuePolicy", {"learning_rate": 1e-3, "anneal": True})
 
 @dataclass(frozen=True)
 class Job(bench.Job):
-    """One trained model.
-
-    Args:
-        model: ``latent-digits`` or ``random``.
-        reward: a key of ``REWARDS``.
-        agent: a key of ``AGENTS``.
-        price: of a nat, in standard deviations of the reward.
-        seed: of the agent.
-        rounds: of ``TRAJECTORIES`` rewards each.
-        paths: noises behind the evaluation.
-    """
+    """One trained model."""
 
     form: ClassVar[str] = "{model}-{reward}-{agent}-price{price:g}-{rounds}-seed{seed}"
-    model: str
-    reward: str
-    agent: str
-    price: float
-    seed: int
-    rounds: int = 30
-    paths: int = 256
+    model: str  # ``latent-digits`` or ``random``
+    reward: str  # a key of ``REWARDS``
+    agent: str  # a key of ``AGENTS``
+    price: float  # of a nat, in standard deviations of the reward
+    seed: int  # of the agent
+    rounds: int = 30  # of ``TRAJECTORIES`` rewards each
+    paths: int = 256  # noises behind the evaluation
 
 
 def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
@@ -196,20 +174,14 @@ def table(lines: Sequence[bench.Line]) -> str:
 
 def report(out: Path = HERE) -> None:
     """Write ``report.md``: gains over the pre-trained model, and PI-FT against DPOK."""
-    lines = bench.lines_of(out)
-    text = [
-        "# Every kind of image reward, on two tiny pipelines",
-        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. Prices of a nat are in standard"
-        " deviations of the reward.\nGains over the pre-trained model in those deviations, paired"
-        " over noises, with standard errors over noises and seeds.\nHow:"
-        " `benchmarks/image_rewards.py`.",
-    ]
+    lines, text = bench.lines_of(out), []
     for model, words in MODELS.items():
         here = [x["job"] for x in bench.chosen(lines, model=model)]
         for price, rounds in sorted({(job["price"], job["rounds"]) for job in here}):
             text.append(f"## {words}; a nat costs {price:g}; {rounds} rounds")
             text.append(table(bench.chosen(lines, model=model, price=price, rounds=rounds)))
-    bench.write(out, [*text, bench.made_by(lines)])
+    found = {"gains": "\n\n".join(text), "made": bench.made_by(lines)}
+    bench.write(out, bench.filled(HERE, out, **found))
 
 
 def words(line: bench.Line) -> str:
@@ -219,7 +191,7 @@ def words(line: bench.Line) -> str:
     return f"J {gain} deviations, {line['cpu_seconds']:.0f} CPU s"
 
 
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report, (0, 1, 2)), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, (0, 1, 2)).main
 
 if __name__ == "__main__":
     sys.exit(main())

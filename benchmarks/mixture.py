@@ -1,12 +1,7 @@
 """The planar mixture in any dimension, and what a policy is worth there, measured closely.
 
-Score: (J - J(0)) / (J_ref - J(0)) of the deterministic policy. J_ref is the Donsker-Varadhan bound
-beta log E^0 exp(R / beta), which no policy of the discrete chain exceeds. It is estimated by
-importance sampling, from paths of the closed-form control with their Girsanov weights, since hardly
-any uncontrolled path carries it at beta 0.1. (E V_0(X_0) of the closed form will not do: it is
-exact for infinitely many steps only, and with 50 of them good policies score up to 1.6 against it
-at d = 32.) The score of that control itself, clipped to the environment's action bound like the
-agents', is the ceiling.
+Scores are told in results/frontier/report.md: against the Donsker-Varadhan bound, estimated from
+paths of the closed-form control with their Girsanov weights.
 """
 
 from __future__ import annotations

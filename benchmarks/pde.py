@@ -4,14 +4,7 @@
     python benchmarks/pde.py --only digits beta0.3-1000
     python benchmarks/pde.py report
 
-Four tables. ``mixture``: girsanov/GaussianMixture-v0 in the plane at three temperatures.
-``dimensions``: the same problem in 2 to 64 dimensions. ``digits``: girsanov/Digits-v0 at two
-temperatures, and PPO and SAC (whose action is the control) there with four times the reward
-queries. ``ablation``: Digits-v0 with one ingredient changed at a time.
-
-Scores on the mixture are those of ``mixture.py``; the closed form's is the ceiling. Scores on
-Digits are measured as in ``train.py compare``, against the bound estimated from uncontrolled paths.
-Seconds are CPU seconds of one thread, learning alone.
+What is measured, and how, is told in results/pde/report.md.
 """
 
 from __future__ import annotations
@@ -33,6 +26,7 @@ from girsanov.envs.problem import Policy, Problem, objective
 from girsanov.scoreboard.evaluation import FINAL_SEED, evaluate, generator_on
 
 HERE = bench.RESULTS / "pde"
+TABLES = ("mixture", "dimensions", "digits", "ablation")
 REFERENCE_PATHS = 1 << 16  # a quarter of them on Digits
 
 _RAW = "states in place of clean estimates"
@@ -63,30 +57,19 @@ RL = {"PPO": "ppo-control", "SAC": "sac-control"}
 
 @dataclass(frozen=True)
 class Job(bench.Job):
-    """One agent on one problem with one seed.
-
-    Args:
-        table: where it is shown.
-        env: ``mixture`` or ``digits``.
-        beta: temperature.
-        queries: reward queries.
-        seed: of the agent.
-        dimension: of the state.
-        variant: a name of ``SETTINGS`` or ``RL``.
-        action_bound: of the environment.
-    """
+    """One agent on one problem with one seed."""
 
     form: ClassVar[str] = (
         "{table}-{env}{dimension}-beta{beta:g}-{queries}-bound{action_bound:g}-{variant}-{seed}"
     )
-    table: str
-    env: str
-    beta: float
-    queries: int
-    seed: int
-    dimension: int = 2
-    variant: str = "default"
-    action_bound: float = 1.0
+    table: str  # where it is shown
+    env: str  # ``mixture`` or ``digits``
+    beta: float  # temperature
+    queries: int  # reward queries
+    seed: int  # of the agent
+    dimension: int = 2  # of the state
+    variant: str = "default"  # a name of ``SETTINGS`` or ``RL``
+    action_bound: float = 1.0  # of the environment
 
 
 def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
@@ -172,16 +155,12 @@ def _title(job: bench.Line) -> str:
 def report(out: Path = HERE) -> None:
     """Write ``report.md``: medians over seeds, and the worst and the best."""
     lines = bench.lines_of(out)
-    text = [
-        "# What the PDE agent reaches",
-        "Medians over seeds; brackets hold the worst and the best seed. The ceiling is the closed"
-        " form's score, clipped to an action bound of 1. Each row of the ablation changes one thing"
-        " and leaves the rest as it is.",
-    ]
+    heads = "|score|ceiling|KL|CPU s|seeds"
+    found = dict.fromkeys(TABLES, "")
     for name, here in bench.groups(lines, "table").items():
         rows = [_row(*row) for row in bench.groups(here, lambda x: _title(x["job"])).items()]
-        text += [f"## {name.capitalize()}", bench.table("|score|ceiling|KL|CPU s|seeds", rows)]
-    bench.write(out, [*text, bench.made_by(lines)])
+        found[name] = bench.table(heads, rows)
+    bench.write(out, bench.filled(HERE, out, **found, made=bench.made_by(lines)))
 
 
 def _row(name: str, group: list[bench.Line]) -> list[str]:
@@ -195,7 +174,7 @@ def _row(name: str, group: list[bench.Line]) -> list[str]:
 
 
 words = "score {score}, {seconds:.0f} CPU s".format_map
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

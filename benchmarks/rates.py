@@ -4,38 +4,8 @@ trajectories, the truth in closed form.
     python benchmarks/rates.py            about 20 CPU minutes on one core; --quick: less than one
     python benchmarks/rates.py report
 
-Mou (2025) proves ``|fhat - f| <~ inf over the class |g - f| + complexity / sqrt(n)`` in Sobolev
-norms. For a class that holds f this is n^-1/2, and since the regret is quadratic in the error of
-the control, n^-1 there. Three studies:
-
-* ``rates``: a class that holds f (quadratics in the state, 8 Chebyshev polynomials of time: f is
-  smooth in time, and the distance of the class to it below 1e-3), from recorded paths alone and
-  with fresh draws of the known transition; a kernel class and a network, from recorded paths alone.
-* ``size``: the two terms of the inequality. Features of time of the quadratics, centres of the
-  kernel class: with few f is not in the class, with many the data do not suffice.
-* ``rl``: the regret of PPO and SAC whose action is the control (the ``default`` entries of their
-  tables) against the trajectories that they used.
-
-Everything is measured on ``girsanov/LinearQuadratic-v0``, whose f is known to 1e-10:
-
-* ``energy`` and ``integral``, relative errors of f in the norms of ``variational.sobolev_errors``,
-  on one set of fresh uncontrolled paths for all, so that its noise is common to all estimates;
-* ``control``, root of ``variational.control_error`` on paths of the optimum;
-* ``regret`` J* - J(pi), from the performance-difference identity. With the Bellman equation of
-  ``linear_quadratic``, ``Q_k(x, a) = r_k + E_W V_{k+1}(m + C (a + W)) - beta |a|^2 / 2`` is
-  quadratic in a with Hessian ``-S_k``, ``S_k = beta I + C_k^T P_{k+1} C_k``, and its largest value,
-  at a*, is V_k(x). So ``V_k - Q_k = (a - a*)^T S_k (a - a*) / 2``; summed along paths of pi the V
-  telescope: ``J* - J(pi) = E^pi sum_k (a_k - a*_k)^T S_k (a_k - a*_k) / 2``, exactly. This is a
-  mean of non-negative numbers, known to some percent of itself, where the difference of two
-  estimates of J would be noise.
-
-Which temperature: errors of f are measured under the uncontrolled process, where the mean of f^2
-must not hang on a few paths. At the default temperature 0.5 the effective share of paths behind ``E
-f_T^2`` is 4%, at 1 15%, at 2 42%. So 2 is the main problem; the default and 8 dimensions stand
-beside it. f is bounded (rewards are at most 0): every moment is finite.
-
-The quadratics are fitted with a fixed ridge of 1e-8 to all data (``select=False``): only n changes
-along their lines.
+Three studies, ``rates``, ``size`` and ``rl``, and what they measure are told in
+results/rates/report.md.
 """
 
 from __future__ import annotations
@@ -83,30 +53,19 @@ RL = {"ppo": "ppo-control", "sac": "sac-control"}
 
 @dataclass(frozen=True)
 class Job(bench.Job):
-    """One fit, or one run of PPO or SAC.
-
-    Args:
-        study: which.
-        temperature: of the problem.
-        dimension: of the problem.
-        method: of ``METHODS`` or ``RL``.
-        n: uncontrolled trajectories; of RL the most that are used.
-        seed: of data and agent.
-        size: of the class, where that is studied.
-        cpu_seconds: limit of RL.
-    """
+    """One fit, or one run of PPO or SAC."""
 
     form: ClassVar[str] = (
         "{study} {method} beta {temperature:g} d {dimension} n {n} size {size} seed {seed}"
     )
-    study: str
-    temperature: float
-    dimension: int
-    method: str
-    n: int
-    seed: int
-    size: int = 0
-    cpu_seconds: float = 0.0
+    study: str  # which
+    temperature: float  # of the problem
+    dimension: int  # of the problem
+    method: str  # of ``METHODS`` or ``RL``
+    n: int  # uncontrolled trajectories; of RL the most that are used
+    seed: int  # of data and agent
+    size: int = 0  # of the class, where that is studied
+    cpu_seconds: float = 0.0  # limit of RL
 
 
 _NS = [500 * 2**i for i in range(7)]
@@ -249,7 +208,7 @@ def words(line: bench.Line) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in last if value is not None)
 
 
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

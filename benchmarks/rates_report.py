@@ -133,32 +133,17 @@ def report(out: Path = HERE) -> None:
     lines = bench.lines_of(out)
     series = collect(lines)
     minutes = sum(x["rows"][-1]["seconds"] for x in lines if x["rows"]) / 60
-    text = [
-        "# Rates of regression against the closed form",
-        (
-            "Errors and regret against the number n of uncontrolled trajectories, on"
-            " girsanov/LinearQuadratic-v0. Theory (Mou 2025) for a class that holds f: errors fall"
-            " like n^-0.5, the regret like n^-1. Medians over seeds; slopes by least squares on"
-            " logarithmic axes, 95% bootstrap intervals over seeds in brackets; **bold** within 0.1"
-            " (regret 0.2) of theory. How it was measured: `benchmarks/rates.py`."
-        ),
-        "![rates](rates.png)",
-        "## Slopes",
-        _slopes(series) or "No rates have been measured yet.",
-        (
-            "Only the quadratics hold f. The kernel class and the network approximate it: their"
-            " errors have both terms of the oracle inequality, and the theory's slope is not"
-            " promised to them."
-        ),
-        "## Medians",
-        *(_medians(series, measure) for measure in MEASURES),
-        *_sizes(series),
-        *_rl(series),
-        "## Made with",
-        f"{bench.made_by(lines)} {minutes:.0f} CPU minutes of learning, measuring left out.",
-    ]
+    tables = {
+        "slopes": _slopes(series),
+        **{measure: _medians(series, measure) for measure in MEASURES},
+        "sizes": "\n\n".join(_sizes(series)),
+        "rl": _rl(series),
+        "made": f"{bench.made_by(lines)} {minutes:.0f} CPU minutes of learning.",
+    }
     rooms = {x["regret_without_control"] for x in bench.chosen(lines, temperature=2.0, dimension=4)}
-    bench.write(out, text, rates=draw(series, max(rooms, default=None)))
+    bench.write(
+        out, bench.filled(HERE, out, **tables), rates=draw(series, max(rooms, default=None))
+    )
 
 
 def _slopes(series: Found) -> str:
@@ -191,9 +176,7 @@ def _rows(found: Mapping[str, Values], heads: str) -> str:
 def _medians(series: Found, measure: str) -> str:
     study = of_study(series, "rates").items()
     found = {key.label: measures[measure] for key, measures in study if measure in measures}
-    unit = "in units of the reward" if measure == "regret" else "relative error"
-    head = f"{MEASURES[measure].capitalize()} ({unit}) by n:"
-    return f"{head}\n\n{_rows(found, 'class')}" if found else ""
+    return _rows(found, "class")
 
 
 def _sizes(series: Found) -> list[str]:
@@ -211,22 +194,17 @@ def _sizes(series: Found) -> list[str]:
                 f"At n = {key.n:,} the least error, {known[best]:.3g}, is at size {best}; at size"
                 f" {last} it is {known[last] / known[best]:.1f} times that."
             )
-    return ["## Size of the class: approximation against complexity", *parts] if parts else []
+    return parts
 
 
-def _rl(series: Found) -> list[str]:
+def _rl(series: Found) -> str:
     rows = []
     for key, measures in of_study(series, "rl").items():
         regrets = {n: m for n, v in measures["regret"].items() if math.isfinite(m := median(v))}
         ends = (min(regrets, key=lambda n: regrets[n]), max(regrets))
         cells = [x for n in ends for x in (f"{n:,}", _number(regrets[n]))]
         rows.append([NAMES[key.method], *cells])
-    text = (
-        "Regret of the policy without its exploration noise; trajectories used are PPO's and SAC's"
-        " own, under their controls."
-    )
-    heads = "agent|n of the least regret|least regret|most n|regret there"
-    return ["## PPO and SAC, beta 2, d 4", text, bench.table(heads, rows)] if rows else []
+    return bench.table("agent|n of the least regret|least regret|most n|regret there", rows)
 
 
 # --- picture

@@ -15,6 +15,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import statistics
 import sys
@@ -57,17 +58,6 @@ class Place(NamedTuple):
 
     out: Path
     quick: bool  # as little as shows that it works
-
-
-class Benchmark(NamedTuple):
-    """A question and how it is answered."""
-
-    #: of these seeds, quick or not, given the lines that are finished
-    jobs: Callable[[Sequence[int], bool, dict[str, Line]], Sequence[Job]]
-    execute: Callable[[Any, Place], Line]
-    words: Callable[[Line], str]  # of what was measured, to print
-    report: Callable[[Path], None]
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
 # --- lines
@@ -166,20 +156,22 @@ def missing(jobs: Sequence[Job], out: Path) -> list[Job]:
 
 
 def resume(
-    benchmark: Benchmark, jobs: Callable[[], Sequence[Job]], place: Place, workers: int
+    jobs: Callable[[], Sequence[Job]],
+    execute: Callable[[Job], Line],
+    words: Callable[[Line], str],
+    out: Path,
+    workers: int,
 ) -> None:
     """Make the jobs that are missing, each a line of ``runs.jsonl`` as soon as it is done; ask
     again for jobs then, as some depend on what others found.
     """
-    out, execute = place.out, functools.partial(benchmark.execute, at=place)
-    check_writable(out)
     while todo := missing(asked := jobs(), out):
         print(f"{len(asked) - len(todo)} of {len(asked)} runs are finished", flush=True)
         for number, (job, row) in enumerate(_executed(todo, execute, workers), 1):
             made = {"command": command(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             line = {"run": job.name, "job": asdict(job), **row, **made, **provenance()}
             append(out / RUNS, line)
-            print(f"[{number}/{len(todo)}] {job.name}: {benchmark.words(line)}", flush=True)
+            print(f"[{number}/{len(todo)}] {job.name}: {words(line)}", flush=True)
 
 
 def _executed(
@@ -194,9 +186,8 @@ def _executed(
         futures = {pool.submit(execute, job): job for job in todo}
         try:
             yield from ((futures[future], future.result()) for future in as_completed(futures))
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def command() -> str:
@@ -204,17 +195,23 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
-def command_line(
-    doc: str | None, benchmark: Benchmark, here: Path
-) -> Callable[[Sequence[str] | None], int]:
-    """What a script calls: ``report``, or the arguments of ``run``; it returns 2 with one line for
-    what the caller can mend, 130 for Ctrl-C.
-    """
-    seeds_of_it = benchmark.seeds
+@dataclass(frozen=True)
+class Benchmark:
+    """A question, and how it is answered from the command line."""
+
+    doc: str | None
+    here: Path  # folder of the committed results
+    #: of these seeds, quick or not, given the lines that are finished
+    jobs: Callable[[Sequence[int], bool, dict[str, Line]], Sequence[Job]]
+    execute: Callable[[Any, Place], Line]
+    words: Callable[[Line], str]  # of what was measured, to print
+    report: Callable[[Path], None]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def run(
+        self,
         only: tuple[str, ...] = (),
-        seeds: tuple[int, ...] = seeds_of_it,
+        seeds: tuple[int, ...] | None = None,
         quick: bool = False,
         workers: int = 1,
         out: Path | None = None,
@@ -223,42 +220,42 @@ def command_line(
 
         Args:
             only: runs whose names hold all of these words.
-            seeds: of each.
+            seeds: of each; if absent, those of the committed results.
             quick: as little as shows that it works.
             workers: runs at a time, one thread each.
             out: folder; that of the committed results, or ``runs/<name>_quick`` if quick.
         """
-        place = Place(out or (Path("runs") / f"{here.name}_quick" if quick else here), quick)
+        name, seeds = self.here.name, self.seeds if seeds is None else seeds
+        place = Place(out or (Path("runs") / f"{name}_quick" if quick else self.here), quick)
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be from 0, each once, at least one; got {seeds}")
         if workers < 1:
             raise ValueError(f"workers must be at least 1; got {workers}")
 
         def jobs() -> list[Job]:
-            every = benchmark.jobs(seeds, quick, runs_of(place.out))
+            every = self.jobs(seeds, quick, runs_of(place.out))
             return [job for job in every if all(word in job.name for word in only)]
 
         if not jobs():
             raise ValueError(f"only must be words of names of runs; none holds {only}")
-        resume(benchmark, jobs, place, workers)
-        benchmark.report(place.out)
+        check_writable(place.out)
+        resume(jobs, functools.partial(self.execute, at=place), self.words, place.out, workers)
+        self.report(place.out)
 
-    def report(out: Path = here) -> None:
-        """Write the report of the runs that are finished.
-
-        Args:
-            out: their folder.
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """``report``, or the arguments of ``run``; 2 with one line for what the caller can mend,
+        130 for Ctrl-C.
         """
-        benchmark.report(out)
-
-    def main(arguments: Sequence[str] | None = None) -> int:
         given = list(sys.argv[1:] if arguments is None else arguments)
-        told: Line = {"prog": f"{here.name}.py", "description": doc}
+        report = given[:1] == ["report"]
+
+        def tell(out: Path = self.here) -> None:
+            """Write the report of the runs that are finished, in a folder."""
+            self.report(out)
+
         try:
-            if given[:1] == ["report"]:
-                tyro.cli(report, args=given[1:], **told)
-            else:
-                tyro.cli(run, args=given, **told)
+            told: Line = {"prog": f"{self.here.name}.py", "description": self.doc}
+            tyro.cli(tell if report else self.run, args=given[report:], **told)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -267,16 +264,28 @@ def command_line(
             return 130
         return 0
 
-    return main
-
 
 # --- reports
 
 
-def write(out: Path, parts: Iterable[str], summary: Any = None, **figures: Any) -> None:
-    """Write ``report.md``, its parts apart by empty lines; a summary as ``report.json``; figures as
-    PNG.
+_BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.S)
+
+
+def filled(here: Path, out: Path, **tables: str) -> str:
+    """The report for ``out``: the committed one in ``here``, prose by hand, with its blocks
+    ``<!-- table: NAME -->`` to ``<!-- end -->`` made anew.
     """
+
+    def block(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n\n{tables[found[1]] or 'None yet.'}\n\n<!-- end -->"
+
+    text = _BLOCK.sub(block, (here / "report.md").read_text())
+    elsewhere = "*Made in another folder: its tables are told by the prose of the committed ones.*"
+    return text if out.resolve() == here.resolve() else f"{elsewhere}\n\n{text}"
+
+
+def write(out: Path, text: str, summary: Any = None, **figures: Any) -> None:
+    """Write ``report.md``, figures as PNG, a summary as ``report.json``."""
     check_writable(out)
     for name, picture in figures.items():
         buffer = io.BytesIO()
@@ -284,7 +293,6 @@ def write(out: Path, parts: Iterable[str], summary: Any = None, **figures: Any) 
         write_whole(out / f"{name}.png", buffer.getvalue())
     if summary is not None:
         write_json(out / "report.json", summary)
-    text = "\n\n".join(part for part in parts if part) + "\n"
     write_whole(out / "report.md", text.encode())
     print(out / "report.md")
 
@@ -296,6 +304,23 @@ def figure(width: float, height: float, dpi: int = 100) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def draw_by_beta(curves: Mapping[float, Mapping[str, tuple[Any, Any]]], across: str) -> Any:
+    """The paper's Figure 3: ``x`` and ``y`` of gradient norms, rewards and KL, one colour a
+    temperature.
+    """
+    drawn = figure(12, 3.8)
+    panels = drawn.subplots(1, 3)
+    for i, (beta, found) in enumerate(curves.items()):
+        for axes, (title, (x, y)) in zip(panels, found.items(), strict=True):
+            axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
+            axes.set(xlabel=across, title=title)
+            axes.grid(alpha=0.2)
+    panels[0].set_yscale("log")
+    panels[2].set_yscale("symlog", linthresh=1)
+    panels[2].legend(fontsize=8)
+    return drawn
 
 
 def table(heads: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -4,25 +4,8 @@ enough for a CPU.
     python benchmarks/stable_diffusion.py --only lora pi-ft --seeds 0
     python benchmarks/stable_diffusion.py report
 
-The model is the latent diffusion model of painted digits that comes with the package, without
-guidance; the four prompts name a digit in a colour in which the model never saw it, and were chosen
-before anything was trained. The reward is the log-probability that the image shows what the prompt
-says. Layout and costs are the paper's, smaller:
-
-* ``prompts``: the pre-trained model, DPOK, DDPO, PDE's value guidance and PI-FT on each prompt, one
-  model a prompt. A round of PI-FT is one gradient from 10 trajectories; a round of DPOK samples 10
-  trajectories and takes 10 gradient steps of as many transitions as a trajectory has, as in the
-  paper. All see the same number of rewards.
-* ``betas``: PI-FT on one prompt for several temperatures.
-* ``brightness``: PI-FT and DPOK for another reward, the mean intensity.
-
-``lora`` trains adapters of rank 4 in the UNet's attention, as in the paper (PDE: a convolutional
-value network); ``mlp`` trains a small network from the clean estimate to the control instead, the
-package's default, and has the first seed alone, as the last two studies have.
-
-Evaluation: the deterministic policy on ``paths`` noises that are the same for every agent;
-differences are paired over them. Seconds are CPU seconds of one thread in training, evaluation left
-out.
+Its studies, ``prompts``, ``betas`` and ``brightness``, each for LoRA adapters and for a network
+beside the pipeline, are told in results/stable_diffusion/report.md.
 """
 
 from __future__ import annotations
@@ -72,7 +55,7 @@ AGENTS: dict[str, dict[str, tuple[Any, str, dict[str, Any]]]] = {
 
 
 def made(told: tuple[Any, str, dict[str, Any]], problem: Problem, seed: int) -> Any:
-    """An agent as told; a gradient of PI-FT is that of as many trajectories as the others' round."""
+    """An agent as told; a gradient of PI-FT takes as many trajectories as the others' round."""
     agent, policy, settings = told
     paths = {"n_trajectories": TRAJECTORIES} if agent is PIFT else {}
     return agent(policy, problem, seed=seed, device="cpu", **paths, **settings)
@@ -80,28 +63,17 @@ def made(told: tuple[Any, str, dict[str, Any]], problem: Problem, seed: int) -> 
 
 @dataclass(frozen=True)
 class Job(bench.Job):
-    """One trained model, or the pre-trained one.
-
-    Args:
-        study: ``prompts``, ``betas`` or ``brightness``.
-        policy: ``lora`` or ``mlp``; of the pre-trained model, ``-``.
-        prompt: what to draw.
-        agent: a key of ``AGENTS[policy]``, or ``pre-trained``.
-        temperature: beta.
-        seed: of the agent.
-        rounds: of ``TRAJECTORIES`` reward queries each.
-        paths: noises behind the final evaluation.
-    """
+    """One trained model, or the pre-trained one."""
 
     form: ClassVar[str] = "{study}-{policy}-{prompt}-{agent}-beta{temperature:g}-seed{seed}"
-    study: str
-    policy: str
-    prompt: str
-    agent: str
-    temperature: float
-    seed: int
-    rounds: int
-    paths: int
+    study: str  # ``prompts``, ``betas`` or ``brightness``
+    policy: str  # ``lora`` or ``mlp``; of the pre-trained model, ``-``
+    prompt: str  # what to draw
+    agent: str  # a key of ``AGENTS[policy]``, or ``pre-trained``
+    temperature: float  # beta
+    seed: int  # of the agent
+    rounds: int  # of ``TRAJECTORIES`` reward queries each
+    paths: int  # noises behind the final evaluation
 
     @property
     def name(self) -> str:
@@ -221,7 +193,7 @@ def words(line: bench.Line) -> str:
     return f"{said}, judged {line['judged']['both']:.2f}, {line['cpu_seconds']:.0f} s"
 
 
-main = bench.command_line(__doc__, bench.Benchmark(jobs, execute, words, report, (0, 1, 2)), HERE)
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, (0, 1, 2)).main
 
 if __name__ == "__main__":
     sys.exit(main())

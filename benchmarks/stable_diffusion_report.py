@@ -13,7 +13,7 @@ import numpy as np
 import resumable as bench
 from resumable import Line, chosen
 
-from girsanov.scoreboard.plots import grid_of
+from girsanov.scoreboard.plots import samples
 
 HERE = bench.RESULTS / "stable_diffusion"
 PROMPTS = ("a green six", "a yellow three", "a blue seven", "a white nine")
@@ -23,30 +23,6 @@ PRETRAINED = "pre-trained"
 #: Methods by their names in the report, and their colours.
 AGENTS = {"dpok": "DPOK", "ddpo": "DDPO", "pde": "PDE guidance", "pi-ft": "PI-FT"}
 COLOURS = {PRETRAINED: "0.6", "dpok": "C1", "ddpo": "C4", "pde": "C2", "pi-ft": "C0"}
-POLICIES = {"lora": "LoRA adapters of rank 4", "mlp": "a network on the clean estimate"}
-#: What was tried, on the swept prompt with seed 0 (LoRA's DPOK and DDPO at other rates than 1e-3:
-#: after the runs).
-TUNING = {
-    "lora": (
-        "Learning rates, all falling to 0: PI-FT 3e-3 (of 1e-3, 3e-3), DPOK and DDPO 1e-3 (of 3e-4,"
-        ' 1e-3, 3e-3, 1e-2, by J on "a yellow three", seed 0: DPOK -0.646, -0.592, -0.595, -0.694;'
-        " DDPO -0.742, -0.705, -0.721, -0.793); PDE's are its defaults."
-    ),
-    "mlp": (
-        "Learning rates, all falling to 0: PI-FT 1e-3 (of 3e-4, 1e-3, 3e-3), DPOK 2e-4 (of 2e-4,"
-        " 1e-3), DDPO 2e-4 (the only trial); PDE's are its defaults."
-    ),
-}
-HEAD = """
-# The paper's experiment on a small text-to-image model
-
-Fine-tuning the latent diffusion model of painted digits that ships with the package, on prompts
-whose digit it never saw in that colour, laid out as in Han, Razaviyayn and Xu (2025), section 5.
-The reward is the log-probability that the image shows what the prompt says (0 is certainty); no
-guidance, 10 DDIM steps with eta = 1. How: `benchmarks/stable_diffusion.py`.
-"""
-
-
 # --- figures out of lines
 
 
@@ -111,23 +87,19 @@ def claims(lines: Sequence[Line], policy: str) -> list[list[str]]:
 
 def report(out: Path = HERE) -> None:
     """Write report.md and the figures for the finished cells."""
-    lines = bench.lines_of(out)
+    lines, figures, tables = bench.lines_of(out), {}, {}
     drawn = {"rewards": bars, "samples": pictures, "betas": curves, "samples_betas": beta_pictures}
-    parts, figures = [HEAD.strip()], {}
-    for policy, words in POLICIES.items():
-        if not chosen(lines, policy=policy):
-            continue
-        parts.append(f"## What is trained: {words}")
+    told = {"main": _main, "claims": _claims, "betas": _betas, "brightness": _brightness}
+    for policy in ("lora", "mlp"):
+        there = bool(chosen(lines, policy=policy))
         for kind, draw in drawn.items():
-            if (figure := draw(lines, policy)) is not None:
-                name = f"{kind}_{policy}"
-                figures[name] = figure
-                parts.append(f"![{name.replace('_', ' ')}]({name}.png)")
-        told = [_main_table, _claims_table, _beta_table, _brightness]
-        parts += [tell(lines, policy) for tell in told]
+            if there and (figure := draw(lines, policy)) is not None:
+                figures[f"{kind}_{policy}"] = figure
+        for kind, tell in told.items():
+            tables[f"{policy}_{kind}"] = tell(lines, policy) if there else ""
     minutes = sum(line["cpu_seconds"] for line in lines) / 60
-    made = f"{bench.made_by(lines)} {minutes:.0f} CPU minutes of training in all."
-    bench.write(out, [*parts, "## Made with", made], **figures)
+    tables["made"] = f"{bench.made_by(lines)} {minutes:.0f} CPU minutes of training in all."
+    bench.write(out, bench.filled(HERE, out, **tables), **figures)
 
 
 def _figures(group: Sequence[Line]) -> list[str]:
@@ -143,7 +115,7 @@ def _figures(group: Sequence[Line]) -> list[str]:
     return [told(reward), f"{kl.mean():.2f}", told(value), f"{judged:.0%}", f"{seconds:.0f}"]
 
 
-def _main_table(lines: Sequence[Line], policy: str) -> str:
+def _main(lines: Sequence[Line], policy: str) -> str:
     rows = []
     for prompt in PROMPTS:
         for agent, words in _methods(lines, policy).items():
@@ -154,52 +126,30 @@ def _main_table(lines: Sequence[Line], policy: str) -> str:
                 doubt = "" if bound["certified"] else " (not certified)"
                 words, seeds = f"{words}; no J above {bound['bound']:.3f}{doubt}", "-"
             rows += [[prompt, words, seeds, *_figures(group)]] if group else []
-    mine = chosen(lines, study="prompts", policy=policy)
-    beta = mine[0]["job"]["temperature"]
-    paths = " or ".join(str(n) for n in sorted({len(line["reward"]) for line in lines}))
-    spent = sorted({line["reward_queries"] for line in mine})
-    queries = " to ".join(f"{n:,}" for n in dict.fromkeys((spent[0], spent[-1])))
-    text = (
-        f"Means over {paths} noises, the same for all, with their standard errors; beta {beta:g};"
-        f" every method saw {queries} rewards a model. Judged right: a forest that the reward knows"
-        " nothing of takes the image for the digit, and the ink is nearest to the colour."
-    )
     heads = "prompt|method|seeds|reward|KL|J = reward - beta KL|judged right|CPU s"
-    return f"{text} {TUNING[policy]}\n\n{bench.table(heads, rows)}"
+    return bench.table(heads, rows)
 
 
-def _claims_table(lines: Sequence[Line], policy: str) -> str:
-    rows = claims(lines, policy)
-    head = (
-        "The paper's claims; differences of rewards are paired over the noises and hold when above"
-        " two standard errors."
-    )
-    return f"{head}\n\n{bench.table('claim|holds|figures', rows)}" if rows else ""
+def _claims(lines: Sequence[Line], policy: str) -> str:
+    return bench.table("claim|holds|figures", claims(lines, policy))
 
 
-def _beta_table(lines: Sequence[Line], policy: str) -> str:
+def _betas(lines: Sequence[Line], policy: str) -> str:
     found = sweep(lines, policy)
     rows = [[f"{line['job']['temperature']:g}", *_figures([line])] for line in found]
-    table = bench.table("beta|reward|KL|J|judged right|CPU s", rows)
-    return f'PI-FT on "{SWEPT}" by beta, seed 0.\n\n{table}' if len(found) > 1 else ""
+    return bench.table("beta|reward|KL|J|judged right|CPU s", rows)
 
 
 def _brightness(lines: Sequence[Line], policy: str) -> str:
-    before = chosen(lines, study="brightness", agent=PRETRAINED)
     rows = []
-    for agent, words in AGENTS.items():
+    before = of_method(lines, PRETRAINED, policy, SWEPT, "brightness")
+    for agent, words in _methods(lines, policy).items():
         group = of_method(lines, agent, policy, SWEPT, "brightness")
-        if group and before:
+        if group and agent != PRETRAINED:
             gap = bench.pm(*difference(group, before), "+.4f")
-            rows.append([f"{words} ({gap} against pre-trained)", *_figures(group)])
-    if not rows:
-        return ""
-    beta = before[0]["job"]["temperature"]
-    head = (
-        f'Another reward, brightness (mean intensity, 0 to 1), on "{SWEPT}", beta {beta:g}, seed 0.'
-    )
-    rows = [[PRETRAINED, *_figures(before)], *rows]
-    return f"{head}\n\n{bench.table('method|reward|KL|J|judged right|CPU s', rows)}"
+            words = f"{words} ({gap} against pre-trained)"
+        rows += [[words, *_figures(group)]] if group and before else []
+    return bench.table("method|reward|KL|J|judged right|CPU s", rows)
 
 
 # --- pictures
@@ -235,59 +185,41 @@ def bars(lines: Sequence[Line], policy: str) -> Any:
     return figure
 
 
-def _strip(axes: Any, group: Sequence[Line], columns: int, words: str = "") -> None:
-    axes.set(xticks=[], yticks=[], frame_on=False)
-    if group and "samples" in group[0]:
-        images = bench.as_array(group[0]["samples"])[:columns] / 127.5 - 1
-        axes.imshow(grid_of(images, 1, columns), interpolation="nearest")
-    axes.set_ylabel(words, fontsize=8, rotation=0, ha="right", va="center")
+def _images(group: Sequence[Line], n: int) -> np.ndarray:
+    """The first ``n`` pictures of the first seed, in [-1, 1]."""
+    return bench.as_array(group[0]["samples"])[:n] / 127.5 - 1
 
 
-def pictures(lines: Sequence[Line], policy: str, columns: int = 8) -> Any:
-    """Figure 2: prompts down, methods across, the same noises everywhere; the first seed of
-    each.
-    """
-    methods = _methods(lines, policy)
-    figure = bench.figure(2.6 * len(methods), 0.37 * len(PROMPTS) + 0.3, 150)
-    panels = figure.subplots(len(PROMPTS), len(methods), squeeze=False)
-    for row, prompt in zip(panels, PROMPTS, strict=True):
-        for axes, (method, title) in zip(row, methods.items(), strict=True):
-            words = prompt if method == PRETRAINED else ""
-            _strip(axes, of_method(lines, method, policy, prompt), columns, words)
-            if prompt == PROMPTS[0]:
-                axes.set_title(title, fontsize=10)
-    return figure
+def pictures(lines: Sequence[Line], policy: str) -> Any:
+    """Figure 2: prompts down, methods across, the same noises everywhere."""
+    found = {
+        words: [of_method(lines, method, policy, prompt) for prompt in PROMPTS]
+        for method, words in _methods(lines, policy).items()
+    }
+    rows = {
+        words: np.concatenate([_images(group, 8) for group in groups])
+        for words, groups in found.items()
+        if all(groups)
+    }
+    return samples(rows, f"from above: {', '.join(PROMPTS)}") if rows else None
 
 
 def curves(lines: Sequence[Line], policy: str) -> Any | None:
     """Figure 3: gradient norm, reward and KL of PI-FT against gradient steps, by beta."""
-    found = [line for line in sweep(lines, policy) if line["curve"]]
-    if len(found) < 2:
-        return None
-    figure = bench.figure(12, 3.4, 150)
-    panels = figure.subplots(1, 3)
-    shown = {"gradient_norm": "gradient norm", "reward": "reward", "kl": "KL divergence"}
-    for axes, (what, words) in zip(panels, shown.items(), strict=True):
-        for i, line in enumerate(found):
-            values = [step[what] for step in line["curve"] if what in step]
-            axes.plot(values, color=f"C{i}", linewidth=0.5, alpha=0.35)
-            axes.plot(smooth(values), color=f"C{i}", label=f"beta {line['job']['temperature']:g}")
-        axes.set(xlabel="gradient steps", ylabel=words)
-        axes.grid(alpha=0.2)
-    panels[0].set_yscale("log")
-    panels[0].legend(fontsize=8)
-    title = f'PI-FT on "{SWEPT}": means of 10 trajectories a step, and their running mean'
-    figure.suptitle(title, fontsize=10)
-    return figure
+    found = {}
+    for line in reversed(sweep(lines, policy)):
+        columns = {n: smooth([step[n] for step in line["curve"]]) for n in _CURVES}
+        drawn = {_CURVES[name]: (np.arange(len(y)), y) for name, y in columns.items()}
+        found[line["job"]["temperature"]] = drawn
+    return bench.draw_by_beta(found, "gradient steps (running means of 7)") if found else None
 
 
-def beta_pictures(lines: Sequence[Line], policy: str, columns: int = 12) -> Any | None:
-    """Figure 4: samples by beta, the same noises in every row; the pre-trained model on top."""
+_CURVES = {"gradient_norm": "gradient norm", "reward": "reward", "kl": "KL (nats)"}
+
+
+def beta_pictures(lines: Sequence[Line], policy: str) -> Any | None:
+    """Figure 4: samples by beta, the same noises everywhere."""
     found = {PRETRAINED: of_method(lines, PRETRAINED, policy, SWEPT)}
-    found |= {f"beta {line['job']['temperature']:g}": [line] for line in sweep(lines, policy)}
-    if len(found) < 3:
-        return None
-    figure = bench.figure(7.5, 0.62 * len(found) + 0.1, 150)
-    for axes, (words, group) in zip(figure.subplots(len(found), 1), found.items(), strict=True):
-        _strip(axes, group, columns, words)
-    return figure
+    found |= {f"beta {x['job']['temperature']:g}": [x] for x in sweep(lines, policy)}
+    shown = {words: _images(group, 16) for words, group in found.items() if group}
+    return samples(shown, SWEPT) if len(shown) > 2 else None
