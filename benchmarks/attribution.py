@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import reports
 import resumable as bench
 
 from girsanov.scoreboard.intervals import interval
@@ -66,12 +67,12 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
 def report(out: Path = HERE) -> None:
     """Write ``report.md`` and ``report.json`` of the runs that are finished."""
     lines = bench.lines_of(out)
-    agents = [name for name in AGENTS if bench.chosen(lines, agent=name)]
+    agents = [name for name in AGENTS if reports.chosen(lines, agent=name)]
     found = {
         (row, agent): group
         for row in ROWS
         for agent in agents
-        if (group := bench.chosen(lines, row=row, agent=agent))
+        if (group := reports.chosen(lines, row=row, agent=agent))
     }
     summary = [
         {"row": row, "agent": agent}
@@ -88,10 +89,10 @@ def report(out: Path = HERE) -> None:
         "# What held PPO and SAC back",
         "Scores on Digits at 2,000 reward queries: interquartile means over seeds, with bootstrap"
         " intervals of 95% in brackets and the number of seeds behind them.",
-        bench.table(["", *map(str.upper, agents)], rows),
-        bench.made_by(lines),
+        reports.table(["", *map(str.upper, agents)], rows),
+        reports.made_by(lines),
     ]
-    bench.write(out, "\n\n".join(text) + "\n", {"rows": summary})
+    reports.write(out, "\n\n".join(text) + "\n", {"rows": summary})
 
 
 def _cell(score: dict[str, Any]) -> str:

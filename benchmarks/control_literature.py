@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, NamedTuple
 
+import reports
 import resumable as bench
 import torch
 
@@ -195,9 +196,9 @@ KINDS = {
 def report(out: Path = HERE) -> None:
     """Write report.md: medians and worst seeds, and whether the median is within its target."""
     lines, tables = bench.lines_of(out), dict.fromkeys(KINDS, "")
-    for kind, group in bench.groups(lines, "kind").items():
+    for kind, group in reports.groups(lines, "kind").items():
         told, rows = KINDS[kind], []
-        for name, found in bench.groups(group, "of").items():
+        for name, found in reports.groups(group, "of").items():
             values = [line["row"][told.measure] for line in found]
             target = told.target or CASES[name].target
             seconds = median(line["row"]["seconds"] for line in found)
@@ -206,8 +207,8 @@ def report(out: Path = HERE) -> None:
             met = "yes" if median(values) <= target else "no"
             rows.append([name, *numbers, *figures, f"{seconds:.1f}", met])
         heads = f"|trajectories|seeds|target|median|worst|{told.unit}|met"
-        tables[kind] = bench.table(heads, rows)
-    bench.write(out, bench.filled(HERE, out, **tables, made=bench.made_by(lines)))
+        tables[kind] = reports.table(heads, rows)
+    reports.write(out, reports.filled(HERE, out, **tables, made=reports.made_by(lines)))
 
 
 def words(line: bench.Line) -> str:

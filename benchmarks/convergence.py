@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import reports
 import resumable as bench
 import torch
 from torch import Tensor
@@ -227,7 +228,7 @@ def draw_refinement(figure: Any, rows: Mapping[str, Row]) -> None:
 
 def _table(heads: str, rows: Mapping[str, Row], *columns: str) -> str:
     cells = ([name, *(f"{row[c]:.4g}" for c in columns)] for name, row in rows.items())
-    return bench.table(heads, cells)
+    return reports.table(heads, cells)
 
 
 def quadratic_table(rows: Mapping[str, Row]) -> str:
@@ -282,8 +283,8 @@ def execute(job: Job, at: bench.Place) -> Row:
 
 def report(out: Path = HERE) -> None:
     """Write ``report.md`` and ``convergence.png`` from what is there."""
-    lines = bench.groups(bench.lines_of(out), "part")
-    figure = bench.figure(11, 3.6 * len(lines))
+    lines = reports.groups(bench.lines_of(out), "part")
+    figure = reports.figure(11, 3.6 * len(lines))
     panels = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
     tables = dict.fromkeys(PARTS, "")
     for panel, name in zip(panels, (name for name in PARTS if name in lines), strict=True):
@@ -291,7 +292,7 @@ def report(out: Path = HERE) -> None:
         panel.suptitle(name)
         PARTS[name].draw(panel, rows)
         tables[name] = PARTS[name].table(rows)
-    bench.write(out, bench.filled(HERE, out, **tables), convergence=figure)
+    reports.write(out, reports.filled(HERE, out, **tables), convergence=figure)
 
 
 words = "{cpu_seconds} s".format_map

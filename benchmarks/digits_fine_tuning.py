@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import reports
 import resumable as bench
 from learning import Curve
 
@@ -191,34 +192,34 @@ def convergence(line: bench.Line) -> dict[str, float]:
 
 def score_table(lines: Sequence[bench.Line], rivals: Sequence[bench.Line]) -> str:
     """Medians by agent, and how many of PI-FT's seeds score above the same seed of the agent."""
-    ours = {x["job"]["seed"]: x["score"] for x in bench.chosen(rivals, agent="pi-ft")}
+    ours = {x["job"]["seed"]: x["score"] for x in reports.chosen(rivals, agent="pi-ft")}
     rows = []
-    for agent, group in bench.groups(lines, "agent").items():
+    for agent, group in reports.groups(lines, "agent").items():
         rival = {x["job"]["seed"]: x["score"] for x in group if agent != "pi-ft"}
         ahead = [ours[seed] - score for seed, score in rival.items() if seed in ours]
         figures = {"score": ".3f", "kl": ".2f", "success": ".2f"}
-        cells = [bench.spread([x[name] for x in group], form) for name, form in figures.items()]
-        cells += [bench.median(group, "seconds", ".0f"), bench.spread(ahead) if ahead else ""]
+        cells = [reports.spread([x[name] for x in group], form) for name, form in figures.items()]
+        cells += [reports.median(group, "seconds", ".0f"), reports.spread(ahead) if ahead else ""]
         rows.append([agent, f"{group[0]['queries']:,}", *cells])
     heads = "method|reward queries|score|KL|taken for a 3|CPU s"
-    return bench.table(f"{heads}|PI-FT's 2,000 queries minus it, by seed", rows)
+    return reports.table(f"{heads}|PI-FT's 2,000 queries minus it, by seed", rows)
 
 
 def beta_table(lines: Sequence[bench.Line]) -> str:
     heads = "beta|converged as a policy|in its worth|KL within a nat|KL|reward|objective|seeds"
     rows = []
-    for beta, group in sorted(bench.groups(lines, "beta").items()):
+    for beta, group in sorted(reports.groups(lines, "beta").items()):
         when = [convergence(line) for line in group]
-        cells = [bench.spread([w[name] for w in when], ".0f") for name in when[0]]
+        cells = [reports.spread([w[name] for w in when], ".0f") for name in when[0]]
         final = ("kl", "reward", "objective")
-        cells += [bench.spread([line[name] for line in group], ".2f") for name in final]
+        cells += [reports.spread([line[name] for line in group], ".2f") for name in final]
         rows.append([f"{beta:g}", *cells, str(len(group))])
-    return bench.table(heads, rows)
+    return reports.table(heads, rows)
 
 
 def draw_betas(lines: Sequence[bench.Line]) -> Any:
     curves = {}
-    for beta, group in sorted(bench.groups(lines, "beta").items()):
+    for beta, group in sorted(reports.groups(lines, "beta").items()):
         norms = np.median([line["gradient_norms"] for line in group], 0)
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(norms, 20), 1)
         reward, kl = (np.median([_column(x, n) for x in group], 0) for n in ("reward", "kl"))
@@ -228,7 +229,7 @@ def draw_betas(lines: Sequence[bench.Line]) -> Any:
             "reward": (at, reward),
             "KL (nats)": (at, kl),
         }
-    return bench.draw_by_beta(curves, "iterations")
+    return reports.draw_by_beta(curves, "iterations")
 
 
 def draw_curves(lines: Sequence[bench.Line]) -> Any:
@@ -236,8 +237,8 @@ def draw_curves(lines: Sequence[bench.Line]) -> Any:
     runs = {}
     for agent in AGENTS:
         # no cheaper than PI-FT: one run serves for both
-        found = bench.chosen(lines, part="seconds", agent=agent)
-        found = found or bench.chosen(lines, part="queries", agent=agent)
+        found = reports.chosen(lines, part="seconds", agent=agent)
+        found = found or reports.chosen(lines, part="queries", agent=agent)
         if found:
             queries = [[{**r, "reward_queries": r["queries"]} for r in x["curve"]] for x in found]
             runs[AGENTS[agent]] = queries
@@ -261,7 +262,7 @@ def report(out: Path = HERE) -> None:
     lines = sorted(
         bench.lines_of(out), key=lambda x: (order.index(x["job"]["agent"]), x["job"]["seed"])
     )
-    parts = bench.groups(lines, "part")
+    parts = reports.groups(lines, "part")
     queries = parts.get("queries", [])
     known = bench.references_of(out).get(f"Digits-v0-beta{BETA:g}")
     tables = dict.fromkeys(("queries", "bound", "seconds", "paper", *map(_block, SWEEPS)), "")
@@ -278,8 +279,8 @@ def report(out: Path = HERE) -> None:
     for part, agents in (("queries", tuple(AGENTS)), ("paper", ("dpok", "pi-ft"))):
         if (figure := draw_samples(parts.get(part, []), agents, out)) is not None:
             pictures[f"samples_{part}"] = figure
-    text = bench.filled(HERE, out, **tables, made=bench.made_by(lines))
-    bench.write(out, text, **pictures)
+    text = reports.filled(HERE, out, **tables, made=reports.made_by(lines))
+    reports.write(out, text, **pictures)
 
 
 def _block(part: str) -> str:

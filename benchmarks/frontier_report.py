@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+import reports
 import resumable as bench
 
 HERE = bench.RESULTS / "frontier"
@@ -113,10 +114,10 @@ def ratio(agents: Agents, unit: str, level: float = THRESHOLD) -> Ratio | None:
 
 def grid_of(runs: Sequence[bench.Line]) -> Grid:
     """Runs by cell and agent, in the order of the report."""
-    cells = bench.groups(runs, lambda run: (run["job"]["dimension"], run["job"]["beta"]))
+    cells = reports.groups(runs, lambda run: (run["job"]["dimension"], run["job"]["beta"]))
     order = sorted(cells, key=lambda cell: (cell[0], -cell[1]))
     return {
-        cell: {name: found for name in NAMES if (found := bench.chosen(cells[cell], agent=name))}
+        cell: {name: found for name in NAMES if (found := reports.chosen(cells[cell], agent=name))}
         for cell in order
     }
 
@@ -126,13 +127,13 @@ def report(out: Path = HERE) -> None:
     runs = bench.lines_of(out)
     grid = grid_of(runs)
     tables = {
-        "won": " ".join(_won(grid, unit) for unit in UNITS),
+        "won": "\n".join(_won(grid, unit) for unit in UNITS),
         "costs": _costs(grid),
         "levels": _levels(grid),
         "references": _references(grid, bench.references_of(out)),
-        "made": bench.made_by(runs),
+        "made": reports.made_by(runs),
     }
-    bench.write(out, bench.filled(HERE, out, **tables), frontier=draw(grid))
+    reports.write(out, reports.filled(HERE, out, **tables), frontier=draw(grid))
 
 
 def _won(grid: Grid, unit: str) -> str:
@@ -160,7 +161,7 @@ def _costs(grid: Grid) -> str:
             cells += [f"{score:.2f}" if math.isfinite(score) else "diverged" for score in scores]
             rows.append([*cells, ", ".join(dict.fromkeys(run["outcome"] for run in runs))])
     heads = "beta|d|agent|reached by|reward queries|CPU seconds|last score|best score|outcomes"
-    return bench.table(heads, rows)
+    return reports.table(heads, rows)
 
 
 def _levels(grid: Grid) -> str:
@@ -177,7 +178,7 @@ def _levels(grid: Grid) -> str:
             rows += [cells] if there else []
     sides = (*SIDES, "RL / PDE")
     heads = ["d", "beta", "score", *(f"{s}: {word}" for word in UNITS.values() for s in sides)]
-    return bench.table(heads, rows)
+    return reports.table(heads, rows)
 
 
 def _references(grid: Grid, known: Mapping[str, bench.Line]) -> str:
@@ -187,10 +188,10 @@ def _references(grid: Grid, known: Mapping[str, bench.Line]) -> str:
         free, bound = (found[name] for name in ("uncontrolled", "bound"))
         room = bound["mean"] - free["mean"]
         ceiling = (found["closed_form"]["mean"] - free["mean"]) / room
-        values = [bench.pm(x["mean"], x["stderr"], ".4f") for x in (free, bound)]
+        values = [reports.pm(x["mean"], x["stderr"], ".4f") for x in (free, bound)]
         rows.append([f"{beta:g}", str(d), *values, f"{found['ess_share']:.0%}", f"{ceiling:.3f}"])
     heads = "beta|d|J(0)|J_ref|effective share of paths behind J_ref|ceiling"
-    return bench.table(heads, rows)
+    return reports.table(heads, rows)
 
 
 # --- picture
@@ -208,7 +209,7 @@ def draw(grid: Grid) -> Any:
 
     dimensions = sorted({d for d, _ in grid})
     agents = [name for name in NAMES if any(name in cell for cell in grid.values())]
-    figure = bench.figure(max(8.0, 2.0 + 3.7 * len(dimensions)), 7.5, 110)
+    figure = reports.figure(max(8.0, 2.0 + 3.7 * len(dimensions)), 7.5, 110)
     panels = figure.subplots(2, len(dimensions), sharex=True, sharey="row", squeeze=False)
     for row, unit in zip(panels, UNITS, strict=True):
         for axes, d in zip(row, dimensions, strict=True):

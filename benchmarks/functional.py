@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import reports
 import resumable as bench
 import torch
 from learning import Curve
@@ -112,20 +113,20 @@ COLUMNS |= {"seconds": ".0f"}
 def report(out: Path = HERE) -> None:
     """Write ``report.md``: medians over seeds, and the least and the largest."""
     lines = bench.lines_of(out)
-    found = bench.groups(lines, "beta")
+    found = reports.groups(lines, "beta")
     rows = [
         [
-            *(f"{beta:g}", "1", *(bench.median(g, n, ".4f") for n in ("score", "closed_form"))),
-            bench.spread([line["ahead"] for line in g], "+.4f"),
-            bench.median(g, "ahead_stderr", ".4f"),
-            *(bench.median(g, name, form) for name, form in COLUMNS.items()),
+            *(f"{beta:g}", "1", *(reports.median(g, n, ".4f") for n in ("score", "closed_form"))),
+            reports.spread([line["ahead"] for line in g], "+.4f"),
+            reports.median(g, "ahead_stderr", ".4f"),
+            *(reports.median(g, name, form) for name, form in COLUMNS.items()),
             str(len(g)),
         ]
         for beta, g in sorted(found.items(), reverse=True)
     ]
     heads = "beta|sweeps|score|closed form|difference|s.e.|KL|closed form's|paths|queries|CPU s"
-    scores = bench.table(f"{heads}|seeds", rows)
-    bench.write(out, bench.filled(HERE, out, scores=scores, made=bench.made_by(lines)))
+    scores = reports.table(f"{heads}|seeds", rows)
+    reports.write(out, reports.filled(HERE, out, scores=scores, made=reports.made_by(lines)))
 
 
 words = "{ahead:+.4f}".format_map

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import reports
 import resumable as bench
 import stable_diffusion
 import torch
@@ -156,38 +157,44 @@ def table(lines: Sequence[bench.Line]) -> str:
     rows = []
     order = ("pi-ft", "pi-ft-score", "dpok", "ddpo", "pde")
     for reward, agent in itertools.product(REWARDS, order):
-        group = bench.chosen(lines, reward=reward, agent=agent)
+        group = reports.chosen(lines, reward=reward, agent=agent)
         if not group:
             continue
-        ours = {x["job"]["seed"]: x for x in bench.chosen(lines, reward=reward, agent="pi-ft")}
+        ours = {x["job"]["seed"]: x for x in reports.chosen(lines, reward=reward, agent="pi-ft")}
         both = [x for x in group if x["job"]["seed"] in ours and agent != "pi-ft"]
         found = columns(group)
-        gain, of_j = (bench.paired(found[name], found["before"]) for name in ("reward", "J"))
-        cells = [reward, agent, str(len(group)), f"{group[0]['reward_queries']:,}", bench.pm(*gain)]
-        cells += [f"{found['kl'].mean():.2f}", bench.pm(*of_j), ""]
+        gain, of_j = (reports.paired(found[name], found["before"]) for name in ("reward", "J"))
+        cells = [
+            reward,
+            agent,
+            str(len(group)),
+            f"{group[0]['reward_queries']:,}",
+            reports.pm(*gain),
+        ]
+        cells += [f"{found['kl'].mean():.2f}", reports.pm(*of_j), ""]
         if both:
             rivals = [ours[x["job"]["seed"]] for x in both]
-            cells[-1] = bench.pm(*bench.paired(columns(both)["J"], columns(rivals)["J"]))
+            cells[-1] = reports.pm(*reports.paired(columns(both)["J"], columns(rivals)["J"]))
         rows.append([*cells, f"{np.mean([x['cpu_seconds'] for x in group]):.0f}"])
-    return bench.table(heads, rows)
+    return reports.table(heads, rows)
 
 
 def report(out: Path = HERE) -> None:
     """Write ``report.md``: gains over the pre-trained model, and PI-FT against DPOK."""
     lines, text = bench.lines_of(out), []
     for model, words in MODELS.items():
-        here = [x["job"] for x in bench.chosen(lines, model=model)]
+        here = [x["job"] for x in reports.chosen(lines, model=model)]
         for price, rounds in sorted({(job["price"], job["rounds"]) for job in here}):
             text.append(f"## {words}; a nat costs {price:g}; {rounds} rounds")
-            text.append(table(bench.chosen(lines, model=model, price=price, rounds=rounds)))
-    found = {"gains": "\n\n".join(text), "made": bench.made_by(lines)}
-    bench.write(out, bench.filled(HERE, out, **found))
+            text.append(table(reports.chosen(lines, model=model, price=price, rounds=rounds)))
+    found = {"gains": "\n\n".join(text), "made": reports.made_by(lines)}
+    reports.write(out, reports.filled(HERE, out, **found))
 
 
 def words(line: bench.Line) -> str:
     """What one model gained."""
     found = columns([line])
-    gain = bench.pm(*bench.paired(found["J"], found["before"]))
+    gain = reports.pm(*reports.paired(found["J"], found["before"]))
     return f"J {gain} deviations, {line['cpu_seconds']:.0f} CPU s"
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import reports
 import resumable as bench
 import torch
 from learning import Curve
@@ -157,19 +158,19 @@ def report(out: Path = HERE) -> None:
     lines = bench.lines_of(out)
     heads = "|score|ceiling|KL|CPU s|seeds"
     found = dict.fromkeys(TABLES, "")
-    for name, here in bench.groups(lines, "table").items():
-        rows = [_row(*row) for row in bench.groups(here, lambda x: _title(x["job"])).items()]
-        found[name] = bench.table(heads, rows)
-    bench.write(out, bench.filled(HERE, out, **found, made=bench.made_by(lines)))
+    for name, here in reports.groups(lines, "table").items():
+        rows = [_row(*row) for row in reports.groups(here, lambda x: _title(x["job"])).items()]
+        found[name] = reports.table(heads, rows)
+    reports.write(out, reports.filled(HERE, out, **found, made=reports.made_by(lines)))
 
 
 def _row(name: str, group: list[bench.Line]) -> list[str]:
     scores = [x["score"] for x in group if x["score"] is not None]
-    score = bench.spread(scores) if scores else "not certified"
+    score = reports.spread(scores) if scores else "not certified"
     if len(scores) == 1:  # brackets of a single seed too
         score = f"{score} [{score}, {score}]"
     ceiling = f"{group[0]['ceiling']:.3f}" if "ceiling" in group[0] else ""
-    cells = [bench.median(group, "kl"), bench.median(group, "seconds", ".0f"), str(len(group))]
+    cells = [reports.median(group, "kl"), reports.median(group, "seconds", ".0f"), str(len(group))]
     return [name, score, ceiling, *cells]
 
 

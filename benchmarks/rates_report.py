@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+import reports
 import resumable as bench
 
 HERE = bench.RESULTS / "rates"
@@ -138,11 +139,13 @@ def report(out: Path = HERE) -> None:
         **{measure: _medians(series, measure) for measure in MEASURES},
         "sizes": "\n\n".join(_sizes(series)),
         "rl": _rl(series),
-        "made": f"{bench.made_by(lines)} {minutes:.0f} CPU minutes of learning.",
+        "made": f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning.",
     }
-    rooms = {x["regret_without_control"] for x in bench.chosen(lines, temperature=2.0, dimension=4)}
-    bench.write(
-        out, bench.filled(HERE, out, **tables), rates=draw(series, max(rooms, default=None))
+    rooms = {
+        x["regret_without_control"] for x in reports.chosen(lines, temperature=2.0, dimension=4)
+    }
+    reports.write(
+        out, reports.filled(HERE, out, **tables), rates=draw(series, max(rooms, default=None))
     )
 
 
@@ -156,7 +159,7 @@ def _slopes(series: Found) -> str:
             mark = "**" if found and found.meets(measure) else ""
             cells.append("-" if found is None else f"{mark}{found}{mark}")
         rows.append(cells)
-    return bench.table(["class", "seeds", *MEASURES.values()], rows)
+    return reports.table(["class", "seeds", *MEASURES.values()], rows)
 
 
 def _number(value: float) -> str:
@@ -170,7 +173,7 @@ def _rows(found: Mapping[str, Values], heads: str) -> str:
         [label, *(_number(median(values[at])) if at in values else "" for at in places)]
         for label, values in found.items()
     ]
-    return bench.table([heads, *(f"{at:,}" for at in places)], rows)
+    return reports.table([heads, *(f"{at:,}" for at in places)], rows)
 
 
 def _medians(series: Found, measure: str) -> str:
@@ -204,7 +207,7 @@ def _rl(series: Found) -> str:
         ends = (min(regrets, key=lambda n: regrets[n]), max(regrets))
         cells = [x for n in ends for x in (f"{n:,}", _number(regrets[n]))]
         rows.append([NAMES[key.method], *cells])
-    return bench.table("agent|n of the least regret|least regret|most n|regret there", rows)
+    return reports.table("agent|n of the least regret|least regret|most n|regret there", rows)
 
 
 # --- picture
@@ -214,7 +217,7 @@ def draw(series: Found, room: float | None) -> Any:
     """Four panels: error of f, error of the control, regret (with PPO and SAC, and what no control
     at all loses), and the size of the class.
     """
-    figure = bench.figure(12, 9, 110)
+    figure = reports.figure(12, 9, 110)
     *panels, last = figure.subplots(2, 2).flat
     rises = {
         "energy": "relative error of f, energy norm",

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reports
 import resumable as bench
-from resumable import Line, chosen
+from reports import chosen
+from resumable import Line
 
 from girsanov.scoreboard.plots import samples
 
@@ -23,6 +25,8 @@ PRETRAINED = "pre-trained"
 #: Methods by their names in the report, and their colours.
 AGENTS = {"dpok": "DPOK", "ddpo": "DDPO", "pde": "PDE guidance", "pi-ft": "PI-FT"}
 COLOURS = {PRETRAINED: "0.6", "dpok": "C1", "ddpo": "C4", "pde": "C2", "pi-ft": "C0"}
+
+
 # --- figures out of lines
 
 
@@ -41,7 +45,7 @@ def rewards(group: Sequence[Line]) -> np.ndarray:
 
 def difference(one: Sequence[Line], two: Sequence[Line]) -> tuple[float, float]:
     """Mean reward of ``one`` less that of ``two`` over its seeds, and the standard error."""
-    return bench.paired(rewards(one), rewards(two).mean(0))
+    return reports.paired(rewards(one), rewards(two).mean(0))
 
 
 def sweep(lines: Sequence[Line], policy: str) -> list[Line]:
@@ -70,7 +74,7 @@ def claims(lines: Sequence[Line], policy: str) -> list[list[str]]:
         for words, (one, two) in pairs.items():
             if one and two:
                 gap, error = difference(one, two)
-                found.append((f"{words}: {prompt}", gap > 2 * error, bench.pm(gap, error)))
+                found.append((f"{words}: {prompt}", gap > 2 * error, reports.pm(gap, error)))
     rising = sweep(lines, policy)
     for what, name in (("reward", "reward"), ("kl", "KL")):
         means = {f"{x['job']['temperature']:g}": float(np.mean(x[what])) for x in rising}
@@ -98,15 +102,15 @@ def report(out: Path = HERE) -> None:
         for kind, tell in told.items():
             tables[f"{policy}_{kind}"] = tell(lines, policy) if there else ""
     minutes = sum(line["cpu_seconds"] for line in lines) / 60
-    tables["made"] = f"{bench.made_by(lines)} {minutes:.0f} CPU minutes of training in all."
-    bench.write(out, bench.filled(HERE, out, **tables), **figures)
+    tables["made"] = f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of training in all."
+    reports.write(out, reports.filled(HERE, out, **tables), **figures)
 
 
 def _figures(group: Sequence[Line]) -> list[str]:
     """Reward, KL, J, judged share, CPU seconds: means over seeds of path-wise figures."""
 
     def told(values: np.ndarray) -> str:
-        return bench.pm(values.mean(), values.std(ddof=1) / math.sqrt(len(values)), ".3f")
+        return reports.pm(values.mean(), values.std(ddof=1) / math.sqrt(len(values)), ".3f")
 
     reward, kl = rewards(group).mean(0), np.mean([line["kl"] for line in group], 0)
     judged = np.mean([line["judged"]["both"] for line in group])
@@ -127,17 +131,17 @@ def _main(lines: Sequence[Line], policy: str) -> str:
                 words, seeds = f"{words}; no J above {bound['bound']:.3f}{doubt}", "-"
             rows += [[prompt, words, seeds, *_figures(group)]] if group else []
     heads = "prompt|method|seeds|reward|KL|J = reward - beta KL|judged right|CPU s"
-    return bench.table(heads, rows)
+    return reports.table(heads, rows)
 
 
 def _claims(lines: Sequence[Line], policy: str) -> str:
-    return bench.table("claim|holds|figures", claims(lines, policy))
+    return reports.table("claim|holds|figures", claims(lines, policy))
 
 
 def _betas(lines: Sequence[Line], policy: str) -> str:
     found = sweep(lines, policy)
     rows = [[f"{line['job']['temperature']:g}", *_figures([line])] for line in found]
-    return bench.table("beta|reward|KL|J|judged right|CPU s", rows)
+    return reports.table("beta|reward|KL|J|judged right|CPU s", rows)
 
 
 def _brightness(lines: Sequence[Line], policy: str) -> str:
@@ -146,10 +150,10 @@ def _brightness(lines: Sequence[Line], policy: str) -> str:
     for agent, words in _methods(lines, policy).items():
         group = of_method(lines, agent, policy, SWEPT, "brightness")
         if group and agent != PRETRAINED:
-            gap = bench.pm(*difference(group, before), "+.4f")
+            gap = reports.pm(*difference(group, before), "+.4f")
             words = f"{words} ({gap} against pre-trained)"
         rows += [[words, *_figures(group)]] if group and before else []
-    return bench.table("method|reward|KL|J|judged right|CPU s", rows)
+    return reports.table("method|reward|KL|J|judged right|CPU s", rows)
 
 
 # --- pictures
@@ -163,7 +167,7 @@ def _methods(lines: Sequence[Line], policy: str) -> dict[str, str]:
 
 def bars(lines: Sequence[Line], policy: str) -> Any:
     """Figure 1: rewards by prompt and method; dots are seeds, lines standard errors over noises."""
-    figure = bench.figure(9, 3.6, 150)
+    figure = reports.figure(9, 3.6, 150)
     axes = figure.subplots()
     methods = _methods(lines, policy)
     for i, (method, label) in enumerate(methods.items()):
@@ -211,7 +215,7 @@ def curves(lines: Sequence[Line], policy: str) -> Any | None:
         columns = {n: smooth([step[n] for step in line["curve"]]) for n in _CURVES}
         drawn = {_CURVES[name]: (np.arange(len(y)), y) for name, y in columns.items()}
         found[line["job"]["temperature"]] = drawn
-    return bench.draw_by_beta(found, "gradient steps (running means of 7)") if found else None
+    return reports.draw_by_beta(found, "gradient steps (running means of 7)") if found else None
 
 
 _CURVES = {"gradient_norm": "gradient norm", "reward": "reward", "kl": "KL (nats)"}

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 import image_rewards as ir  # noqa: E402
-import resumable as bench  # noqa: E402
+import reports
 from resumable import append  # noqa: E402
 
 
@@ -45,7 +45,7 @@ def line(agent: str, seed: int, gains: list[float], kl: float = 1.0, **cell: Any
 
 def gain(lines: list[dict[str, Any]]) -> tuple[float, float]:
     found = ir.columns(lines)
-    return bench.paired(found["J"], found["before"])
+    return reports.paired(found["J"], found["before"])
 
 
 def test_gains_are_paired_and_their_error_counts_seeds() -> None:
