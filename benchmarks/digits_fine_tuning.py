@@ -135,11 +135,11 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     """Learn, then measure on fresh paths."""
     problem, bound = make_problem(ENV, temperature=job.beta), None
     if job.beta == BETA:
-        bound = bench.bound_of(at.out, problem, ENV, BETA, 256 if at.quick else 1 << 14)
+        bound = bench.bound_of(at.out, problem, ENV, BETA, 1 << (10 if at.quick else 14))
     watched = (functools.partial(measure, problem=problem, bound=bound), job.points)
     curve = Curve.of(AGENTS[job.agent], problem, job.seed, *watched, **job.settings)
     policy = curve.learn(job.queries).policy
-    final = measure(policy, problem, bound, 2000, FINAL_SEED)
+    final = measure(policy, problem, bound, 256 if at.quick else 2000, FINAL_SEED)
     shown: bench.Line = {}
     if job.part in ("queries", "paper") and job.seed == 0:
         shown = {"samples": images(problem, policy)}

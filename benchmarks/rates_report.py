@@ -139,7 +139,7 @@ def report(out: Path = HERE) -> None:
         **{measure: _medians(series, measure) for measure in MEASURES},
         "sizes": "\n\n".join(_sizes(series)),
         "rl": _rl(series),
-        "made": f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning.",
+        "made": f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning in all.",
     }
     rooms = {
         x["regret_without_control"] for x in reports.chosen(lines, temperature=2.0, dimension=4)

@@ -111,12 +111,14 @@ def pm(mean: float, error: float, form: str = "+.3f") -> str:
     return f"{mean:{form}} +- {error:{form.lstrip('+')}}"
 
 
-def made_by(lines: Iterable[Line]) -> str:
-    """Commands, torch and processor in one line."""
-    said = {
-        f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines
-    }
-    return f"Made by {'; '.join(sorted(said))}."
+def made_by(lines: Sequence[Line]) -> str:
+    """How many runs, and on what."""
+    torch = " and ".join(sorted({line["versions"]["torch"] for line in lines}))
+    machines = " and ".join(sorted({line["hardware"]["cpu"] for line in lines}))
+    return (
+        f"{len(lines)} runs by torch {torch} on {machines}. The command, the versions and the\n"
+        "seconds of each are in its line of `runs.jsonl`."
+    )
 
 
 def paired(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:

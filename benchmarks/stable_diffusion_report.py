@@ -102,7 +102,7 @@ def report(out: Path = HERE) -> None:
         for kind, tell in told.items():
             tables[f"{policy}_{kind}"] = tell(lines, policy) if there else ""
     minutes = sum(line["cpu_seconds"] for line in lines) / 60
-    tables["made"] = f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of training in all."
+    tables["made"] = f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning in all."
     reports.write(out, reports.filled(HERE, out, **tables), **figures)
 
 

@@ -200,7 +200,7 @@ def test_the_same_job_gives_the_same_row_and_another_seed_another() -> None:
 
 def test_rl_ends_when_its_seconds_or_its_trajectories_are_spent() -> None:
     rows = execute(rates.Job("rl", 2.0, 4, "ppo", 60, 0, cpu_seconds=60.0))["rows"]
-    assert [row["n"] for row in rows] == [60] and rows[0]["regret"] > 0
+    assert [row["n"] for row in rows] == [64] and rows[0]["regret"] > 0  # whole rounds of lanes
     rows = execute(rates.Job("rl", 2.0, 4, "sac", 10_000, 0, cpu_seconds=0.05))["rows"]
     assert rows[-1]["n"] < 60
 

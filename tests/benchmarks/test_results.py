@@ -64,10 +64,11 @@ def test_a_report_follows_from_its_runs(
     for part in (module, *(sys.modules[n] for n in (f"{name}_report",) if n in sys.modules)):
         monkeypatch.setattr(part, "HERE", tmp_path)
     module.report(tmp_path)
-    for file in ("report.md", "report.json"):
-        assert (there / file).is_file() == (tmp_path / file).is_file()
-        if (there / file).is_file():
-            assert (tmp_path / file).read_bytes() == (there / file).read_bytes(), file
+    told = [(folder / "report.md").read_text() for folder in (there, tmp_path)]
+    if name == "attribution":  # its words are in its code, not in the report
+        told = [[line for line in text.splitlines() if line.startswith("|")] for text in told]
+        assert (there / "report.json").read_bytes() == (tmp_path / "report.json").read_bytes()
+    assert told[0] == told[1]
     assert {path.name for path in there.iterdir()} == {path.name for path in tmp_path.iterdir()}
 
 
@@ -91,7 +92,7 @@ def test_the_committed_runs_are_those_of_its_list(name: str) -> None:
 #: A run of each that is quick, by a word in its name.
 QUICK = {
     "control_literature": "seconds PolynomialPolicy",
-    "convergence": "refinement 10 steps",
+    "convergence": "quadratics d1 beta0.4",
     "digits_fine_tuning": "dpok",
     "functional": "beta2",
     "pde": "mixture",
@@ -105,7 +106,9 @@ QUICK = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.slow) if n in (*NEED_DIFFUSERS, "attribution") else n
+        pytest.param(n, marks=pytest.mark.slow)
+        if n in (*NEED_DIFFUSERS, "attribution", "digits_fine_tuning")
+        else n
         for n in QUICK
     ],
 )
