@@ -56,7 +56,7 @@ def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
 def execute(job: Job, at: bench.Place) -> bench.Line:
     """One run, in a folder that is not kept: its final figures."""
     form, observation, _ = ROWS[job.row]
-    plan = EvaluationPlan(1, 16, 32, 256) if at.quick else EvaluationPlan(5, 128, 1000, 8192)
+    plan = EvaluationPlan(1, 16, 32, 1024) if at.quick else EvaluationPlan(5, 128, 1000, 8192)
     given: Any = {"agent_kwargs": {"observation": observation}, "device": "cpu", "plan": plan}
     spec = RunSpec("girsanov/Digits-v0", job.agent + form, job.seed, Budget(job.queries), **given)
     with tempfile.TemporaryDirectory() as folder:
