@@ -42,7 +42,7 @@ suppress_warnings = [
 # figures go into the page, whatever the shell asks of matplotlib.
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 nb_execution_mode = "cache"
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # a busy machine takes its time
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars
