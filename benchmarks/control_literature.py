@@ -1,19 +1,9 @@
-"""Linear classes and the network on the test problems of the stochastic-control literature, whose
-optimal controls are known.
+"""PDE on test problems of the stochastic-control literature, whose optimal controls are known.
 
-    python benchmarks/control_literature.py            --quick: a minute's worth, to see that it
-        works
+    python benchmarks/control_literature.py            --quick: a minute's worth
     python benchmarks/control_literature.py report
 
-Measured is ``control_error``, ``sum_k E|a_k - a*_k|^2 / sum_k E|a*_k|^2`` along paths of the
-optimum: 0 is the optimum, 1 no control at all. Beside it: CPU seconds of one thread, simulation
-included; wall-clock seconds of two threads that each linear class takes for 2,000 recorded
-trajectories of 50 steps, model selection included (an upper bound where the machine does other
-things); and the peak memory of a fit of a million streamed trajectories. Every agent acts in a box
-of 2.5 standard deviations, which holds every optimal control (the default, 1, does not in the
-double well).
-
-Killed and started again, it makes what is missing and repeats no finished job.
+What is measured, and how, is told in results/control_literature/report.md.
 """
 
 from __future__ import annotations
@@ -27,8 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, ClassVar, NamedTuple
 
+import reports
 import resumable as bench
 import torch
 
@@ -41,7 +33,6 @@ from girsanov.envs.problem import Problem, rollout
 from girsanov.envs.recording import SimulatedPaths
 
 HERE = bench.RESULTS / "control_literature"
-QUICK = Path("runs") / "control_literature_quick"
 #: Paths of the optimum behind an error.
 PATHS = 1024
 MILLION = 1_000_000
@@ -49,23 +40,16 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, an agent and what is asked of it.
+    """A problem, an agent and what is asked of it."""
 
-    Args:
-        env: registered name.
-        target: largest error.
-        trajectories: in all.
-        agent: arguments of PDE.
-        recorded: learn from uncontrolled trajectories alone, by ``fit``; else by ``learn``.
-        env_kwargs: of the problem.
-    """
-
-    env: str
-    target: float
-    trajectories: int
-    agent: dict[str, Any]
-    recorded: bool = False
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env: str  # registered name
+    target: float  # largest error
+    trajectories: int  # in all
+    agent: dict[str, Any]  # arguments of PDE
+    recorded: bool = (
+        False  # learn from uncontrolled trajectories alone, by ``fit``; else by ``learn``
+    )
+    env_kwargs: dict[str, Any] = field(default_factory=dict)  # of the problem
 
     def problem(self) -> Problem:
         """On the CPU."""
@@ -96,25 +80,22 @@ def arbitrary(seed: int, dimension: int = 20) -> dict[str, Any]:
     }
 
 
-HARD = {"drift_matrix": 1.0, "running_matrix": 2.0, "terminal_matrix": 1.0}
-ADAPTIVE = {"policy": "PolynomialPolicy", "n_uncontrolled": 1000, "n_trajectories": 1000}
+_LINEAR = {"policy": "PolynomialPolicy"}
+ADAPTIVE = {**_LINEAR, "n_uncontrolled": 1000, "n_trajectories": 1000}
 NETWORK = {"policy": "MlpPolicy", "n_uncontrolled": 500, "n_trajectories": 500}
 #: Sums of powers of single coordinates, each step's weights its own; the gradient's mean over
 #: noise, as steps are coarse.
 SEPARABLE = {"degree": 8, "interaction": 1, "times": None, "draws": 2, "iterations": 5}
-EXPLORING = {
-    "policy": "PolynomialPolicy",
-    "n_uncontrolled": 600,
-    "n_trajectories": 600,
-    "exploration": 1.0,
-    "policy_kwargs": SEPARABLE,
-}
-_OBSERVED = {"policy": "PolynomialPolicy", "lookahead": "observed"}
-_FRESH = {"policy": "PolynomialPolicy", "lookahead": "fresh", "draws": 4}
+EXPLORING = {**_LINEAR, "n_uncontrolled": 600, "n_trajectories": 600, "exploration": 1.0}
+WELL = {**EXPLORING, "policy_kwargs": SEPARABLE}
 _FINER = {**EXPLORING, "policy_kwargs": {**SEPARABLE, "draws": 4, "iterations": 6}}
+_FRESH = {**_LINEAR, "lookahead": "fresh", "draws": 4}
+HARD = {"drift_matrix": 1.0, "running_matrix": 2.0, "terminal_matrix": 1.0}
 CASES = {
-    "chain, observed": Case("LinearQuadratic", 1e-4, 10_000, _OBSERVED, True),
-    "chain, default": Case("LinearQuadratic", 1e-4, 10_000, {"policy": "PolynomialPolicy"}, True),
+    "chain, observed": Case(
+        "LinearQuadratic", 1e-4, 10_000, {**_LINEAR, "lookahead": "observed"}, True
+    ),
+    "chain, default": Case("LinearQuadratic", 1e-4, 10_000, _LINEAR, True),
     "chain, fresh, 4 pairs": Case("LinearQuadratic", 1e-4, 10_000, _FRESH, True),
     "quadratic, easy": Case("OrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
     "quadratic, hard": Case("OrnsteinUhlenbeck", 1e-3, 8000, ADAPTIVE, env_kwargs=HARD),
@@ -125,7 +106,7 @@ CASES = {
         for i in (1, 2, 3)
     },
     "linear": Case("LinearOrnsteinUhlenbeck", 1e-3, 5000, ADAPTIVE),
-    "double well": Case("DoubleWell", 0.1, 2400, EXPLORING),
+    "double well": Case("DoubleWell", 0.1, 2400, WELL),
     "double well, 4 pairs": Case("DoubleWell", 0.1, 2400, _FINER),
     "double well, ridge given, 4 pairs": Case("DoubleWell", 0.1, 2400, {**_FINER, "ridge": 1e-6}),
     "quadratic, easy, network": Case("OrnsteinUhlenbeck", 2e-2, 20_000, NETWORK),
@@ -134,34 +115,25 @@ CLASSES = ("PolynomialPolicy", "FourierPolicy", "KernelPolicy", "RadialPolicy")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One measurement.
+class Job(bench.Job):
+    """One measurement."""
 
-    Args:
-        kind: ``error``, ``seconds`` or ``memory``.
-        of: a case, or a class.
-        seed: of data and agent.
-    """
-
-    kind: str
-    of: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Unlike any other's."""
-        return f"{self.kind} {self.of} seed {self.seed}"
+    form: ClassVar[str] = "{kind} {of} seed {seed}"
+    kind: str  # ``error``, ``seconds`` or ``memory``
+    of: str  # a case, or a class
+    seed: int  # of data and agent
 
 
-def jobs(seeds: int = 5) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
     """Every case's first seed, then the others."""
-    errors = [Job("error", name, seed) for seed in range(seeds) for name in CASES]
-    seconds = [Job("seconds", name, seed) for name in CLASSES for seed in range(seeds)]
+    errors = [Job("error", name, seed) for seed in seeds for name in CASES]
+    seconds = [Job("seconds", name, seed) for name in CLASSES for seed in seeds]
     return [*errors, *seconds, Job("memory", "PolynomialPolicy", 0)]
 
 
-def execute(job: Job, divide: int = 1) -> bench.Line:
-    """What the job measures, with ``divide`` times fewer trajectories."""
+def execute(job: Job, at: bench.Place) -> bench.Line:
+    """What the job measures, quickly with 20 times fewer trajectories."""
+    divide = 20 if at.quick else 1
     if job.kind == "memory":
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as one:
             return {"row": one.submit(peak_memory, job.of, MILLION // divide).result()}
@@ -171,11 +143,11 @@ def execute(job: Job, divide: int = 1) -> bench.Line:
     n = (2000 if timed else case.trajectories) // divide
     clock = time.perf_counter if timed else time.process_time
     torch.set_num_threads(2 if timed else 1)
-    for name in ("n_uncontrolled", "n_trajectories"):
-        if name in arguments:
-            arguments[name] = max(2, arguments[name] // divide)
+    for name in arguments.keys() & {"n_uncontrolled", "n_trajectories"}:
+        arguments[name] = max(2, arguments[name] // divide)
+    env = ProblemEnv(problem, action_bound=2.5)
+    model = functools.partial(PDE, env=env, seed=job.seed, device="cpu", **arguments)
     start = clock()
-    model = functools.partial(PDE, env=wide(problem), seed=job.seed, device="cpu", **arguments)
     if case.recorded:
         generator = torch.Generator().manual_seed(1_000_003 * (job.seed + 1))
         with torch.no_grad():
@@ -189,13 +161,9 @@ def execute(job: Job, divide: int = 1) -> bench.Line:
     optimum = problem.optimal_control  # type: ignore[attr-defined]
     with torch.no_grad():
         best = rollout(problem, optimum, PATHS, torch.Generator().manual_seed(2))
-    error = control_error(problem, best, policy.control, optimum)
-    return {"row": {"error": error, "seconds": seconds}}
-
-
-def wide(problem: Problem) -> ProblemEnv:
-    """The problem behind an action box that holds every optimal control."""
-    return ProblemEnv(problem, action_bound=2.5)
+    return {
+        "row": {"error": control_error(problem, best, policy.control, optimum), "seconds": seconds}
+    }
 
 
 def peak_memory(policy: str, n: int) -> dict[str, float]:
@@ -209,116 +177,46 @@ def peak_memory(policy: str, n: int) -> dict[str, float]:
     return {"megabytes": round(megabytes), "seconds": round(time.process_time() - start, 1)}
 
 
-def run(
-    names: tuple[str, ...] = (), seeds: int = 5, quick: bool = False, out: Path | None = None
-) -> None:
-    """Make the jobs that are missing; each is one line of ``rows.jsonl`` as soon as it is done.
+class Kind(NamedTuple):
+    """A table of the report; trajectories and target None: the case's."""
 
-    Args:
-        names: of cases and classes; all if absent.
-        seeds: of each.
-        quick: 20 times fewer trajectories, one seed.
-        out: folder; ``benchmarks/results/control_literature``, or ``runs/control_literature_quick``
-            if quick.
-    """
-    unknown = sorted(set(names) - set(CASES) - set(CLASSES))
-    if unknown:
-        raise ValueError(f"names must be among {sorted([*CASES, *CLASSES])}; got {unknown}")
-    bench.at_least(1, seeds=seeds)
-    bench.resume(
-        [job for job in jobs(1 if quick else seeds) if not names or job.of in names],
-        out or (QUICK if quick else HERE),
-        lambda job: execute(job, 20 if quick else 1),
-        lambda x: ", ".join(f"{name} {value:.3g}" for name, value in x["row"].items()),
-    )
+    measure: str
+    unit: str = "CPU seconds"
+    trajectories: int | None = None
+    target: float | None = None
 
 
-# --- report
-
-#: Of each kind: the table's title, its measure, trajectories and target (None: the case's).
-KINDS: dict[str, tuple[str, str, int | None, float | None]] = {
-    "error": (
-        "Relative squared error of the control along paths of the optimum (no control: 1)",
-        "error",
-        None,
-        None,
-    ),
-    "seconds": (
-        "Wall-clock seconds of two threads for 2,000 recorded trajectories of 50 steps, model"
-        " selection included",
-        "seconds",
-        2000,
-        5.0,
-    ),
-    "memory": (
-        "Peak memory (MB), trajectories of 10 steps streamed",
-        "megabytes",
-        MILLION,
-        2000.0,
-    ),
+KINDS = {
+    "error": Kind("error"),
+    "seconds": Kind("seconds", "seconds", 2000, 5.0),
+    "memory": Kind("megabytes", "CPU seconds", MILLION, 2000.0),
 }
 
 
-def summarise(lines: Sequence[bench.Line]) -> bench.Line:
-    """Medians and worst seeds of the finished jobs, and whether the median is within its target."""
-    entries = []
-    found = bench.groups(lines, lambda line: (line["job"]["kind"], line["job"]["of"]))
-    for (kind, name), group in found.items():
-        _, measure, trajectories, target = KINDS[kind]
-        rows = [line["row"] for line in group]
-        target = CASES[name].target if target is None else target
-        median = bench.median(rows, measure)
-        entries.append(
-            {
-                "kind": kind,
-                "name": name,
-                "seeds": len(rows),
-                "trajectories": trajectories or CASES[name].trajectories,
-                "target": target,
-                "median": median,
-                "worst": max(row[measure] for row in rows),
-                "cpu_seconds": bench.median(rows, "seconds"),
-                "met": median <= target,
-            }
-        )
-    made = {name: lines[-1][name] for name in ("versions", "hardware")}
-    return {"entries": entries, "commands": sorted({x["command"] for x in lines}), **made}
-
-
-def markdown(summary: bench.Line) -> list[str]:
-    """The tables."""
-    text = ["# Test problems of the stochastic-control literature"]
-    for kind, (title, *_) in KINDS.items():
-        unit = "seconds" if kind == "seconds" else "CPU seconds"
-        heads = ["", "trajectories", "seeds", "target", "median", "worst", unit, "met"]
-        rows = [
-            [
-                *(e["name"], f"{e['trajectories']:,}", str(e["seeds"]), f"{e['target']:g}"),
-                *(f"{e['median']:.2g}", f"{e['worst']:.2g}", f"{e['cpu_seconds']:.1f}"),
-                "yes" if e["met"] else "no",
-            ]
-            for e in summary["entries"]
-            if e["kind"] == kind
-        ]
-        text += [f"{title}:", bench.table(heads, rows)] if rows else []
-    made = ", ".join(f"`{command}`" for command in summary["commands"])
-    return [*text, f"Made by {made}."]
-
-
 def report(out: Path = HERE) -> None:
-    """Write report.md and report.json for the finished jobs.
+    """Write report.md: medians and worst seeds, and whether the median is within its target."""
+    lines, tables = bench.lines_of(out), dict.fromkeys(KINDS, "")
+    for kind, group in reports.groups(lines, "kind").items():
+        told, rows = KINDS[kind], []
+        for name, found in reports.groups(group, "of").items():
+            values = [line["row"][told.measure] for line in found]
+            target = told.target or CASES[name].target
+            seconds = median(line["row"]["seconds"] for line in found)
+            numbers = (f"{told.trajectories or CASES[name].trajectories:,}", str(len(found)))
+            figures = (f"{target:g}", f"{median(values):.2g}", f"{max(values):.2g}")
+            met = "yes" if median(values) <= target else "no"
+            rows.append([name, *numbers, *figures, f"{seconds:.1f}", met])
+        heads = f"|trajectories|seeds|target|median|worst|{told.unit}|met"
+        tables[kind] = reports.table(heads, rows)
+    reports.write(out, reports.filled(HERE, out, **tables, made=reports.made_by(lines)))
 
-    Args:
-        out: folder that ``run`` filled.
-    """
-    summary = summarise(list(bench.runs_of(out, some=True).values()))
-    bench.write(out, markdown(summary), summary)
+
+def words(line: bench.Line) -> str:
+    """What was measured."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in line["row"].items())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """See ``command_line``."""
-    return bench.command_line("control_literature.py", __doc__, run, report, arguments)
-
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

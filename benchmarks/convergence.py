@@ -1,19 +1,11 @@
 """How fast does policy iteration converge? Measured contraction against that of the theory, the
 truth in closed form.
 
-    python benchmarks/convergence.py [--parts quadratics mixtures refinement]
+    python benchmarks/convergence.py            # seconds; nothing is random
     python benchmarks/convergence.py report
 
 A part is a table of named arguments, what makes numbers of them, what draws them and what tells
-them. To add a part, add it to ``PARTS``.
-
-* ``quadratics``: linear-quadratic chains in one and four dimensions. With V_{k+1} fixed, inner
-  iterates change by at most the factor lambda_k each time, in one dimension by exactly that. The
-  error with m_k = m falls like the m-th power of the largest.
-* ``mixtures``: two and three modes on a line, rewarded linearly, by dynamic programming on a grid;
-  lambda_k from measured gradients of V_{k+1}, and from certified constants.
-* ``refinement``: Euler-Maruyama chains of a linear-quadratic diffusion against the limit of Han et
-  al., eq. (78)-(79).
+them. What is measured is told in results/convergence/report.md.
 """
 
 from __future__ import annotations
@@ -24,8 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+import reports
 import resumable as bench
 import torch
 from torch import Tensor
@@ -45,7 +39,6 @@ from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 HERE = bench.RESULTS / "convergence"
 Row = dict[str, Any]
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-PartName = Literal["quadratics", "mixtures", "refinement"]
 
 
 class Part(NamedTuple):
@@ -58,16 +51,12 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(bench.Job):
     """One line of a part."""
 
+    form: ClassVar[str] = "{part} {of}"
     part: str
     of: str
-
-    @property
-    def name(self) -> str:
-        """Unlike any other's."""
-        return f"{self.part} {self.of}"
 
 
 # --- linear-quadratic chains
@@ -193,50 +182,38 @@ def refinement_row(steps: int) -> Row:
     return {"step": size, **errors}
 
 
-def order(points: Sequence[tuple[float, float]]) -> float:
-    """Of the line through the points on logarithmic axes."""
-    x, y = torch.tensor(points, **DOUBLE).log().T
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-
-
 # --- report
 
 
 LOG: Row = {"xscale": "log", "yscale": "log"}
 
 
-def draw_quadratics(figure: Any, rows: Mapping[str, Row]) -> None:
+def draw_contraction(figure: Any, rows: Mapping[str, Row]) -> None:
+    """Measured factors against predicted ones, and errors by the number of inner iterations."""
     factors, errors = figure.subplots(1, 2)
     for i, (name, row) in enumerate(rows.items()):
-        marker, style = ("o", "-") if row["dimension"] == 1 else ("x", "--")
-        look: Row = {"color": f"C{i % 4}", "label": name}
-        factors.plot(*zip(*row["pairs"], strict=True), marker, markersize=4, **look)
-        errors.plot([e if e > 1e-13 else math.nan for e in row["errors"]], style, **look)
+        exact = "pairs" in row  # a linear-quadratic chain: each factor against its own lambda_k
+        steps = row["pairs"] if exact else [s for s in row["steps"] if s[-1] > 0]
+        *predicted, measured = zip(*steps, strict=True)
+        wide = exact and row["dimension"] > 1
+        look: Row = {"color": f"C{i % 4 if exact else i}", "label": name}
+        factors.plot(predicted[-1], measured, "x" if wide else "o", markersize=4, **look)
+        if not exact:  # certified constants
+            factors.plot(predicted[0], measured, "x", color=look["color"])
+        kept = [e if e > (1e-13 if exact else 1e-10) else math.nan for e in row["errors"]]
+        errors.plot(kept, "--" if wide else "-", **look)
     factors.axline((0.01, 0.01), slope=1, color="0.5", linewidth=1)
-    factors.set(**LOG, xlabel="lambda_k", ylabel="measured factor", title="each inner iteration")
-    words = "distance of the control from Riccati's"
+    lambdas = "lambda_k" if exact else "lambda_k of the measured gradient (x: certified)"
+    factors.set(**LOG, xlabel=lambdas, ylabel="measured factor", title="inner iterations")
+    words = f"{'distance' if exact else 'largest error'} of the control"
     errors.set(yscale="log", xlabel="m_k = m", ylabel=words, title="Algorithm 1")
-    factors.legend(fontsize=7)
-
-
-def draw_mixtures(figure: Any, rows: Mapping[str, Row]) -> None:
-    factors, errors = figure.subplots(1, 2)
-    for i, (name, row) in enumerate(rows.items()):
-        certified, local, measured = zip(*(s for s in row["steps"] if s[2] > 0), strict=True)
-        colour = f"C{i}"
-        factors.plot(local, measured, "o", color=colour, label=f"{name}, measured gradient")
-        factors.plot(certified, measured, "x", color=colour)
-        kept = [e if e > 1e-10 else math.nan for e in row["errors"]]
-        errors.plot(kept, color=colour, label=name)
-    factors.axline((0.01, 0.01), slope=1, color="0.5", linewidth=1)
-    factors.set(**LOG, xlabel="lambda_k (x: certified)", ylabel="largest measured factor")
-    errors.set(yscale="log", xlabel="m_k = m", ylabel="largest error of the control")
     factors.legend(fontsize=7)
 
 
 def _orders(rows: Mapping[str, Row]) -> dict[str, float]:
     both = ("value", "control")
-    return {name: order([(row["step"], row[name]) for row in rows.values()]) for name in both}
+    logs = {name: np.log([row[name] for row in rows.values()]) for name in ("step", *both)}
+    return {name: float(np.polyfit(logs["step"], logs[name], 1)[0]) for name in both}
 
 
 def draw_refinement(figure: Any, rows: Mapping[str, Row]) -> None:
@@ -251,7 +228,7 @@ def draw_refinement(figure: Any, rows: Mapping[str, Row]) -> None:
 
 def _table(heads: str, rows: Mapping[str, Row], *columns: str) -> str:
     cells = ([name, *(f"{row[c]:.4g}" for c in columns)] for name, row in rows.items())
-    return bench.table(heads.split("|"), cells)
+    return reports.table(heads, cells)
 
 
 def quadratic_table(rows: Mapping[str, Row]) -> str:
@@ -274,13 +251,13 @@ PARTS: dict[str, Part] = {
     "quadratics": Part(
         {f"d{d} beta{b:g}": (d, b) for d in (1, 4) for b in (0.4, 0.8, 1.6, 3.2)},
         quadratic_row,
-        draw_quadratics,
+        draw_contraction,
         quadratic_table,
     ),
     "mixtures": Part(
         {f"{modes} x{m:g}": (modes, m) for modes in MODES for m in (1.0, 2.0, 4.0)},
         mixture_row,
-        draw_mixtures,
+        draw_contraction,
         mixture_table,
     ),
     "refinement": Part(
@@ -292,54 +269,34 @@ PARTS: dict[str, Part] = {
 }
 
 
-def execute(job: Job) -> Row:
+def jobs(seeds: Any, quick: bool, done: Any) -> list[Job]:
+    """Every line; nothing is random, so that seeds count for nothing."""
+    return [Job(name, of) for name, part in PARTS.items() for of in part.arguments]
+
+
+def execute(job: Job, at: bench.Place) -> Row:
     """Make one line."""
     part, start = PARTS[job.part], time.process_time()
     row = part.make(*part.arguments[job.of])
     return {"row": row, "cpu_seconds": round(time.process_time() - start, 2)}
 
 
-def run(
-    parts: tuple[PartName, ...] = ("quadratics", "mixtures", "refinement"), out: Path = HERE
-) -> None:
-    """Make the lines that are missing, then the report.
-
-    Args:
-        parts: which.
-        out: folder of everything.
-    """
-    jobs = [Job(part, name) for part in parts for name in PARTS[part].arguments]
-    bench.resume(jobs, out, execute, lambda line: f"{line['cpu_seconds']} s")
-    report(out)
-
-
 def report(out: Path = HERE) -> None:
-    """Write ``report.md`` and ``convergence.png`` from what is there.
-
-    Args:
-        out: folder that ``convergence.py`` filled.
-    """
-    lines = bench.groups(bench.runs_of(out, some=True).values(), lambda x: x["job"]["part"])
-    shown = [part for part in PARTS if part in lines]
-    figure = bench.figure(11, 3.6 * len(shown))
-    panels = figure.subfigures(len(shown), 1, squeeze=False)[:, 0]
-    text = [
-        "# Convergence of policy iteration",
-        "How it was measured: `benchmarks/convergence.py`; nothing is random.",
-        "![convergence](convergence.png)",
-    ]
-    for panel, part in zip(panels, shown, strict=True):
-        rows = {line["job"]["of"]: line["row"] for line in lines[part]}
-        panel.suptitle(part)
-        PARTS[part].draw(panel, rows)
-        text += [f"## {part}", PARTS[part].table(rows)]
-    bench.write(out, text, convergence=figure)
+    """Write ``report.md`` and ``convergence.png`` from what is there."""
+    lines = reports.groups(bench.lines_of(out), "part")
+    figure = reports.figure(11, 3.6 * len(lines))
+    panels = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
+    tables = dict.fromkeys(PARTS, "")
+    for panel, name in zip(panels, (name for name in PARTS if name in lines), strict=True):
+        rows = {line["job"]["of"]: line["row"] for line in lines[name]}
+        panel.suptitle(name)
+        PARTS[name].draw(panel, rows)
+        tables[name] = PARTS[name].table(rows)
+    reports.write(out, reports.filled(HERE, out, **tables), convergence=figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """See ``command_line``."""
-    return bench.command_line("convergence.py", __doc__, run, report, arguments)
-
+words = "{cpu_seconds} s".format_map
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,14 +1,9 @@
-"""Functional PI-FT (Algorithm 1 with fitted value functions) against the closed form, on
-girsanov/GaussianMixture-v0.
+"""Functional PI-FT (Algorithm 1 with fitted value functions) against the closed form.
 
-    python benchmarks/functional.py             # three temperatures, 5 seeds; goes on if killed
+    python benchmarks/functional.py             # three temperatures, 5 seeds
     python benchmarks/functional.py report
 
-Both policies are measured on the same noises, with the closed form's value as a control variate
-(see ``returns``). Scores are those of frontier.py: 0 without control, 1 the Donsker-Varadhan bound.
-The closed form is optimal for infinitely many steps only, so that Algorithm 1, which knows the 50
-steps as they are, may well pass it. At beta 0.1 the action bound is 2: the default of 1 clips the
-closed form, which is unbounded here. Seconds are CPU seconds of one thread.
+What is measured, and how, is told in results/functional/report.md.
 """
 
 from __future__ import annotations
@@ -16,20 +11,19 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import reports
 import resumable as bench
 import torch
-from frontier import Cell
-from frontier import Reference as MixtureReference
+from learning import Curve
+from mixture import Reference, mixture
 from torch import Tensor
 
-from girsanov.agents import PIFT
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Policy, rollout
 from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
@@ -37,36 +31,33 @@ from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
 HERE = bench.RESULTS / "functional"
 #: Action bounds by temperature.
 CELLS = {2.0: 1.0, 0.5: 1.0, 0.1: 2.0}
-N_TRAJECTORIES = 250
 
 
 @dataclass(frozen=True)
-class Run:
+class Job(bench.Job):
     """One temperature with one seed: one sweep backwards through time."""
 
+    form: ClassVar[str] = "beta{beta:g}-seed{seed}"
     beta: float
     seed: int
 
-    @property
-    def name(self) -> str:
-        """Unlike any other's."""
-        return f"beta{self.beta:g}-seed{self.seed}"
+
+def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+    """Every temperature, seed by seed."""
+    return [Job(beta, seed) for seed in seeds for beta in CELLS]
 
 
-def execute(run: Run, out: Path, reference_paths: int, paths: int) -> bench.Line:
+def execute(job: Job, at: bench.Place) -> bench.Line:
     """Sweep and measure."""
-    problem: Any = Cell(run.beta, 2).problem()
-    reference = MixtureReference.cached(Cell(run.beta, 2), reference_paths, out)
-    env = ProblemEnv(problem, action_bound=CELLS[run.beta])
-    agent = PIFT(
-        "FunctionalPolicy", env, seed=run.seed, device="cpu", n_trajectories=N_TRAJECTORIES
-    )
-    closed, closed_kl = closed_form(run.beta, paths)
-    began = time.process_time()
-    agent.learn(2 * N_TRAJECTORIES * problem.horizon, reset_num_timesteps=False)
-    seconds = time.process_time() - began
-    ours, kl = returns(problem, agent.policy.control, paths)
-    ahead = (ours - closed) / (reference.bound.mean - reference.uncontrolled.mean)
+    trajectories, paths, known = (20, 64, 256) if at.quick else (250, 1 << 12, 1 << 16)
+    problem = mixture(job.beta)
+    reference = Reference.kept(job.beta, 2, known, at.out)
+    env = ProblemEnv(problem, action_bound=CELLS[job.beta])
+    settings = {"policy": "FunctionalPolicy", "n_trajectories": trajectories}
+    curve = Curve.of("pi-ft", env, job.seed, **settings).learn(2 * trajectories)
+    closed, closed_kl = closed_form(job.beta, paths)
+    ours, kl = returns(problem, curve.policy, paths)
+    ahead = (ours - closed) / reference.room
     return {
         "sweeps": 1,
         "score": reference.score(float(ours.mean())),
@@ -75,16 +66,16 @@ def execute(run: Run, out: Path, reference_paths: int, paths: int) -> bench.Line
         "ahead_stderr": float(ahead.std()) / paths**0.5,
         "kl": kl,
         "closed_form_kl": closed_kl,
-        "reward_queries": agent.reward_queries,
-        "paths": agent.num_timesteps // problem.horizon,
-        "seconds": round(seconds, 2),
+        "reward_queries": curve.spent()["queries"],
+        "paths": curve.spent()["env_steps"] // problem.horizon,
+        "seconds": curve.spent()["seconds"],
     }
 
 
 @functools.cache
 def closed_form(beta: float, paths: int) -> tuple[Tensor, float]:
     """``returns`` of the closed form, which no seed changes."""
-    problem: Any = Cell(beta, 2).problem()
+    problem = mixture(beta)
     return returns(problem, problem.reference_control, paths)
 
 
@@ -114,57 +105,32 @@ def returns(problem: Any, policy: Policy, paths: int) -> tuple[Tensor, float]:
     return total, float(found.kl.mean())
 
 
-def run(
-    seeds: int = 5, reference_paths: int = 1 << 16, paths: int = 1 << 12, out: Path = HERE
-) -> None:
-    """Make every run that is not finished.
-
-    Args:
-        seeds: 0, 1, ... at each temperature.
-        reference_paths: behind the bound.
-        paths: fresh ones behind each score.
-        out: folder of everything.
-    """
-    bench.at_least(1, seeds=seeds)
-    bench.resume(
-        [Run(beta, seed) for seed in range(seeds) for beta in CELLS],
-        out,
-        lambda one: execute(one, out, reference_paths, paths),
-        lambda line: f"{line['ahead']:+.4f}",
-    )
+#: Columns of the report, and how their medians are written.
+COLUMNS = {"kl": ".2f", "closed_form_kl": ".2f", "paths": ",.0f", "reward_queries": ",.0f"}
+COLUMNS |= {"seconds": ".0f"}
 
 
 def report(out: Path = HERE) -> None:
     """Write ``report.md``: medians over seeds, and the least and the largest."""
-    lines = list(bench.runs_of(out, some=True).values())
-    rows = []
-    for beta in CELLS:
-        group = [line for line in lines if line["job"]["beta"] == beta]
-        if group:
-            forms = ("score", "closed_form")
-            cells = [f"{beta:g}", "1", *(f"{bench.median(group, name):.4f}" for name in forms)]
-            cells += [bench.spread([x["ahead"] for x in group], 4, "+")]
-            cells += [f"{bench.median(group, 'ahead_stderr'):.4f}"]
-            cells += [f"{bench.median(group, name):.2f}" for name in ("kl", "closed_form_kl")]
-            cells += [f"{bench.median(group, name):,.0f}" for name in ("paths", "reward_queries")]
-            rows.append([*cells, f"{bench.median(group, 'seconds'):.0f}", f"{len(group)}"])
-    heads = "beta|sweeps|score|closed form|difference|s.e.|KL|closed form's|paths|queries|CPU s"
-    bench.write(
-        out,
+    lines = bench.lines_of(out)
+    found = reports.groups(lines, "beta")
+    rows = [
         [
-            "# Functional PI-FT against the closed form",
-            "girsanov/GaussianMixture-v0. Medians over seeds; brackets hold the least and the"
-            " largest.",
-            bench.table([*heads.split("|"), "seeds"], rows),
-            bench.made_by(lines),
-        ],
-    )
+            *(f"{beta:g}", "1", *(reports.median(g, n, ".4f") for n in ("score", "closed_form"))),
+            reports.spread([line["ahead"] for line in g], "+.4f"),
+            reports.median(g, "ahead_stderr", ".4f"),
+            *(reports.median(g, name, form) for name, form in COLUMNS.items()),
+            str(len(g)),
+        ]
+        for beta, g in sorted(found.items(), reverse=True)
+    ]
+    heads = "beta|sweeps|score|closed form|difference|s.e.|KL|closed form's|paths|queries|CPU s"
+    scores = reports.table(f"{heads}|seeds", rows)
+    reports.write(out, reports.filled(HERE, out, scores=scores, made=reports.made_by(lines)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """See ``command_line``."""
-    return bench.command_line("functional.py", __doc__, run, report, arguments)
-
+words = "{ahead:+.4f}".format_map
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
 
 if __name__ == "__main__":
     sys.exit(main())

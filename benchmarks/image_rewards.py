@@ -1,76 +1,50 @@
 """Do PI-FT, DPOK, DDPO and PDE's guidance raise every kind of image reward, on LoRA adapters of two
 tiny pipelines?
 
-    python benchmarks/image_rewards.py [--models latent-digits random] [--price 0.01] [--seeds 0 1
-        2]
+    python benchmarks/image_rewards.py --only latent-digits price0.01 --seeds 0 1 2
     python benchmarks/image_rewards.py report
 
-Pipelines: the text-to-image model of painted digits that comes with the package, and one of the
-same architecture that was never trained (8x8 latents, 16x16 images). Rewards: mean brightness, JPEG
-size in kB (a black box: PI-FT by fitted values), and ImageReward's architecture with random
-weights. One nat costs ``price`` standard deviations of the reward over the pre-trained model's
-images; 0.01 is the paper's beta, whose ImageReward has about unit deviation. Costs are the paper's
-too: a round of every method is 10 trajectories, of which PI-FT takes one pathwise gradient; with
-fitted values it takes 10 steps, as DPOK and DDPO do, of as many transitions as a trajectory has;
-PDE uses uncontrolled samples only. Learning rates are those of ``stable_diffusion.py``, tuned there
-for another reward; with fitted values it is DPOK's. ``pi-ft-score`` follows the score function
-instead.
-
-Evaluation: the deterministic policy on ``paths`` noises, the same for all; differences are paired.
-Seconds are CPU seconds of one thread in training. Killed and started again, it makes what is
-missing.
+What is measured, and how, is told in results/image_rewards/report.md.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+import itertools
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
+import reports
 import resumable as bench
+import stable_diffusion
 import torch
+from learning import Curve
 from pipelines import build_stable_diffusion
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_diffusion import TRAJECTORIES, made
 
-from girsanov.agents import PDE, PIFT
-from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
-from girsanov.baselines.fine_tuning_methods.dpok import DPOK
+from girsanov.agents import PIFT
 from girsanov.envs.certificates import certificate_of
-from girsanov.envs.diffusion.stable_diffusion import stable_diffusion
+from girsanov.envs.diffusion import stable_diffusion as pipeline
 from girsanov.envs.problem import Problem, rollout
 from girsanov.envs.rewards.image_reward import Architecture, ImageReward
 from girsanov.envs.rewards.images import Brightness, Incompressibility
-from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on, policy_of
+from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
 
 HERE = bench.RESULTS / "image_rewards"
-PROMPT, STEPS, TRAJECTORIES = "a yellow three", 10, 10
-ModelName = Literal["latent-digits", "random"]
-RewardName = Literal["brightness", "jpeg", "image-reward"]
-
+PROMPT, STEPS = "a yellow three", stable_diffusion.STEPS
 MODELS = {
     "latent-digits": "The painted digits that come with the package",
     "random": "A pipeline that was never trained",
 }
-
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PROMPT.split())
-_SMALL = Architecture(
-    image_size=32,
-    patch_size=8,
-    vision_width=48,
-    vision_layers=3,
-    vision_heads=3,
-    text_width=32,
-    text_layers=2,
-    text_heads=2,
-    vocabulary=len(_WORDS) + 2,
-    positions=40,
-)
+_VISION = {"vision_width": 48, "vision_layers": 3, "vision_heads": 3}
+_TEXT = {"text_width": 32, "text_layers": 2, "text_heads": 2, "positions": 40}
+_SMALL = Architecture(image_size=32, patch_size=8, vocabulary=len(_WORDS) + 2, **_VISION, **_TEXT)
 
 
 def _image_reward() -> ImageReward:
@@ -79,60 +53,43 @@ def _image_reward() -> ImageReward:
         return ImageReward({word: i for i, word in enumerate(_WORDS)}, _SMALL)
 
 
-REWARDS: dict[str, Callable[[], Any]] = {
-    "brightness": Brightness,
-    "jpeg": Incompressibility,
-    "image-reward": _image_reward,
+REWARDS = {"brightness": Brightness, "jpeg": Incompressibility, "image-reward": _image_reward}
+AGENTS = {
+    **stable_diffusion.AGENTS["lora"],
+    "pi-ft-score": (PIFT, "LoraScorePolicy", {"learning_rate": 3e-3, "anneal": True}),
 }
-
-
-def _pi_ft(problem: Any, **kwargs: Any) -> BaseAlgorithm:
-    black_box = not problem.reward.differentiable
-    policy, rate = ("LoraValuePolicy", 1e-3) if black_box else ("LoraPolicy", 3e-3)
-    return PIFT(policy, problem, rate, TRAJECTORIES, anneal=True, **kwargs)
-
-
-def _score(problem: Any, **kwargs: Any) -> BaseAlgorithm:
-    return PIFT("LoraScorePolicy", problem, 3e-3, TRAJECTORIES, anneal=True, **kwargs)
-
-
-_ROUND = {"n_trajectories": TRAJECTORIES, "gradient_steps": 10, "batch_size": STEPS}
-AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
-    "pi-ft": _pi_ft,
-    "pi-ft-score": _score,
-    "dpok": lambda problem, **kw: DPOK("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
-    "ddpo": lambda problem, **kw: DDPO("LoraPolicy", problem, 1e-3, **_ROUND, **kw),
-    "pde": lambda problem, **kw: PDE("CnnPolicy", problem, adaptive=False, **kw),
-}
+#: PI-FT where the reward has no gradient.
+FITTED = (PIFT, "LoraValuePolicy", {"learning_rate": 1e-3, "anneal": True})
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One trained model.
+class Job(bench.Job):
+    """One trained model."""
 
-    Args:
-        model: ``latent-digits`` or ``random``.
-        reward: a key of ``REWARDS``.
-        agent: a key of ``AGENTS``.
-        price: of a nat, in standard deviations of the reward.
-        seed: of the agent.
-        rounds: of ``TRAJECTORIES`` rewards each.
-        paths: noises behind the evaluation.
+    form: ClassVar[str] = "{model}-{reward}-{agent}-price{price:g}-{rounds}-seed{seed}"
+    model: str  # ``latent-digits`` or ``random``
+    reward: str  # a key of ``REWARDS``
+    agent: str  # a key of ``AGENTS``
+    price: float  # of a nat, in standard deviations of the reward
+    seed: int  # of the agent
+    rounds: int = 30  # of ``TRAJECTORIES`` rewards each
+    paths: int = 256  # noises behind the evaluation
+
+
+def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+    """The painted digits at three prices; the untrained pipeline, one and the same, at the first,
+    with the first seed alone, and there PI-FT with more rounds where nothing helps its gradient.
     """
-
-    model: str
-    reward: str
-    agent: str
-    price: float
-    seed: int
-    rounds: int
-    paths: int
-
-    @property
-    def name(self) -> str:
-        """Unlike any other cell's."""
-        what = f"{self.model}-{self.reward}-{self.agent}"
-        return f"{what}-price{self.price:g}-{self.rounds}-seed{self.seed}"
+    if quick:
+        return [Job(m, "jpeg", "pi-ft", 0.01, s, 1, 4) for s in seeds for m in MODELS]
+    places = [("latent-digits", price, seed) for seed in seeds for price in (0.01, 0.1, 0.3)]
+    places.insert(1, ("random", 0.01, seeds[0]))
+    every = [
+        Job(model, reward, agent, price, seed)
+        for (model, price, seed), reward, agent in itertools.product(places, REWARDS, AGENTS)
+        if agent != "pi-ft-score" or (reward == "jpeg" and price < 0.3 and seed in seeds[:2])
+    ]
+    return [*every, Job("random", "jpeg", "pi-ft", 0.01, seeds[0], 100)]
 
 
 def make(model: str | Path, reward: str, price: float, paths: int = 256) -> tuple[Problem, float]:
@@ -143,7 +100,8 @@ def make(model: str | Path, reward: str, price: float, paths: int = 256) -> tupl
     settings |= {"guidance_scale": 1.0, "batch_size": paths}
 
     def at(temperature: float) -> Problem:
-        return stable_diffusion(reward=REWARDS[reward](), temperature=temperature, **settings)
+        told = {**settings, "reward": REWARDS[reward](), "temperature": temperature}
+        return pipeline.stable_diffusion(**told)
 
     problem = at(1.0)
     with torch.no_grad():
@@ -151,28 +109,30 @@ def make(model: str | Path, reward: str, price: float, paths: int = 256) -> tupl
     return at(price * spread), spread
 
 
-def execute(cell: Cell, untrained: Path) -> bench.Line:
+def execute(job: Job, at: bench.Place) -> bench.Line:
     """Train and measure, beside the pre-trained model on the same noises."""
-    torch.set_num_threads(1)
-    model_of = untrained if cell.model == "random" else cell.model
-    problem, spread = make(model_of, cell.reward, cell.price)
-    model: Any = AGENTS[cell.agent](problem, seed=cell.seed, device="cpu")
-    start = time.process_time()
-    model.learn(cell.rounds * TRAJECTORIES * STEPS)
-    seconds = time.process_time() - start
+    with contextlib.ExitStack() as stack:
+        model: str | Path = job.model
+        if model == "random":
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            model = build_stable_diffusion(Path(folder))
+        problem, spread = make(model, job.reward, job.price)
+    black_box = not problem.reward.differentiable  # type: ignore[attr-defined]
+    told = FITTED if black_box and job.agent == "pi-ft" else AGENTS[job.agent]
+    curve = Curve(made(told, problem, job.seed)).learn(job.rounds * TRAJECTORIES)
     with torch.no_grad():
         before, after = (
-            rollout(problem, policy, cell.paths, generator_on(problem, FINAL_SEED))
-            for policy in (None, policy_of(model, problem))
+            rollout(problem, policy, job.paths, generator_on(problem, FINAL_SEED))
+            for policy in (None, curve.policy)
         )
     return {
         "deviation": spread,
         "before": _rounded(before.reward / spread),
         "reward": _rounded(after.reward / spread),
         "kl": _rounded(after.kl),
-        "bound": certificate_of(before.reward / spread, cell.price).bound,
-        "reward_queries": model.reward_queries,
-        "cpu_seconds": round(seconds, 1),
+        "bound": certificate_of(before.reward / spread, job.price).bound,
+        "reward_queries": curve.spent()["queries"],
+        "cpu_seconds": round(curve.spent()["seconds"], 1),
     }
 
 
@@ -180,118 +140,65 @@ def _rounded(values: torch.Tensor) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def run(
-    models: tuple[ModelName, ...] = ("latent-digits", "random"),
-    rewards: tuple[RewardName, ...] = ("brightness", "jpeg", "image-reward"),
-    agents: tuple[str, ...] = ("pi-ft", "dpok", "ddpo", "pde"),
-    price: float = 0.01,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    rounds: int = 30,
-    paths: int = 256,
-    out: Path = HERE,
-) -> None:
-    """Make every cell that is not finished, then the report.
-
-    Args:
-        models: latent-digits, random.
-        rewards: brightness, jpeg, image-reward.
-        agents: pi-ft, dpok, ddpo, pde; pi-ft-score.
-        price: of a nat, in standard deviations of the reward.
-        seeds: of the agents; the untrained pipeline is one and the same.
-        rounds: of 10 trajectories each, for every agent.
-        paths: noises behind each evaluation.
-        out: folder of everything.
-    """
-    unknown = sorted(set(agents) - set(AGENTS))
-    if unknown:
-        raise ValueError(f"agents must be of {sorted(AGENTS)}; got {unknown}")
-    cells = [
-        Cell(model, reward, agent, price, seed, rounds, paths)
-        for seed in seeds
-        for model in models
-        for reward in rewards
-        for agent in agents
-    ]
-
-    def words(line: bench.Line) -> str:
-        gain, seconds = _pm(*paired([line], value, "before")), line["cpu_seconds"]
-        return f"J {gain} deviations, {seconds:.0f} CPU s"
-
-    with tempfile.TemporaryDirectory() as folder:
-        untrained = build_stable_diffusion(Path(folder))
-        bench.resume(cells, out, lambda cell: execute(cell, untrained), words)
-    report(out)
-
-
 # --- report
 
 
-def value(line: bench.Line) -> np.ndarray:
-    """J path by path, in standard deviations of the reward."""
-    return np.array(line["reward"]) - line["job"]["price"] * np.array(line["kl"])
-
-
-def paired(
-    lines: Sequence[bench.Line], of: Any, against: str | Sequence[bench.Line]
-) -> tuple[float, float]:
-    """Mean over paths and seeds of ``of`` less a column or the same of other lines; the error
-    counts paths and seeds.
+def columns(lines: Sequence[bench.Line]) -> dict[str, np.ndarray]:
+    """Path by path ``(seeds, paths)``, in standard deviations of the reward: what the pre-trained
+    model and the trained one get, KL and J.
     """
-    column = isinstance(against, str)
-    other = [np.array(x[against]) for x in lines] if column else [of(x) for x in against]
-    gaps = np.array([of(line) for line in lines]) - np.array(other)
-    seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
-    mean = gaps.mean(0)
-    return float(mean.mean()), float(math.sqrt(mean.var(ddof=1) / len(mean) + seeds))
+    found = {name: np.array([x[name] for x in lines]) for name in ("before", "reward", "kl")}
+    return {**found, "J": found["reward"] - lines[0]["job"]["price"] * found["kl"]}
 
 
 def table(lines: Sequence[bench.Line]) -> str:
     """One row a reward and method: gains over the pre-trained model, and what is lost to PI-FT."""
     heads = "reward|method|seeds|rewards seen|gain of the reward|KL|gain of J|J above PI-FT's|CPU s"
     rows = []
-    for reward in REWARDS:
-        ours = {x["job"]["seed"]: x for x in bench.chosen(lines, reward=reward, agent="pi-ft")}
-        for agent in AGENTS:
-            group = bench.chosen(lines, reward=reward, agent=agent)
-            if not group:
-                continue
-            both = [x for x in group if x["job"]["seed"] in ours and agent != "pi-ft"]
+    order = ("pi-ft", "pi-ft-score", "dpok", "ddpo", "pde")
+    for reward, agent in itertools.product(REWARDS, order):
+        group = reports.chosen(lines, reward=reward, agent=agent)
+        if not group:
+            continue
+        ours = {x["job"]["seed"]: x for x in reports.chosen(lines, reward=reward, agent="pi-ft")}
+        both = [x for x in group if x["job"]["seed"] in ours and agent != "pi-ft"]
+        found = columns(group)
+        gain, of_j = (reports.paired(found[name], found["before"]) for name in ("reward", "J"))
+        cells = [
+            reward,
+            agent,
+            str(len(group)),
+            f"{group[0]['reward_queries']:,}",
+            reports.pm(*gain),
+        ]
+        cells += [f"{found['kl'].mean():.2f}", reports.pm(*of_j), ""]
+        if both:
             rivals = [ours[x["job"]["seed"]] for x in both]
-            gain = _pm(*paired(group, lambda x: np.array(x["reward"]), "before"))
-            kl, seconds = (np.mean([np.mean(x[k]) for x in group]) for k in ("kl", "cpu_seconds"))
-            cells = [reward, agent, str(len(group)), f"{group[0]['reward_queries']:,}", gain]
-            cells += [f"{kl:.2f}", _pm(*paired(group, value, "before"))]
-            cells += [_pm(*paired(both, value, rivals)) if both else "", f"{seconds:.0f}"]
-            rows.append(cells)
-    return bench.table(heads.split("|"), rows)
+            cells[-1] = reports.pm(*reports.paired(columns(both)["J"], columns(rivals)["J"]))
+        rows.append([*cells, f"{np.mean([x['cpu_seconds'] for x in group]):.0f}"])
+    return reports.table(heads, rows)
 
 
 def report(out: Path = HERE) -> None:
     """Write ``report.md``: gains over the pre-trained model, and PI-FT against DPOK."""
-    lines = list(bench.runs_of(out, some=True).values())
-    text = [
-        "# Every kind of image reward, on two tiny pipelines",
-        f"LoRA adapters of rank 4; {STEPS} DDIM steps with eta = 1. Prices of a nat are in standard"
-        " deviations of the reward.\nGains over the pre-trained model in those deviations, paired"
-        " over noises, with standard errors over noises and seeds.\nHow:"
-        " `benchmarks/image_rewards.py`.",
-    ]
+    lines, text = bench.lines_of(out), []
     for model, words in MODELS.items():
-        here = [x["job"] for x in bench.chosen(lines, model=model)]
+        here = [x["job"] for x in reports.chosen(lines, model=model)]
         for price, rounds in sorted({(job["price"], job["rounds"]) for job in here}):
             text.append(f"## {words}; a nat costs {price:g}; {rounds} rounds")
-            text.append(table(bench.chosen(lines, model=model, price=price, rounds=rounds)))
-    bench.write(out, [*text, bench.made_by(lines)])
+            text.append(table(reports.chosen(lines, model=model, price=price, rounds=rounds)))
+    found = {"gains": "\n\n".join(text), "made": reports.made_by(lines)}
+    reports.write(out, reports.filled(HERE, out, **found))
 
 
-def _pm(mean: float, error: float) -> str:
-    return f"{mean:+.3f} +- {error:.3f}"
+def words(line: bench.Line) -> str:
+    """What one model gained."""
+    found = columns([line])
+    gain = reports.pm(*reports.paired(found["J"], found["before"]))
+    return f"J {gain} deviations, {line['cpu_seconds']:.0f} CPU s"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """See ``command_line``."""
-    return bench.command_line("image_rewards.py", __doc__, run, report, arguments)
-
+main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, (0, 1, 2)).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,13 +1,15 @@
-"""What ``rates.py`` left on disk, as slopes with intervals, a table and a picture; runs nothing."""
+"""What ``rates.py`` left on disk, as slopes with intervals, tables and a picture; runs nothing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+import reports
 import resumable as bench
 
 HERE = bench.RESULTS / "rates"
@@ -74,237 +76,171 @@ def fit_slope(groups: Mapping[float, Sequence[float]], draws: int = 2000) -> Slo
     return Slope(slope, float(low), float(high))
 
 
-#: Study, temperature, dimension, method, and n of the size study (else 0).
-Series = tuple[str, float, int, str, int]
+class Series(NamedTuple):
+    """What a line of the picture, or a row of a table, is of."""
+
+    study: str
+    temperature: float
+    dimension: int
+    method: str
+    n: int  # of the size study, else 0
+
+    @property
+    def label(self) -> str:
+        """In the report."""
+        return f"{NAMES[self.method]}, beta {self.temperature:g}, d {self.dimension}"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is of the main problem."""
+        return (self.temperature, self.dimension) == (2.0, 4)
 
 
-def collect(lines: Sequence[bench.Line]) -> dict[Series, dict[str, dict[float, list[float]]]]:
-    """Values of the seeds by series, measure and abscissa (n, or the size of the class); a fit that
-    blew up is infinite.
-    """
-    out: dict[Series, dict[str, dict[float, list[float]]]] = {}
+#: Values of the seeds by n, or the size of the class, in their order.
+Values = dict[float, list[float]]
+Found = dict[Series, dict[str, Values]]
+
+
+def collect(lines: Sequence[bench.Line]) -> Found:
+    """Values by series and measure; a fit that blew up is infinite."""
+    out: Found = {}
     for line in lines:
         job = line["job"]
         size = job["study"] == "size"
         place = (job[name] for name in ("study", "temperature", "dimension", "method"))
-        series = out.setdefault((*place, job["n"] if size else 0), {})
+        measures = out.setdefault(Series(*place, job["n"] if size else 0), {})
         for row in line["rows"]:
             at = job["size"] if size else row["n"]
-            for measure in MEASURES:
-                if measure in row:
-                    value = math.inf if row[measure] is None else row[measure]
-                    series.setdefault(measure, {}).setdefault(at, []).append(value)
-    return out
+            for measure in MEASURES.keys() & row.keys():
+                value = math.inf if row[measure] is None else row[measure]
+                measures.setdefault(measure, {}).setdefault(at, []).append(value)
+    ordered = ((s, ((m, found[m]) for m in MEASURES if m in found)) for s, found in out.items())
+    return {s: {m: dict(sorted(v.items())) for m, v in measures} for s, measures in ordered}
+
+
+def of_study(series: Found, study: str) -> Found:
+    """The series of one study."""
+    return {key: measures for key, measures in series.items() if key.study == study}
+
+
+def slope_of(values: Values) -> Slope | None:
+    """Of the numbers where no fit blew up, where there are two."""
+    finite = {n: v for n, v in values.items() if np.isfinite(v).all()}
+    return fit_slope(finite) if len(finite) > 1 else None
 
 
 def report(out: Path = HERE) -> None:
-    """Write rates.png, report.md and report.json for the finished jobs.
-
-    Args:
-        out: folder that ``rates.py`` filled.
-    """
-    lines = list(bench.runs_of(out, some=True).values())
+    """Write rates.png and report.md for the finished jobs."""
+    lines = bench.lines_of(out)
     series = collect(lines)
-    summary = summarise(lines, series)
-    bench.write(out, markdown(summary), summary, rates=draw(series, summary))
-
-
-def summarise(lines: Sequence[bench.Line], series: Mapping[Series, Any]) -> bench.Line:
-    """Everything that the report says, as plain JSON values."""
-    places = [(line["job"]["temperature"], line["job"]["dimension"]) for line in lines]
-    rooms = dict(zip(places, (x["regret_without_control"] for x in lines), strict=True))
-    entries = []
-    for (study, temperature, dimension, method, n), measures in series.items():
-        entry: bench.Line = {
-            "study": study,
-            "temperature": temperature,
-            "dimension": dimension,
-            "method": method,
-            "n": n,
-            "seeds": min(len(v) for group in measures.values() for v in group.values()),
-            "medians": {
-                m: {f"{at:g}": _plain(np.median(v)) for at, v in sorted(g.items())}
-                for m, g in measures.items()
-            },
-            "regret_without_control": rooms[temperature, dimension],
-        }
-        if study == "rates":
-            entry["slopes"] = {}
-            for m, group in measures.items():
-                finite = {at: v for at, v in group.items() if np.isfinite(v).all()}
-                if len(finite) > 1:
-                    slope = fit_slope(finite)
-                    entry["slopes"][m] = {**slope._asdict(), "meets_target": slope.meets(m)}
-        entries.append(entry)
-    return {
-        "entries": entries,
-        "targets": {m: {"slope": middle, "within": half} for m, (middle, half) in TARGETS.items()},
-        "cpu_minutes": sum(x["rows"][-1]["seconds"] for x in lines if x["rows"]) / 60,
-        "commands": sorted({line["command"] for line in lines}),
-        "hardware": bench.distinct(line["hardware"] for line in lines),
-        "versions": bench.distinct(line["versions"] for line in lines),
+    minutes = sum(x["rows"][-1]["seconds"] for x in lines if x["rows"]) / 60
+    tables = {
+        "slopes": _slopes(series),
+        **{measure: _medians(series, measure) for measure in MEASURES},
+        "sizes": "\n\n".join(_sizes(series)),
+        "rl": _rl(series),
+        "made": f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning in all.",
     }
+    rooms = {
+        x["regret_without_control"] for x in reports.chosen(lines, temperature=2.0, dimension=4)
+    }
+    reports.write(
+        out, reports.filled(HERE, out, **tables), rates=draw(series, max(rooms, default=None))
+    )
 
 
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-# --- words
-
-
-def markdown(summary: Mapping[str, Any]) -> list[str]:
-    """The whole report, in parts."""
-    return [
-        "# Rates of regression against the closed form",
-        (
-            "Errors and regret against the number n of uncontrolled trajectories, on"
-            " girsanov/LinearQuadratic-v0. Theory (Mou 2025) for a class that holds f: errors fall"
-            " like n^-0.5, the regret like n^-1. Medians over seeds; slopes by least squares on"
-            " logarithmic axes, 95% bootstrap intervals over seeds in brackets; **bold** within 0.1"
-            " (regret 0.2) of theory. How it was measured: `benchmarks/rates.py`."
-        ),
-        "![rates](rates.png)",
-        "## Slopes",
-        _slopes(summary),
-        (
-            "Only the quadratics hold f. The kernel class and the network approximate it: their"
-            " errors have both terms of the oracle inequality, and the theory's slope is not"
-            " promised to them."
-        ),
-        "## Medians",
-        *(_medians(summary, m) for m in MEASURES),
-        _sizes(summary),
-        _rl(summary),
-        "## Made with",
-        bench.made_with(*(summary[name] for name in ("commands", "hardware", "versions")))
-        + f"\n- {summary['cpu_minutes']:.0f} CPU minutes of learning, measuring left out",
-    ]
-
-
-def _of(summary: Mapping[str, Any], study: str) -> list[bench.Line]:
-    return [entry for entry in summary["entries"] if entry["study"] == study]
-
-
-def _label(entry: Mapping[str, Any]) -> str:
-    return f"{NAMES[entry['method']]}, beta {entry['temperature']:g}, d {entry['dimension']}"
-
-
-def _slopes(summary: Mapping[str, Any]) -> str:
+def _slopes(series: Found) -> str:
     rows = []
-    for entry in _of(summary, "rates"):
-        cells = []
+    for key, measures in of_study(series, "rates").items():
+        seeds = min(len(v) for values in measures.values() for v in values.values())
+        cells = [key.label, str(seeds)]
         for measure in MEASURES:
-            found = entry["slopes"].get(measure)
-            text = "-" if found is None else str(Slope(found["slope"], found["low"], found["high"]))
-            cells.append(f"**{text}**" if found and found["meets_target"] else text)
-        rows.append([_label(entry), str(entry["seeds"]), *cells])
-    heads = ["class", "seeds", *MEASURES.values()]
-    return bench.table(heads, rows) if rows else "No rates have been measured yet."
+            found = slope_of(measures.get(measure, {}))
+            mark = "**" if found and found.meets(measure) else ""
+            cells.append("-" if found is None else f"{mark}{found}{mark}")
+        rows.append(cells)
+    return reports.table(["class", "seeds", *MEASURES.values()], rows)
 
 
-def _number(value: float | None) -> str:
-    return "blew up" if value is None else f"{value:.3g}"
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "blew up"
 
 
-def _cells(entry: Mapping[str, Any], measure: str, places: Sequence[int]) -> list[str]:
-    found = entry["medians"][measure]
-    return [_number(found[str(at)]) if str(at) in found else "" for at in places]
+def _rows(found: Mapping[str, Values], heads: str) -> str:
+    """Medians by label, a column for each number."""
+    places = sorted({at for values in found.values() for at in values})
+    rows = [
+        [label, *(_number(median(values[at])) if at in values else "" for at in places)]
+        for label, values in found.items()
+    ]
+    return reports.table([heads, *(f"{at:,}" for at in places)], rows)
 
 
-def _places(entries: Sequence[Mapping[str, Any]], measure: str) -> list[int]:
-    return sorted({int(at) for e in entries for at in e["medians"][measure]})
+def _medians(series: Found, measure: str) -> str:
+    study = of_study(series, "rates").items()
+    found = {key.label: measures[measure] for key, measures in study if measure in measures}
+    return _rows(found, "class")
 
 
-def _medians(summary: Mapping[str, Any], measure: str) -> str:
-    entries = [e for e in _of(summary, "rates") if measure in e["medians"]]
-    if not entries:
-        return ""
-    ns = _places(entries, measure)
-    rows = [[_label(e), *_cells(e, measure, ns)] for e in entries]
-    unit = "in units of the reward" if measure == "regret" else "relative error"
-    head = f"{MEASURES[measure].capitalize()} ({unit}) by n:"
-    return f"{head}\n\n{bench.table(['class', *(f'{n:,}' for n in ns)], rows)}"
-
-
-def _sizes(summary: Mapping[str, Any]) -> str:
+def _sizes(series: Found) -> list[str]:
     """Energy error by size of the class: where its least is, at few and at many trajectories."""
-    parts = []
-    for method, group in bench.groups(_of(summary, "size"), lambda e: e["method"]).items():
-        sizes = _places(group, "energy")
-        rows = [[f"n = {e['n']:,}", *_cells(e, "energy", sizes)] for e in group]
-        where = f"{NAMES[method].capitalize()}, beta {group[0]['temperature']:g}"
+    parts, study = [], of_study(series, "size")
+    for method in dict.fromkeys(key.method for key in study):
+        group = {key: found["energy"] for key, found in study.items() if key.method == method}
+        where = f"{NAMES[method].capitalize()}, beta {next(iter(group)).temperature:g}"
         parts.append(f"{where}: relative error in the energy norm by size.")
-        parts.append(bench.table(["", *map(str, sizes)], rows))
-        for e in group:
-            known = {int(s): v for s, v in e["medians"]["energy"].items() if v is not None}
-            best, last = min(known, key=lambda s: known[s]), max(known)
+        parts.append(_rows({f"n = {key.n:,}": values for key, values in group.items()}, ""))
+        for key, values in group.items():
+            known = {at: m for at, v in values.items() if math.isfinite(m := median(v))}
+            best, last = min(known, key=lambda at: known[at]), max(known)
             parts.append(
-                f"At n = {e['n']:,} the least error, {known[best]:.3g}, is at size {best}; at size"
+                f"At n = {key.n:,} the least error, {known[best]:.3g}, is at size {best}; at size"
                 f" {last} it is {known[last] / known[best]:.1f} times that."
             )
-    head = "## Size of the class: approximation against complexity"
-    return "\n\n".join([head, *parts]) if parts else ""
+    return parts
 
 
-def _rl(summary: Mapping[str, Any]) -> str:
+def _rl(series: Found) -> str:
     rows = []
-    for e in _of(summary, "rl"):
-        regrets = {int(n): v for n, v in e["medians"]["regret"].items() if v is not None}
+    for key, measures in of_study(series, "rl").items():
+        regrets = {n: m for n, v in measures["regret"].items() if math.isfinite(m := median(v))}
         ends = (min(regrets, key=lambda n: regrets[n]), max(regrets))
-        rows.append(
-            [NAMES[e["method"]], *(x for n in ends for x in (f"{n:,}", _number(regrets[n])))]
-        )
-    text = (
-        "Regret of the policy without its exploration noise; trajectories used are PPO's and SAC's"
-        " own, under their controls."
-    )
-    heads = ["agent", "n of the least regret", "least regret", "most n", "regret there"]
-    return f"## PPO and SAC, beta 2, d 4\n\n{text}\n\n{bench.table(heads, rows)}" if rows else ""
+        cells = [x for n in ends for x in (f"{n:,}", _number(regrets[n]))]
+        rows.append([NAMES[key.method], *cells])
+    return reports.table("agent|n of the least regret|least regret|most n|regret there", rows)
 
 
 # --- picture
 
 
-def draw(series: Mapping[Series, Any], summary: Mapping[str, Any]) -> Any:
-    """Four panels: error of f, error of the control, regret (with PPO and SAC), and the size of the
-    class.
+def draw(series: Found, room: float | None) -> Any:
+    """Four panels: error of f, error of the control, regret (with PPO and SAC, and what no control
+    at all loses), and the size of the class.
     """
-    figure, main = bench.figure(12, 9, 110), (2.0, 4)
-    panels = figure.subplots(2, 2).flat
-    keys = ("temperature", "dimension", "method")
-    slopes = {tuple(e[k] for k in keys): e["slopes"] for e in _of(summary, "rates")}
+    figure = reports.figure(12, 9, 110)
+    *panels, last = figure.subplots(2, 2).flat
     rises = {
         "energy": "relative error of f, energy norm",
         "control": "relative error of the control",
         "regret": "J* - J",
     }
-    for axes, (measure, rise) in zip(panels, rises.items(), strict=False):
-        for (study, temperature, dimension, method, _), measures in series.items():
-            if study == "size" or measure not in measures:
+    for axes, (measure, rise) in zip(panels, rises.items(), strict=True):
+        for key, measures in series.items():
+            if key.study == "size" or measure not in measures:
                 continue
-            place = (temperature, dimension)
-            slope = slopes.get((*place, method), {}).get(measure)
-            label = NAMES[method]
-            label += "" if place == main else f", beta {temperature:g}, d {dimension}"
-            label += f" ({slope['slope']:.2f})" if slope else ""
-            dashed = {main: "-", (0.5, 4): "--"}.get(place, ":")
-            _line(axes, measures[measure], COLOURS[method], label, dashed)
-        _finish(axes, "trajectories n", rise)
-        words = f"{MEASURES[measure]}, theory {TARGETS[measure][0]:g} for quadratics"
-        axes.set_title(words, fontsize=10)
-        here = [e for e in summary["entries"] if (e["temperature"], e["dimension"]) == main]
-        if measure == "regret" and here:
-            room = here[0]["regret_without_control"]
+            slope = slope_of(measures[measure]) if key.study == "rates" else None
+            label = NAMES[key.method] if key.is_main else key.label
+            label += f" ({slope.slope:.2f})" if slope else ""
+            dashed = "-" if key.is_main else "--" if key.dimension == 4 else ":"
+            _line(axes, measures[measure], COLOURS[key.method], label, dashed)
+        if measure == "regret" and room is not None:
             axes.axhline(room, color="0.5", linewidth=1, label="no control")
-            axes.legend(fontsize=8)
-    axes = figure.axes[3]
-    for (study, temperature, _, method, n), measures in series.items():
-        if study == "size":
-            label = f"{NAMES[method]}, beta {temperature:g}, n = {n:,}"
-            _line(axes, measures["energy"], COLOURS[method], label, "-" if n > 1000 else "--")
-    _finish(axes, "size of the class", rises["energy"])
-    axes.set_title("approximation and complexity", fontsize=10)
+        theory = f"{MEASURES[measure]}, theory {TARGETS[measure][0]:g} for quadratics"
+        _finish(axes, "trajectories n", rise, theory)
+    for key, measures in of_study(series, "size").items():
+        label = f"{NAMES[key.method]}, beta {key.temperature:g}, n = {key.n:,}"
+        _line(last, measures["energy"], COLOURS[key.method], label, "-" if key.n > 1000 else "--")
+    _finish(last, "size of the class", rises["energy"], "approximation and complexity")
     figure.suptitle(
         "girsanov/LinearQuadratic-v0 (beta 2, d 4 unless said): errors against the closed form,"
         " slopes in brackets"
@@ -312,21 +248,18 @@ def draw(series: Mapping[Series, Any], summary: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _line(
-    axes: Any, groups: Mapping[float, Sequence[float]], colour: str, label: str, style: str
-) -> None:
+def _line(axes: Any, values: Values, colour: str, label: str, style: str) -> None:
     """Medians joined, ranges of the seeds as a band; fits that blew up are left out."""
-    kept = {x: v for x, v in sorted(groups.items()) if np.isfinite(np.median(v))}
-    if kept:
-        xs, values = list(kept), list(kept.values())
-        look: Any = {"marker": "o", "markersize": 3, "color": colour, "label": label}
-        axes.plot(xs, [np.median(v) for v in values], style, **look)
-        low, high = ([f(v) for v in values] for f in (min, max))
-        axes.fill_between(xs, low, high, color=colour, alpha=0.12)
+    kept = {x: v for x, v in values.items() if np.isfinite(np.median(v))}
+    look: Any = {"marker": "o", "markersize": 3, "color": colour, "label": label}
+    axes.plot(list(kept), [np.median(v) for v in kept.values()], style, **look)
+    low, high = ([f(v) for v in kept.values()] for f in (min, max))
+    axes.fill_between(list(kept), low, high, color=colour, alpha=0.12)
 
 
-def _finish(axes: Any, across: str, up: str) -> None:
+def _finish(axes: Any, across: str, up: str, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.2)
     if axes.lines:
         axes.legend(fontsize=8)

@@ -1,29 +1,27 @@
-"""What the benchmarks share: jobs made once, each a line of JSON; tables, pictures, the command
-line.
+"""What the benchmarks share: jobs made once, each a line of JSON, and the command line.
 
-A benchmark is a frozen dataclass of jobs with a ``name``, a function that executes one, and a
-report. Its folder holds ``runs.jsonl``, ``report.md`` and pictures. A line of ``runs.jsonl`` is a
-run (``run``, ``job``, what was measured, ``command``, versions, hardware), or what all runs of a
-problem are measured against (``reference``, ``settings``, ``value``).
+A benchmark is a list of jobs, what executes one, and a report. Its folder holds ``runs.jsonl``,
+``report.md`` and pictures. A line of ``runs.jsonl`` is a run (``run``, ``job``, what was measured,
+``command``, versions, hardware), or what all runs of a problem are measured against
+(``reference``, ``settings``, ``value``).
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import functools
 import json
 import multiprocessing
 import os
 import shlex
-import statistics
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +30,30 @@ import tyro
 from girsanov.envs.problem import Problem
 from girsanov.scoreboard.evaluation import Reference, reference_of
 from girsanov.scoreboard.spec import slug
-from girsanov.scoreboard.storage.records import check_writable, provenance, write_json, write_whole
+from girsanov.scoreboard.storage.records import check_writable, provenance
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = "runs.jsonl"
 Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run; a benchmark's own has fields, and a ``form`` of them unlike any other job's."""
+
+    form: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """Of its line."""
+        return self.form.format(**asdict(self))
+
+
+class Place(NamedTuple):
+    """Where jobs are executed, and how."""
+
+    out: Path
+    quick: bool  # as little as shows that it works
 
 
 # --- lines
@@ -63,10 +80,15 @@ def read_lines(path: Path) -> list[Line]:
     return found
 
 
-def runs_of(out: Path, some: bool = False) -> dict[str, Line]:
-    """Finished runs by name; ``some``: a ValueError where there is none."""
-    found = {line["run"]: line for line in read_lines(out / RUNS) if "run" in line}
-    if some and not found:
+def runs_of(out: Path) -> dict[str, Line]:
+    """Finished runs by name."""
+    return {line["run"]: line for line in read_lines(out / RUNS) if "run" in line}
+
+
+def lines_of(out: Path) -> list[Line]:
+    """Finished runs; a ValueError where there is none."""
+    found = list(runs_of(out).values())
+    if not found:
         raise ValueError(f"out must hold finished runs ({RUNS}); found none in {str(out)!r}")
     return found
 
@@ -82,10 +104,8 @@ def kept(out: Path, name: str, settings: Line, make: Callable[[], Any]) -> Any:
     """
     found = references_of(out).get(name)
     if found is None:
-        value = make()
-        line = {"reference": name, "settings": settings, "value": value}
-        append(out / RUNS, {**line, **provenance()})
-        return value
+        found = {"reference": name, "settings": settings, "value": make()}
+        append(out / RUNS, {**found, **provenance()})
     if found["settings"] != settings:
         raise ValueError(
             f"{out / RUNS} holds the reference {name} made with {found['settings']}, not"
@@ -116,64 +136,54 @@ def as_array(text: Mapping[str, Any]) -> np.ndarray:
 # --- jobs
 
 
-def resume(
-    jobs: Sequence[Any],
-    out: Path,
-    execute: Callable[[Any], Line],
-    words: Callable[[Line], str],
-    workers: int = 1,
-    before: Callable[[Sequence[Any]], None] = lambda todo: None,
-) -> None:
-    """Make the jobs that are missing; each is one line of ``runs.jsonl`` as soon as it is done.
-
-    Args:
-        jobs: frozen dataclasses with a ``name`` unlike any other's.
-        out: folder of everything.
-        execute: makes one; with several workers it must be picklable.
-        words: of what was measured, to print.
-        workers: processes at a time, one thread each.
-        before: is told which jobs are missing.
-
-    Raises:
-        ValueError: a run of that name is there with other settings.
-    """
-    check_writable(out)
+def missing(jobs: Sequence[Job], out: Path) -> list[Job]:
+    """Those that are not finished; a ValueError names one that is, with other settings."""
     done = runs_of(out)
     for job in jobs:
         asked = json.loads(json.dumps(asdict(job)))
         found = done[job.name]["job"] if job.name in done else asked
-        if found != asked:
-            differs = [
-                f"{k} {found.get(k)}, not {v}" for k, v in asked.items() if found.get(k) != v
-            ]
+        differs = [f"{k} {found.get(k)}, not {v}" for k, v in asked.items() if found.get(k) != v]
+        if differs:
             raise ValueError(
                 f"{out / RUNS} holds {job.name} with other settings ({'; '.join(differs)}); use"
                 " another --out"
             )
-    todo = [job for job in jobs if job.name not in done]
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished", flush=True)
-    torch.set_num_threads(1)
-    before(todo)
-    for number, (job, row) in enumerate(_executed(todo, execute, workers), 1):
-        made = {"command": command(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        line = {"run": job.name, "job": asdict(job), **row, **made, **provenance()}
-        append(out / RUNS, line)
-        print(f"[{number}/{len(todo)}] {job.name}: {words(line)}", flush=True)
+    return [job for job in jobs if job.name not in done]
+
+
+def resume(
+    jobs: Callable[[], Sequence[Job]],
+    execute: Callable[[Job], Line],
+    words: Callable[[Line], str],
+    out: Path,
+    workers: int,
+) -> None:
+    """Make the jobs that are missing, each a line of ``runs.jsonl`` as soon as it is done; ask
+    again for jobs then, as some depend on what others found.
+    """
+    while todo := missing(asked := jobs(), out):
+        print(f"{len(asked) - len(todo)} of {len(asked)} runs are finished", flush=True)
+        for number, (job, row) in enumerate(_executed(todo, execute, workers), 1):
+            made = {"command": command(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            line = {"run": job.name, "job": asdict(job), **row, **made, **provenance()}
+            append(out / RUNS, line)
+            print(f"[{number}/{len(todo)}] {job.name}: {words(line)}", flush=True)
 
 
 def _executed(
-    todo: Sequence[Any], execute: Callable[[Any], Line], workers: int
-) -> Iterator[tuple[Any, Line]]:
+    todo: Sequence[Job], execute: Callable[[Job], Line], workers: int
+) -> Iterator[tuple[Job, Line]]:
+    torch.set_num_threads(1)
     if workers == 1:
         yield from ((job, execute(job)) for job in todo)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(execute, job): job for job in todo}
         try:
             yield from ((futures[future], future.result()) for future in as_completed(futures))
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def command() -> str:
@@ -181,130 +191,71 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
-def check(name: str, given: Sequence[Any], words: str, good: Callable[[Any], bool]) -> None:
-    """One ValueError unless ``given`` holds good values, each once, at least one."""
-    if not given or len(set(given)) < len(given) or not all(map(good, given)):
-        got = " ".join(map(str, given)) or "none"
-        raise ValueError(f"{name} must be {words}, each once, at least one; got {got}")
+@dataclass(frozen=True)
+class Benchmark:
+    """A question, and how it is answered from the command line."""
 
+    doc: str | None
+    here: Path  # folder of the committed results
+    #: of these seeds, quick or not, given the lines that are finished
+    jobs: Callable[[Sequence[int], bool, dict[str, Line]], Sequence[Job]]
+    execute: Callable[[Any, Place], Line]
+    words: Callable[[Line], str]  # of what was measured, to print
+    report: Callable[[Path], None]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
-def at_least(least: int, **given: int) -> None:
-    """One ValueError unless every value is ``least`` or more."""
-    for name, value in given.items():
-        if value < least:
-            raise ValueError(f"{name.replace('_', '-')} must be at least {least}; got {value}")
+    def run(
+        self,
+        only: tuple[str, ...] = (),
+        seeds: tuple[int, ...] | None = None,
+        quick: bool = False,
+        workers: int = 1,
+        out: Path | None = None,
+    ) -> None:
+        """Make the runs that are missing, then the report.
 
+        Args:
+            only: runs whose names hold all of these words.
+            seeds: of each; if absent, those of the committed results.
+            quick: as little as shows that it works.
+            workers: runs at a time, one thread each.
+            out: folder; that of the committed results, or ``runs/<name>_quick`` if quick.
+        """
+        name, seeds = self.here.name, self.seeds if seeds is None else seeds
+        place = Place(out or (Path("runs") / f"{name}_quick" if quick else self.here), quick)
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds must be from 0, each once, at least one; got {seeds}")
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1; got {workers}")
 
-def command_line(
-    name: str,
-    doc: str | None,
-    run: Callable[..., Any],
-    report: Callable[..., Any],
-    arguments: Sequence[str] | None = None,
-) -> int:
-    """``report ...`` or the arguments of ``run``; returns 2 with one line for what the caller can
-    mend, 130 for Ctrl-C.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["report"]:
-            tyro.cli(report, args=given[1:], prog=f"{name} report")
-        else:
-            tyro.cli(run, args=given, prog=name, description=doc)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 0
+        def jobs() -> list[Job]:
+            every = self.jobs(seeds, quick, runs_of(place.out))
+            return [job for job in every if all(word in job.name for word in only)]
 
+        if not jobs():
+            raise ValueError(f"only must be words of names of runs; none holds {only}")
+        check_writable(place.out)
+        resume(jobs, functools.partial(self.execute, at=place), self.words, place.out, workers)
+        self.report(place.out)
 
-# --- reports
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """``report``, or the arguments of ``run``; 2 with one line for what the caller can mend,
+        130 for Ctrl-C.
+        """
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        report = given[:1] == ["report"]
 
+        def tell(out: Path = self.here) -> None:
+            """Write the report of the runs that are finished, in a folder."""
+            self.report(out)
 
-def write(out: Path, parts: Iterable[str], summary: Any = None, **figures: Any) -> None:
-    """Write ``report.md``, its parts apart by empty lines; a summary as ``report.json``; figures as
-    PNG.
-    """
-    check_writable(out)
-    for name, picture in figures.items():
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png")
-        write_whole(out / f"{name}.png", buffer.getvalue())
-    if summary is not None:
-        write_json(out / "report.json", summary)
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    write_whole(out / "report.md", text.encode())
-    print(out / "report.md")
-
-
-def figure(width: float, height: float, dpi: int = 100) -> Any:
-    """An empty figure that needs no screen; colours are matplotlib's cycle, C0 to C9, in the order
-    of the methods.
-    """
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def groups(lines: Iterable[Line], key: Callable[[Line], Any]) -> dict[Any, list[Line]]:
-    """Lines by a key, in the order in which they come."""
-    found: dict[Any, list[Line]] = {}
-    for line in lines:
-        found.setdefault(key(line), []).append(line)
-    return found
-
-
-def chosen(lines: Iterable[Line], **wanted: Any) -> list[Line]:
-    """The lines whose jobs have all these values, by seed."""
-    found = [x for x in lines if all(x["job"][key] == wish for key, wish in wanted.items())]
-    return sorted(found, key=lambda line: line["job"]["seed"])
-
-
-def median(lines: Iterable[Line], name: str) -> float:
-    """Of a figure over lines."""
-    return statistics.median(line[name] for line in lines)
-
-
-def spread(values: Iterable[float], digits: int = 3, sign: str = "") -> str:
-    """Median and, in brackets, the least and the largest."""
-    values = list(values)
-    low, middle, high = (
-        f"{v:{sign}.{digits}f}" for v in (min(values), statistics.median(values), max(values))
-    )
-    return f"{middle} [{low}, {high}]" if len(values) > 1 else middle
-
-
-def distinct(values: Iterable[Any]) -> list[Any]:
-    """JSON values without repetition, their keys sorted."""
-    texts = dict.fromkeys(json.dumps(value, sort_keys=True) for value in values)
-    return [json.loads(text) for text in texts]
-
-
-def made_by(lines: Iterable[Line]) -> str:
-    """Commands, torch and processor in one line."""
-    said = {
-        f"`{x['command']}` (torch {x['versions']['torch']}, {x['hardware']['cpu']})" for x in lines
-    }
-    return f"Made by {'; '.join(sorted(said))}."
-
-
-def made_with(
-    commands: Iterable[str],
-    hardware: Iterable[Line],
-    versions: Iterable[Line],
-    form: str = "{cpu}, {cores} cores, {system}; one thread",
-    heads: tuple[str, str, str] = ("", "", ""),
-) -> str:
-    """A list of commands, machines and versions."""
-    said = [f"- {heads[0]}`{text}`" for text in commands]
-    said += [f"- {heads[1]}{form.format(**machine)}" for machine in hardware]
-    joined = (", ".join(f"{name} {version}" for name, version in v.items()) for v in versions)
-    return "\n".join([*said, *(f"- {heads[2]}{text}" for text in joined)])
+        try:
+            told: Line = {"prog": f"{self.here.name}.py", "description": self.doc}
+            tyro.cli(tell if report else self.run, args=given[report:], **told)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on where this one was", file=sys.stderr)
+            return 130
+        return 0

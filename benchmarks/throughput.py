@@ -25,7 +25,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import mujoco
@@ -58,8 +59,10 @@ class NumpyMixture:
     """
 
     def __init__(self, problem: GaussianMixture, action_bound: float = 1.0) -> None:
-        bar = problem.schedule.alpha_bar.double().numpy()
-        alpha = problem.schedule.alpha.double().numpy()
+        bar, alpha, sigma = (
+            getattr(problem.schedule, name).double().numpy()
+            for name in ("alpha_bar", "alpha", "sigma")
+        )
         std, means = problem.std.double().numpy(), problem.means.double().numpy()
         variance = bar[:, None] * std**2 + 1 - bar[:, None]
         scaled = np.sqrt(bar)[:, None, None] * means
@@ -67,28 +70,20 @@ class NumpyMixture:
         single = np.float32
         self.pull = (scaled / variance[..., None]).astype(single)
         self.pull_transposed = np.ascontiguousarray(self.pull.transpose(0, 2, 1))
-        self.precision = (1 / variance).astype(single)
-        self.half_precision = (0.5 / variance).astype(single)
-        self.constant = constant.astype(single)
+        self.precision, self.constant = (1 / variance).astype(single), constant.astype(single)
         # (x - slope' (precision x - pull)) folded: x_{k+1} = (shrink - slope precision) x + slope
         # pull + sigma z
         self.slope = ((1 - alpha) / np.sqrt(alpha)).astype(single).tolist()
         self.shrink = (1 / np.sqrt(alpha)).astype(single).tolist()
-        self.sigma = problem.schedule.sigma.numpy().astype(single).tolist()
+        self.sigma = sigma.astype(single).tolist()
         self.target = problem.reward.target.numpy().astype(single)
         self.matrix = problem.reward.matrix.numpy().astype(single)
-        self.horizon, self.temperature, self.bound = (
-            problem.horizon,
-            problem.temperature,
-            single(action_bound),
-        )
+        self.horizon, self.temperature = problem.horizon, problem.temperature
         self.time = (np.arange(self.horizon + 1) / self.horizon).astype(single).tolist()
-        self.k = self.horizon
+        self.bound, self.k, self.rng = single(action_bound), self.horizon, np.random.default_rng()
 
-    def reset(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self) -> tuple[np.ndarray, dict[str, Any]]:
         """Standard normal noise."""
-        if seed is not None or not hasattr(self, "rng"):
-            self.rng = np.random.default_rng(seed)
         self.k, self.x = 0, self.rng.standard_normal(2, np.float32)
         return self.observation(), {"reward": 0.0, "kl": 0.0, "state": self.x.copy()}
 
@@ -103,7 +98,7 @@ class NumpyMixture:
         a = np.minimum(np.maximum(action, -self.bound), self.bound)
         share = x @ self.pull_transposed[k]
         share += self.constant[k]
-        share -= x.dot(x) * self.half_precision[k]
+        share -= x.dot(x) * (0.5 * self.precision[k])
         share -= share.max()
         np.exp(share, out=share)
         share /= share.sum()
@@ -114,23 +109,16 @@ class NumpyMixture:
         x = x * (self.shrink[k] - slope * float(share @ self.precision[k]))
         x += slope * (share @ self.pull[k])
         x += z
-        self.x = x
-        self.k = k + 1
-        done = self.k == self.horizon
-        reward = 0.0
+        self.x, self.k = x, k + 1
+        done, reward = self.k == self.horizon, 0.0
         if done:
             off = x - self.target
             reward = -0.5 * float(off @ self.matrix @ off)
         kl = 0.5 * float(a.dot(a))
         if not np.isfinite(reward):
             raise ValueError(f"the reward must be finite; got {reward}")
-        return (
-            self.observation(),
-            reward - self.temperature * kl,
-            done,
-            False,
-            {"reward": reward, "kl": kl, "state": x.copy()},
-        )
+        info = {"reward": reward, "kl": kl, "state": x.copy()}
+        return self.observation(), reward - self.temperature * kl, done, False, info
 
     def observation(self) -> np.ndarray:
         """State and time."""
@@ -143,57 +131,43 @@ class NumpyMixture:
 def check_the_numpy_version(problem: GaussianMixture) -> None:
     """Without noise the two chains must agree, or the comparison would be worth nothing."""
     mine, ours = NumpyMixture(problem), problem.initial(1, torch.Generator().manual_seed(0))
-
-    class Silent:
-        def standard_normal(self, size: int, dtype: Any) -> np.ndarray:
-            return np.zeros(size, dtype)
-
-    mine.rng, mine.k, mine.x = Silent(), 0, ours[0].numpy().copy()  # type: ignore[assignment]
-    action = np.array([0.3, -2.0], np.float32)
+    silent: Any = SimpleNamespace(standard_normal=np.zeros)
+    mine.rng, mine.k, mine.x = silent, 0, ours[0].numpy().copy()
     for k in range(problem.horizon):
-        observation, reward, done, _, info = mine.step(action)
+        observation, reward, done, _, info = mine.step(np.array([0.3, -2.0], np.float32))
         ours = problem.transition(k, ours, torch.tensor([[0.3, -1.0]]))
         np.testing.assert_allclose(observation[:2], ours[0].numpy(), rtol=1e-4, atol=1e-5)
     assert done
-    np.testing.assert_allclose(info["task_reward"], float(problem.terminal_reward(ours)), rtol=1e-4)
-    np.testing.assert_allclose(
-        reward, info["task_reward"] - problem.temperature * 0.5 * (0.3**2 + 1.0), rtol=1e-4
-    )
+    np.testing.assert_allclose(info["reward"], float(problem.terminal_reward(ours)), rtol=1e-4)
+    price = problem.temperature * 0.5 * (0.3**2 + 1.0)
+    np.testing.assert_allclose(reward, info["reward"] - price, rtol=1e-4)
 
 
-class Ratio(NamedTuple):
-    """Medians of one comparison: microseconds for one step of one lane."""
-
-    first: float
-    second: float
-    speed: float  # of the first over that of the second: median of the paired repetitions
+#: Takes some steps, and returns how many of one lane.
+Run = Callable[[], int]
 
 
-def compare(
-    first: Callable[[], int],
-    second: Callable[[], int],
-    repetitions: int,
-    clock: Callable[[], float],
-) -> Ratio:
-    """Run both in turns; each returns the number of lane steps that it took."""
-    times: tuple[list[float], list[float]] = ([], [])
+def compare(first: Run, second: Run, repetitions: int, clock: Callable[[], float]) -> list[float]:
+    """Microseconds for one step of one lane of both, which take turns, and the speed of the first
+    over that of the second: medians.
+    """
     first(), second()  # warm up
+    rows = []
     for _ in range(repetitions):
-        for run, kept in zip((first, second), times, strict=True):
+        times = []
+        for run in (first, second):
             start = clock()
             steps = run()
-            kept.append((clock() - start) / steps * 1e6)
-    return Ratio(
-        median(times[0]), median(times[1]), median(b / a for a, b in zip(*times, strict=True))
-    )
+            times.append((clock() - start) / steps * 1e6)
+        rows.append((*times, times[1] / times[0]))
+    return [median(column) for column in zip(*rows, strict=True)]
 
 
-def batched(env: Any, lanes: int, steps: int) -> Callable[[], int]:
+def batched(env: Any, lanes: int, steps: int) -> Run:
     """``steps`` steps of an environment of many lanes that resets itself."""
     env.reset()
-    shape = getattr(
-        env, "single_action_space", env.action_space
-    ).shape  # SB3's action space is of one lane
+    # SB3's action space is of one lane
+    shape = getattr(env, "single_action_space", env.action_space).shape
     actions = np.random.default_rng(0).uniform(-1, 1, (lanes, *shape)).astype(np.float32)
 
     def run() -> int:
@@ -204,7 +178,7 @@ def batched(env: Any, lanes: int, steps: int) -> Callable[[], int]:
     return run
 
 
-def episodes(env: Any, count: int, horizon: int) -> Callable[[], int]:
+def episodes(env: Any, count: int, horizon: int) -> Run:
     """``count`` whole episodes of a single environment."""
     action = np.array([0.3, -0.4], np.float32)
 
@@ -218,7 +192,7 @@ def episodes(env: Any, count: int, horizon: int) -> Callable[[], int]:
     return run
 
 
-def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Callable[[], int]:
+def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Run:
     """``steps`` transitions of ``lanes`` robots that all begin afresh, or what ``mujoco.rollout``
     alone takes for the same.
     """
@@ -242,24 +216,16 @@ def stepped(problem: Robot, lanes: int, steps: int, bare: bool) -> Callable[[], 
 
     def run_bare() -> int:
         state = begun
+        told: Any = {"skip_checks": True, "nstep": substeps, "state": path, "sensordata": sensed}
         for k in range(steps):
-            pool.rollout(
-                [model] * lanes,
-                scratch,
-                state,
-                held[k],
-                skip_checks=True,
-                nstep=substeps,
-                state=path,
-                sensordata=sensed,
-            )
+            pool.rollout([model] * lanes, scratch, state, held[k], **told)
             state = path[:, -1].copy()
         return lanes * steps
 
     return run_bare if bare else run_ours
 
 
-def scanned(lanes: int, steps: int) -> Callable[[], int] | None:
+def scanned(lanes: int, steps: int) -> Run | None:
     """The pendulum of gymnax, which resets itself, compiled for one thread of the CPU; None where
     gymnax is not installed.
     """
@@ -298,30 +264,30 @@ def scanned(lanes: int, steps: int) -> Callable[[], int] | None:
     return run
 
 
-def main(repetitions: int = 100, out: Path = HERE) -> None:
+def main(repetitions: int = 100, lanes: int = 4096, out: Path = HERE) -> None:
     """Measure the ratios and write them with the machine and the versions.
 
     Args:
         repetitions: paired repetitions behind each median (a tenth for DummyVecEnv, which takes
             long).
+        lanes: of the vector environments; names and targets are those of 4,096.
         out: JSON file to write.
     """
     problem, few = make_problem(ENV), 1 + repetitions // 10
     check_the_numpy_version(problem)
-    wide = ProblemVectorEnv(problem, 4096, autoreset_mode="same_step")
-    single = DummyVecEnv([lambda: gym.make(ENV)] * 4096)
-    ours = ProblemVectorEnv(make_problem(PENDULUM), 4096)
-    theirs = gym.make_vec("Pendulum-v1", 4096, vectorization_mode="sync")
     found: dict[str, bench.Line] = {}
 
     def measure(name: str, rival: str, sides: Any, times: int, clock: Any, **least: float) -> None:
-        ratio = compare(*sides, times, clock)
-        row = {"ours": ratio.first, rival: ratio.second, "speed_ratio": ratio.speed}
-        found[name] = {**row, **least}
-        print(f"{name}: {ratio.speed:.3g} times the speed of {rival}", flush=True)
+        ours, theirs, speed = compare(*sides, times, clock)
+        found[name] = {"ours": ours, rival: theirs, "speed_ratio": speed, **least}
+        print(f"{name}: {speed:.3g} times the speed of {rival}", flush=True)
 
-    many = batched(wide, 4096, 20), batched(single, 4096, 1)
-    swinging = batched(ours, 4096, 20), batched(theirs, 4096, 1)
+    wide = ProblemVectorEnv(problem, lanes, autoreset_mode="same_step")
+    single = DummyVecEnv([lambda: gym.make(ENV)] * lanes)
+    ours = ProblemVectorEnv(make_problem(PENDULUM), lanes)
+    theirs = gym.make_vec("Pendulum-v1", lanes, vectorization_mode="sync")
+    many = batched(wide, lanes, 20), batched(single, lanes, 1)
+    swinging = batched(ours, lanes, 20), batched(theirs, lanes, 1)
     wall, cpu = time.perf_counter, time.process_time
     torch.set_num_threads(2)
     measure("vector_4096", "dummy_vec_env", many, few, wall, at_least=20)
@@ -329,7 +295,7 @@ def main(repetitions: int = 100, out: Path = HERE) -> None:
     torch.set_num_threads(1)  # from here on one thread, whose CPU time no other process adds to
     measure("vector_4096_one_thread", "dummy_vec_env", many, few, cpu)
     measure("pendulum_4096_one_thread", "sync_vector_env", swinging, few, cpu)
-    if (rival := scanned(4096, 20)) is not None:
+    if (rival := scanned(lanes, 20)) is not None:
         name, sides = "pendulum_4096_gymnax_one_thread", (swinging[0], rival)
         measure(name, "gymnax", sides, repetitions, wall, at_least=0.5)
     raw = ProblemVectorEnv(problem, 256, autoreset_mode="same_step")
@@ -339,7 +305,8 @@ def main(repetitions: int = 100, out: Path = HERE) -> None:
     measure("single", "numpy", sides, 3 * repetitions, cpu)
     found["single"] |= {"time_ratio": 1 / found["single"].pop("speed_ratio"), "at_most": 3}
     for name in sorted(NEED_MUJOCO):
-        pair = tuple(stepped(make_problem(name), 1024, 5, bare) for bare in (False, True))  # type: ignore[arg-type]
+        robot: Any = make_problem(name)
+        pair = [stepped(robot, lanes // 4, 5, bare) for bare in (False, True)]
         measure(name, "bare_rollout", pair, few, cpu, at_least=0.8)
     made = provenance()
     packages = ("mujoco", "gymnax", "jax") if rival is not None else ("mujoco",)
@@ -351,16 +318,12 @@ def main(repetitions: int = 100, out: Path = HERE) -> None:
         **{name: row for name, row in found.items() if name not in NEED_MUJOCO},
         "mujoco_1024_one_thread": {name: found[name] for name in sorted(NEED_MUJOCO)},
         "repetitions": repetitions,
-        "load": load(),
+        # processes that wanted a core in the last minute, this one among them
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         **made,
     }
     write_json(out, report)
     print(json.dumps(report, indent=1))
-
-
-def load() -> float | None:
-    """Processes that wanted a core in the last minute, this one among them."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "girsanov"
 html_theme_options = {"navigation_with_keys": True}
-html_static_path: list[str] = []
+html_static_path = ["style"]
+html_css_files = ["girsanov.css"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -36,9 +38,11 @@ suppress_warnings = [
     "misc.copy_overwrite",
 ]
 
-# Pages with a Jupytext header are run when the site is built; what did not change is kept.
+# Pages with a Jupytext header are run when the site is built; what did not change is kept. Their
+# figures go into the page, whatever the shell asks of matplotlib.
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 nb_execution_mode = "cache"
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # a busy machine takes its time
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars

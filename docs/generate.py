@@ -42,7 +42,7 @@ def pages() -> list[Path]:
 
 
 #: What needs no environment, only committed files.
-FIGURES = ("table", "known", "robots")
+FIGURES = ("table", "attribution", "known", "robots")
 
 
 def made(text: str, only: Collection[str] = tuple(MAKERS)) -> str:

@@ -7,13 +7,12 @@ from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Left edge, top and width of each folder's box; arrows go down.
-_BOXES = {
-    "scoreboard": (300, 90, 360),
-    "baselines": (40, 190, 420),
-    "agents": (500, 190, 420),
-    "envs": (40, 0, 880),  # below whatever is above it
-}
+#: Rows of folders from above, each with its box's left edge and width; arrows go down.
+_ROWS = [
+    {"scoreboard": (300, 360)},
+    {"baselines": (40, 420), "agents": (500, 420)},
+    {"envs": (40, 880)},
+]
 _BELOW = 34
 _LINE = 18
 _BESIDE = [
@@ -30,21 +29,23 @@ def picture() -> str:
         _box(300, 20, 360, "train.py", ["the command line and nothing else"], 48),
         _box(690, 20, 230, "beside the package", _BESIDE, 112),
     ]
+    tops: dict[str, int] = {}
     bottoms: dict[str, int] = {}
-    for name, (x, y, width) in _BOXES.items():
-        y = y or max(bottoms.values()) + _BELOW
-        lines = [_summary(ROOT / name), *_rooms(ROOT / name)]
-        height = 34 + _LINE * len(lines)
-        bottoms[name] = y + height
-        parts.append(_box(x, y, width, f"{name}/", lines, height))
-    floor = max(bottoms["baselines"], bottoms["agents"]) + _BELOW - 2
+    y = 102
+    for row in _ROWS:
+        for name, (x, width) in row.items():
+            lines = [_summary(ROOT / name), *_rooms(ROOT / name)]
+            height = 34 + _LINE * len(lines)
+            tops[name], bottoms[name] = y, y + height
+            parts.append(_box(x, y, width, f"{name}/", lines, height))
+        y = max(bottoms.values()) + _BELOW
     parts += [
-        _arrow(480, 68, 480, 88),
-        _arrow(400, bottoms["scoreboard"], 250, 188),
-        _arrow(560, bottoms["scoreboard"], 710, 188),
-        _arrow(460, 220, 498, 220),
-        _arrow(250, bottoms["baselines"], 250, floor),
-        _arrow(710, bottoms["agents"], 710, floor),
+        _arrow(480, 68, 480, tops["scoreboard"] - 2),
+        _arrow(400, bottoms["scoreboard"], 250, tops["baselines"] - 2),
+        _arrow(560, bottoms["scoreboard"], 710, tops["agents"] - 2),
+        _arrow(460, tops["agents"] + 30, 498, tops["agents"] + 30),
+        _arrow(250, bottoms["baselines"], 250, tops["envs"] - 2),
+        _arrow(710, bottoms["agents"], 710, tops["envs"] - 2),
     ]
     height = bottoms["envs"] + 20
     return "\n".join(
@@ -67,7 +68,7 @@ def _rooms(folder: Path) -> list[str]:
 
 def _summary(folder: Path) -> str:
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
-    first = " ".join((text or "").split("\n\n")[0].split())
+    first = " ".join((text or "").split("\n\n")[0].replace("``", "").split())
     first = first.split(". ")[0].split(": ")[0].rstrip(".")
     return first if len(first) < 72 else first[:70].rsplit(" ", 1)[0] + " ..."
 

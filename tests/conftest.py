@@ -58,10 +58,22 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ddpm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny unconditional DDPM pipeline on disk: 8x8 grey images, random weights."""
-    pytest.importorskip("diffusers")
-    from pipelines import build_ddpm
-
-    return build_ddpm(tmp_path_factory.mktemp("ddpm"))
+    diffusers, folder = pytest.importorskip("diffusers"), tmp_path_factory.mktemp("ddpm")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=8,
+        )
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

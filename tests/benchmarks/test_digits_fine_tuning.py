@@ -45,7 +45,7 @@ def test_convergence_waits_for_reward_and_kl() -> None:
         assert found == wanted
 
 
-def row(run: dft.Run, **more: Any) -> dict[str, Any]:
+def row(run: dft.Job, **more: Any) -> dict[str, Any]:
     curve = [
         {
             "queries": q,
@@ -72,44 +72,27 @@ def row(run: dft.Run, **more: Any) -> dict[str, Any]:
 
 def test_equal_seconds_buy_the_cheaper_methods_more_queries() -> None:
     first = {
-        agent: dft.Run("queries", agent, dft.BETA, dft.QUERIES, 0)
+        agent: dft.Job("queries", agent, dft.BETA, dft.QUERIES, 0)
         for agent in ("pi-ft", "dpok", "sac")
     }
     seconds = {"pi-ft": 100.0, "dpok": 30.0, "sac": 200.0}
     done = {run.name: row(run, seconds=seconds[agent]) for agent, run in first.items()}
     assert dft.longer(done) == {"dpok": 6750}  # 2,000 * 100 / 30, rounded up to 250
     assert dft.longer({}) == {}
-    assert [run.queries for run in dft.runs("seconds", [0, 1], done)] == [6750, 6750]
-
-
-def test_finished_runs_are_not_made_again_and_a_torn_line_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[dft.Run] = []
-
-    def execute(run: dft.Run, out: Path, reference_paths: int) -> dict[str, Any]:
-        made.append(run)
-        return {key: value for key, value in row(run).items() if key not in ("run", "job")}
-
-    monkeypatch.setattr(dft, "execute", execute)
-    dft.run(("betas",), (0,), out=tmp_path)
-    assert [run.beta for run in made] == [1.0, 0.3, 0.1, 0.03, 0.01]
-    with (tmp_path / "runs.jsonl").open("a") as file:
-        file.write('{"run": "betas-pi-ft')
-    dft.run(("betas",), (0, 1), out=tmp_path)
-    assert [run.seed for run in made] == [0] * 5 + [1] * 5
+    made = [job for job in dft.jobs([0, 1], False, done) if job.part == "seconds"]
+    assert [job.queries for job in made] == [6750, 6750]
 
 
 def test_the_report_shows_medians_and_differences_by_seed(tmp_path: Path) -> None:
     for seed, score in ((0, 0.9), (1, 0.94), (2, 0.95)):
         append(
-            tmp_path / "runs.jsonl", row(dft.Run("queries", "pi-ft", 0.3, 2000, seed), score=score)
+            tmp_path / "runs.jsonl", row(dft.Job("queries", "pi-ft", 0.3, 2000, seed), score=score)
         )
         append(
             tmp_path / "runs.jsonl",
-            row(dft.Run("queries", "dpok", 0.3, 2000, seed), score=0.7 + 0.01 * seed),
+            row(dft.Job("queries", "dpok", 0.3, 2000, seed), score=0.7 + 0.01 * seed),
         )
-        append(tmp_path / "runs.jsonl", row(dft.Run("betas", "pi-ft", 1.0, 1500, seed)))
+        append(tmp_path / "runs.jsonl", row(dft.Job("betas", "pi-ft", 1.0, 1500, seed)))
     estimate = {"mean": -5.0, "stderr": 0.1}
     bound = {
         "bound": -0.8,

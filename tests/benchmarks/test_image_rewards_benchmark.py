@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("diffusers")
 import image_rewards as ir  # noqa: E402
-from resumable import append, read_lines  # noqa: E402
+import reports
+from resumable import append  # noqa: E402
 
 
 def line(agent: str, seed: int, gains: list[float], kl: float = 1.0, **cell: Any) -> dict[str, Any]:
@@ -42,17 +43,18 @@ def line(agent: str, seed: int, gains: list[float], kl: float = 1.0, **cell: Any
     return {"run": f"{agent}{seed}", "job": named, **measured, **made}
 
 
+def gain(lines: list[dict[str, Any]]) -> tuple[float, float]:
+    found = ir.columns(lines)
+    return reports.paired(found["J"], found["before"])
+
+
 def test_gains_are_paired_and_their_error_counts_seeds() -> None:
     alike = [line("pi-ft", seed, [0.5] * 8) for seed in (0, 1)]
-    assert ir.paired(alike, ir.value, "before") == pytest.approx((0.5 - 0.01, 0.0))
+    assert gain(alike) == pytest.approx((0.5 - 0.01, 0.0))
     apart = [line("pi-ft", 0, [0.0] * 8), line("pi-ft", 1, [1.0] * 8)]
-    assert ir.paired(apart, ir.value, "before") == pytest.approx(
-        (0.5 - 0.01, 0.5)
-    )  # variance 1/2 over 2 seeds
+    assert gain(apart) == pytest.approx((0.5 - 0.01, 0.5))  # variance 1/2 over 2 seeds
     uneven = [line("pi-ft", 0, [0.0, 1.0] * 4)]
-    assert ir.paired(uneven, ir.value, "before")[1] == pytest.approx(
-        np.std([0.0, 1.0] * 4, ddof=1) / 8**0.5
-    )
+    assert gain(uneven)[1] == pytest.approx(np.std([0.0, 1.0] * 4, ddof=1) / 8**0.5)
 
 
 def test_the_report_sets_the_others_against_pi_ft_on_the_seeds_that_both_have(
@@ -75,31 +77,6 @@ def test_the_report_sets_the_others_against_pi_ft_on_the_seeds_that_both_have(
     ]  # fmt: skip
 
 
-def test_cells_are_made_once_and_a_nat_costs_a_hundredth_of_the_deviation(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(ir, "STEPS", 2)
-    arguments = [
-        "--rounds",
-        "1",
-        "--paths",
-        "4",
-        "--seeds",
-        "0",
-        "--agents",
-        "pi-ft",
-        "--out",
-        str(tmp_path),
-    ]
-    assert ir.main([*arguments, "--rewards", "jpeg"]) == 0
-    first = read_lines(tmp_path / "runs.jsonl")
-    assert [row["job"]["model"] for row in first] == ["latent-digits", "random"]
-    assert all(
-        len(row["reward"]) == 4 and row["reward_queries"] == 10 and row["deviation"] > 0
-        for row in first
-    )
-    assert ir.main([*arguments, "--rewards", "jpeg"]) == 0
-    assert read_lines(tmp_path / "runs.jsonl") == first
+def test_a_nat_costs_a_hundredth_of_the_deviation() -> None:
     problem, spread = ir.make("latent-digits", "brightness", 0.01, paths=16)
     assert problem.temperature == pytest.approx(0.01 * spread)
-    assert ir.main([*arguments[:-2], "--agents", "sac", "--out", str(tmp_path)]) == 2

@@ -4,7 +4,6 @@ resumed, what is said.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,13 +14,17 @@ import numpy as np
 import pytest
 import rates  # noqa: E402
 import rates_report as rr  # noqa: E402
+import resumable as bench  # noqa: E402
 import torch
-from resumable import RUNS, read_lines  # noqa: E402
 from torch import Tensor
 
 from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import objective
+
+
+def execute(job: rates.Job) -> dict[str, Any]:
+    return rates.execute(job, bench.Place(Path(), quick=False))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -164,12 +167,10 @@ def test_a_slope_needs_positive_values_at_two_numbers(groups: dict[float, list[f
 
 def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
     for quick in (True, False):
-        every = rates.jobs(("rates", "size", "rl"), quick)
-        assert len(set(every)) == len(every)
-    only = rates.jobs(("rates",))
-    assert {job.study for job in only} == {"rates"} and [job.seed > 0 for job in only] == sorted(
-        job.seed > 0 for job in only
-    )
+        every = rates.jobs((0, 1, 2, 3, 4), quick, {})
+        assert len({job.name for job in every}) == len(every)
+    only = [job for job in every if job.study == "rates"]
+    assert [job.seed > 0 for job in only] == sorted(job.seed > 0 for job in only)
     full = [
         j
         for j in only
@@ -180,7 +181,7 @@ def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
 
 def test_more_trajectories_bring_the_known_model_near_the_truth() -> None:
     few, many = (
-        rates.execute(rates.Job("rates", 2.0, 4, "polynomial-fresh", n, 0))["rows"][0]
+        execute(rates.Job("rates", 2.0, 4, "polynomial-fresh", n, 0))["rows"][0]
         for n in (100, 1000)
     )
     assert few["n"] == 100 and 0 < many["seconds"]
@@ -191,58 +192,20 @@ def test_more_trajectories_bring_the_known_model_near_the_truth() -> None:
 
 def test_the_same_job_gives_the_same_row_and_another_seed_another() -> None:
     rows = [
-        rates.execute(rates.Job("size", 2.0, 4, "times", 60, seed, 3))["rows"][0]
-        for seed in (0, 0, 1)
+        execute(rates.Job("size", 2.0, 4, "times", 60, seed, 3))["rows"][0] for seed in (0, 0, 1)
     ]
     assert rows[0]["energy"] == rows[1]["energy"] != rows[2]["energy"]
     assert set(rows[0]) == {"n", "seconds", "energy", "integral"}
 
 
 def test_rl_ends_when_its_seconds_or_its_trajectories_are_spent() -> None:
-    rows = rates.execute(rates.Job("rl", 2.0, 4, "ppo", 60, 0, cpu_seconds=60.0))["rows"]
-    assert [row["n"] for row in rows] == [60] and rows[0]["regret"] > 0
-    rows = rates.execute(rates.Job("rl", 2.0, 4, "sac", 10_000, 0, cpu_seconds=0.05))["rows"]
+    rows = execute(rates.Job("rl", 2.0, 4, "ppo", 60, 0, cpu_seconds=60.0))["rows"]
+    assert [row["n"] for row in rows] == [64] and rows[0]["regret"] > 0  # whole rounds of lanes
+    rows = execute(rates.Job("rl", 2.0, 4, "sac", 10_000, 0, cpu_seconds=0.05))["rows"]
     assert rows[-1]["n"] < 60
 
 
-# --- the command
-
-
-def tiny(studies: Any, quick: bool = False) -> list[rates.Job]:
-    every = [rates.Job("rates", 2.0, 4, "polynomial", n, s) for n in (40, 80) for s in (0, 1)]
-    every += [rates.Job("size", 2.0, 4, "times", 60, 0, size) for size in (2, 4)]
-    every += [rates.Job("rl", 2.0, 4, "ppo", 32, 0, cpu_seconds=1.0)]
-    return [job for job in every if job.study in studies]
-
-
-def test_run_is_resumed_and_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(rates, "jobs", tiny)
-    assert rates.main(["--studies", "rates", "--out", str(tmp_path)]) == 0
-    before = (tmp_path / RUNS).read_text()
-    (tmp_path / RUNS).write_text(before + before[:40])  # torn by a kill
-    assert rates.main(["--out", str(tmp_path)]) == 0
-    assert "4 of 7 runs are finished" in capsys.readouterr().out
-    lines = read_lines(tmp_path / RUNS)
-    assert [line["job"] for line in lines] == [asdict(job) for job in tiny(("rates", "size", "rl"))]
-    assert all(line["versions"]["torch"] and line["finished"] and line["command"] for line in lines)
-    after = (tmp_path / RUNS).read_text()
-    assert rates.main(["--out", str(tmp_path)]) == 0
-    assert (tmp_path / RUNS).read_text() == after
-
-    assert rates.main(["report", "--out", str(tmp_path)]) == 0
-    text, found = (
-        (tmp_path / "report.md").read_text(),
-        json.loads((tmp_path / "report.json").read_text()),
-    )
-    assert "## Slopes" in text and "## Size of the class" in text and "## PPO and SAC" in text
-    entry = found["entries"][0]
-    assert entry["seeds"] == 2 and set(entry["slopes"]) == set(rr.MEASURES)
-    assert entry["medians"]["regret"]["40"] == pytest.approx(
-        np.median([line["rows"][0]["regret"] for line in lines[:2]])
-    )
-    assert (tmp_path / "rates.png").read_bytes()[:4] == b"\x89PNG"
+# --- the report
 
 
 def line(n: int, energy: float | None, method: str = "polynomial") -> dict[str, Any]:
@@ -262,28 +225,8 @@ def line(n: int, energy: float | None, method: str = "polynomial") -> dict[str, 
 
 def test_what_meets_its_target_is_bold_and_what_blew_up_is_said() -> None:
     lines = [line(100, 0.1), line(400, 0.05), line(1600, None)]
-    summary = rr.summarise(lines, rr.collect(lines))
-    slopes = summary["entries"][0]["slopes"]
-    assert slopes["energy"]["slope"] == pytest.approx(-0.5) and slopes["energy"]["meets_target"]
-    assert slopes["regret"]["slope"] == pytest.approx(-0.6) and not slopes["regret"]["meets_target"]
-    text = "\n".join(rr.markdown(summary))
-    assert "**-0.50** | - | - | -0.60 |" in text and "blew up" in text
-    assert summary["cpu_minutes"] == 1.5
-    drawn = rr.draw(rr.collect(lines), summary).axes[0].lines[0]
+    found = rr.collect(lines)
+    assert "**-0.50** | - | - | -0.60 |" in rr._slopes(found)
+    assert "blew up" in rr._medians(found, "energy")
+    drawn = rr.draw(found, 0.3).axes[0].lines[0]
     assert list(drawn.get_xdata()) == [100, 400] and "(-0.50)" in drawn.get_label()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--studies", "rl", "rl"], "studies must be names, each once, at least one; got rl rl"),
-        (["--studies"], "studies must be names, each once, at least one; got none"),
-        (["report"], "out must hold finished runs (runs.jsonl); found none in"),
-    ],
-)
-def test_bad_arguments_are_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert rates.main([*arguments, "--out", str(tmp_path / "new")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}")
-    assert not (tmp_path / "new").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import resumable as bench
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.storage import archive
 
-#: Benchmarks that write their own report; two of them need diffusers.
-OWN = ["control_literature", "convergence", "digits_fine_tuning", "frontier", "functional"]
-OWN += ["image_rewards", "pde", "rates", "stable_diffusion"]
+#: Benchmarks with a report of their own; two of them need diffusers.
+OWN = ["attribution", "control_literature", "convergence", "digits_fine_tuning", "frontier"]
+OWN += ["functional", "image_rewards", "pde", "rates", "stable_diffusion"]
+NEED_DIFFUSERS = ("image_rewards", "stable_diffusion")
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
 ARCHIVED = ["robotics", "robotics_equal_seconds"]
 REPORTED = ["digits_pi_ft_3000", "mixture"]
@@ -38,35 +40,110 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Reports without pictures."""
     names = ["draw", "draw_betas", "draw_curves", "draw_samples"]
     names += ["bars", "pictures", "curves", "beta_pictures"]
-    for module in ("frontier_report", "rates_report", "stable_diffusion_report"):
+    for module in ("digits_fine_tuning", "frontier_report", "rates_report"):
         for name in names:
             monkeypatch.setattr(f"{module}.{name}", lambda *_: Blank(), raising=False)
     for name in names:
-        monkeypatch.setattr(f"digits_fine_tuning.{name}", lambda *_: Blank(), raising=False)
+        monkeypatch.setattr(f"stable_diffusion_report.{name}", lambda *_: Blank(), raising=False)
     yield
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_a_report_follows_from_its_runs(name: str, undrawn: None, tmp_path: Path) -> None:
-    if name in ("image_rewards", "stable_diffusion"):
+def module_of(name: str) -> Any:
+    if name in NEED_DIFFUSERS:
         pytest.importorskip("diffusers")
-    there = bench.RESULTS / name
-    shutil.copy(there / bench.RUNS, tmp_path)
-    importlib.import_module(name).report(tmp_path)
-    for file in ("report.md", "report.json"):
-        assert (there / file).is_file() == (tmp_path / file).is_file()
-        if (there / file).is_file():
-            assert (tmp_path / file).read_bytes() == (there / file).read_bytes(), file
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_report_follows_from_its_runs(
+    name: str, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, module = bench.RESULTS / name, module_of(name)
+    for file in (bench.RUNS, "report.md"):
+        shutil.copy(there / file, tmp_path)
+    for part in (module, *(sys.modules[n] for n in (f"{name}_report",) if n in sys.modules)):
+        monkeypatch.setattr(part, "HERE", tmp_path)
+    module.report(tmp_path)
+    told = [(folder / "report.md").read_text() for folder in (there, tmp_path)]
+    if name == "attribution":  # its words are in its code, not in the report
+        told = [[line for line in text.splitlines() if line.startswith("|")] for text in told]
+        assert (there / "report.json").read_bytes() == (tmp_path / "report.json").read_bytes()
+    assert told[0] == told[1]
     assert {path.name for path in there.iterdir()} == {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["digits_fine_tuning", "frontier", "functional", "pde", "rates"])
-def test_runs_are_named_by_their_jobs(name: str) -> None:
-    module = importlib.import_module(name)
-    job = getattr(module, "Job", None) or module.Run
-    runs = bench.runs_of(bench.RESULTS / name)
-    assert len(runs) > 10
-    assert all(job(**line["job"]).name == line["run"] == run for run, line in runs.items())
+#: Benchmarks whose committed runs are not all that there is to make.
+UNFINISHED = {"attribution", "control_literature", "pde"}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_committed_runs_are_those_of_its_list(name: str) -> None:
+    """The command without arguments goes on from them, and makes none of them again."""
+    module = module_of(name)
+    there = bench.RESULTS / name
+    runs = bench.runs_of(there)
+    assert all(module.Job(**line["job"]).name == line["run"] == run for run, line in runs.items())
+    seeds = sorted({line["job"].get("seed", 0) for line in runs.values()})
+    jobs = module.jobs(seeds, False, runs)
+    assert {job.name for job in jobs} >= runs.keys() and len(jobs) > 10
+    assert bool(bench.missing(jobs, there)) == (name in UNFINISHED)
+
+
+#: A run of each that is quick, by a word in its name.
+QUICK = {
+    "control_literature": "seconds PolynomialPolicy",
+    "convergence": "quadratics d1 beta0.4",
+    "digits_fine_tuning": "dpok",
+    "functional": "beta2",
+    "pde": "mixture",
+    "rates": "n 40",
+    "attribution": "both-ppo",
+    "image_rewards": "latent-digits",
+    "stable_diffusion": "brightness-mlp-a_yellow_three-dpok",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow)
+        if n in (*NEED_DIFFUSERS, "attribution", "digits_fine_tuning")
+        else n
+        for n in QUICK
+    ],
+)
+def test_a_quick_run_is_made_once_and_reported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = module_of(name).main
+    asked = ["--quick", "--seeds", "0", "--only", QUICK[name], "--out", str(tmp_path)]
+    assert main(asked) == 0
+    made = (tmp_path / bench.RUNS).read_text()
+    (line,) = bench.runs_of(tmp_path).values()
+    assert QUICK[name] in line["run"] and line["versions"]["torch"] and line["command"]
+    assert "Made in another folder" in (tmp_path / "report.md").read_text() or name == "attribution"
+    (tmp_path / bench.RUNS).write_text(made + made[:40])  # torn by a kill
+    capsys.readouterr()
+    assert main(asked) == 0 and "runs are finished" not in capsys.readouterr().out
+    assert list(bench.runs_of(tmp_path)) == [line["run"]]
+
+
+def test_the_robots_are_compared_by_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their runs, and no others, are the committed ones."""
+    from girsanov import train
+    from girsanov.scoreboard.spec import RunSpec
+
+    asked: list[RunSpec] = []
+    monkeypatch.setattr(
+        "girsanov.scoreboard.compare.compare", lambda told: asked.extend(told.specs())
+    )
+    monkeypatch.setattr(train, "report", lambda out: None)
+    for file in sorted((bench.RESULTS.parent / "configs" / "robotics").glob("*.json")):
+        assert train.main(["compare", "--config", str(file)]) == 0
+    runs = [RunSpec.from_json(run["spec"]) for run in archive.finished(bench.RESULTS / "robotics")]
+    made = {(spec.env, spec.agent, spec.seed): spec.to_json() for spec in asked}
+    assert len(made) == len(asked) == 220
+    assert all(made[spec.env, spec.agent, spec.seed] == spec.to_json() for spec in runs)
 
 
 @pytest.mark.parametrize("name", [*ARCHIVED, *REPORTED])

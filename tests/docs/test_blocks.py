@@ -48,8 +48,11 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "docs/tutorials/own_diffusion_model.md": [
-        ("seed=0).learn(30 * 10 * 50)", "seed=0, n_trajectories=1).learn(50)"),
-        ("--budget 100 --seeds 0 --out runs/", "--budget 2" + _FEW),
+        ("seed=0).learn(30 * 10 * 10)", "seed=0, n_trajectories=2).learn(1)"),
+        (
+            "--budget 100 --seeds 0 --reference-paths 1000 --samples 32 --out runs/",
+            "--budget 2 --samples 16" + _FEW,
+        ),
     ],
     "docs/how_to/other_libraries.md": [
         ("learn(10_000)", "learn(1_700)"),
