@@ -181,7 +181,9 @@ class FunctionalPolicy(IterationPolicy):
         )
         self.register_buffer("noise", torch.cat([half, -half])[:, None])
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-        share = torch.full((problem.horizon,), 1.0 if damping is None else damping)
+        share = torch.full(
+            (problem.horizon,), 1.0 if damping is None else damping, dtype=torch.float64
+        )
         self.register_buffer("damping", share)
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
