@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..envs.env import ProblemEnv
-from ..envs.problem import slopes_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -61,11 +60,9 @@ def _loader(module: str, path: str) -> Callable[[str, ProblemEnv, str], BaseAlgo
 
 def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PDE
+    from ..agents.pde.choosing.candidates import network_for
 
-    if policy is None and hasattr(env.problem, "adapted_noise"):
-        policy = "CnnPolicy"  # latents or images of a diffusers pipeline
-    follows = slopes_of(env.problem).transition
-    return PDE(policy or ("MlpPolicy" if follows else "ModelPolicy"), env, **kwargs)
+    return PDE(policy or network_for(env.problem), env, **kwargs)
 
 
 def _pi_ft(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
