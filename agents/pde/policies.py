@@ -36,8 +36,8 @@ class ValuePolicy(ControlPolicy):
     mean_span: ClassVar[float] = 5.0
     #: Whether it learns from the noises and controls of every step.
     needs_noise: ClassVar[bool] = False
-    #: Whether networks start from the expected reward to go, in units of its spread, as linear
-    #: classes do: rewards may span hundreds of temperatures.
+    #: Whether networks start from the expected reward to go, in units of its spread, where rewards
+    #: are paid on the way and may span hundreds of temperatures.
     warm: ClassVar[bool] = True
     #: Whether every input has a unit of its own (see ``Standardise.fit``).
     apart: ClassVar[bool] = False

@@ -88,7 +88,7 @@ class Regression(ProblemAgent):
         value.standardise.fit(data.inputs.flatten(0, 1), apart=self.policy.apart)
         value.wind(data.steps, data.inputs)
         value.offset.copy_(scale.level)
-        if isinstance(value, NetworkValue) and self.policy.warm:
+        if isinstance(value, NetworkValue) and self._warm(data):
             value.unit.copy_(scale.spread.clamp(min=1.0))
         if isinstance(value, LinearValue):
             value.weights.zero_()
@@ -106,8 +106,13 @@ class Regression(ProblemAgent):
             density = every_density(self.policy.value, data, self.targets.max_weight)
             for name, number in self.policy.prepare(data, density, anew, self.generator).items():
                 self.logger.record(name, number)
-        if anew and self.policy.warm:
+        if anew and self._warm(data):
             self._warm_up(data)
+
+    def _warm(self, data: Replay) -> bool:
+        # a terminal reward alone is better approached from its level: what few paths of no control
+        # earn at their ends is mostly chance, and a network that has learnt it is slow to forget
+        return self.policy.warm and data.paid_on_the_way
 
     def _warm_up(self, data: Replay, steps: int = 150) -> None:
         """Start log f from the expected reward to go, as linear classes do.

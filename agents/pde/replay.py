@@ -123,6 +123,11 @@ class Replay(NamedTuple):
         return (self.log_weight[:, -1] + self.log_terminal)[self.seen]
 
     @property
+    def paid_on_the_way(self) -> bool:
+        """Whether there are rewards before the last step."""
+        return bool(self.log_reward.any())
+
+    @property
     def log_reward_to_go(self) -> Tensor:
         """Rewards after each visit, ``(seen, S)``; the terminal one and the visit's own included.
 
