@@ -157,7 +157,7 @@ def check_settings(spec: RunSpec, env: ProblemEnv) -> None:
     agent = find_agent(spec.agent)
     try:
         if agent.load is None:
-            taken(agent.make, spec.agent_kwargs, {"seed": spec.seed, "device": spec.device})
+            taken(agent.make, spec.agent_kwargs, _offered(spec, env.problem))
         else:
             _model(spec, env)
     except TypeError as error:
@@ -257,9 +257,9 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
         return model
     try:
         if agent.load is None:  # your own: an algorithm, or a function that learns by itself
-            total = spec.budget.timesteps(env.problem.horizon)
-            offered = {"seed": spec.seed, "device": spec.device, "total_timesteps": total}
-            model = call(agent.make, CountedEnv(env, total), spec.agent_kwargs, **offered)
+            offered = _offered(spec, env.problem)
+            counted_env = CountedEnv(env, offered["total_timesteps"])
+            model = call(agent.make, counted_env, spec.agent_kwargs, **offered)
         else:
             model = agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
     except (TypeError, AssertionError) as error:  # SB3 asserts
@@ -270,6 +270,12 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
             f" {model!r}"
         )
     return model
+
+
+def _offered(spec: RunSpec, problem: Problem) -> dict[str, Any]:
+    """What a learner of your own may ask for by name."""
+    total = spec.budget.timesteps(problem.horizon)
+    return {"seed": spec.seed, "device": spec.device, "total_timesteps": total}
 
 
 def _unsuitable(spec: RunSpec, error: Exception) -> ValueError:
