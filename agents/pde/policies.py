@@ -321,6 +321,7 @@ class NoisePolicy(ValuePolicy):
     needs_noise = True
     #: less than the other policies', for the scoreboard
     access = "black-box reward; interaction with the noise seen"
+    access_class = "noise seen"
 
     def __init__(
         self,
