@@ -27,7 +27,7 @@ from ..envs.counting import Evaluations, counted
 from ..envs.env import ProblemEnv, shell_of
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Policy, Problem
-from .commands.arguments import agent_arguments, check_names, suggestions
+from .commands.arguments import check_names, unsuitable
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
 from .registry import find_agent, make_env, resolve_device
 from .spec import RunSpec
@@ -161,7 +161,7 @@ def check_settings(spec: RunSpec, env: ProblemEnv) -> None:
         else:
             _model(spec, env)
     except TypeError as error:
-        raise _unsuitable(spec, error) from error
+        raise unsuitable(spec.agent, spec.agent_kwargs, error) from error
     except ValueError:
         raise
     except Exception:  # the run will say what
@@ -263,7 +263,7 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
         else:
             model = agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
     except (TypeError, AssertionError) as error:  # SB3 asserts
-        raise _unsuitable(spec, error) from error
+        raise unsuitable(spec.agent, spec.agent_kwargs, error) from error
     if not hasattr(model, "learn"):
         raise ValueError(
             f"agent {spec.agent!r} must return a stable-baselines3 algorithm or a policy; got"
@@ -276,13 +276,6 @@ def _offered(spec: RunSpec, problem: Problem) -> dict[str, Any]:
     """What a learner of your own may ask for by name."""
     total = spec.budget.timesteps(problem.horizon)
     return {"seed": spec.seed, "device": spec.device, "total_timesteps": total}
-
-
-def _unsuitable(spec: RunSpec, error: Exception) -> ValueError:
-    hint = suggestions(spec.agent_kwargs, agent_arguments(spec.agent))
-    return ValueError(
-        f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error}){hint}"
-    )
 
 
 def _learn(

@@ -172,6 +172,28 @@ def test_the_shipped_configuration_fine_tunes_the_shipped_text_to_image_model(
     assert record["spec"]["agent_kwargs"]["policy"] == "LoraPolicy" and record["horizon"] == 2
 
 
+LACKING = """
+from girsanov import Problem
+
+
+class Lacking(Problem):
+    state_shape = noise_shape = (1,)
+    horizon, temperature = 2, 1.0
+
+    def initial(self, n, generator):
+        pass
+
+    def terminal_reward(self, x):
+        pass
+
+
+def wanting(size):
+    pass
+
+
+def learner(env, size):
+    pass
+"""
 BAD = {
     "unknown id": (
         {"--env": ["girsanov/X-v0"]},
@@ -210,6 +232,23 @@ BAD = {
         {"--env": ["girsanov.envs:nothing"]},
         "env must name module:attribute that can be imported",
     ),
+    "a problem that lacks a method": (
+        {"--env": ["lacking:Lacking"]},
+        r"env 'lacking:Lacking' must have all methods of a problem; it lacks \['transition'\]",
+    ),
+    "a problem that wants an argument": (
+        {"--env": ["lacking:wanting"], "--env-kwargs": []},
+        "env 'lacking:wanting' must be what makes a problem, here without env_kwargs .*'size'",
+    ),
+    "a problem as an agent": (
+        {"--agent": ["lacking:Lacking"]},
+        "agent 'lacking:Lacking' is a problem, not an agent: it can be an env",
+    ),
+    "an agent that wants an argument": (
+        {"--agent": ["lacking:learner"], "--agent-kwargs": []},
+        "agent 'lacking:learner' must make an algorithm or a policy of an environment, here"
+        " without agent_kwargs .*'size'",
+    ),
     "no problem": (
         {"--env": ["builtins:dict"]},
         "'builtins:dict' must be or return a girsanov Problem; got dict",
@@ -228,8 +267,14 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_leaves_no_trace(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "lacking.py").write_text(LACKING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "lacking", raising=False)
     changes, message = BAD[case]
     arguments = RUN
     for flag, values in changes.items():
@@ -305,6 +350,8 @@ def test_compare_checks_agents_and_their_arguments_first(
     compare = ["compare", "--envs", MIXTURE, "--out", str(tmp_path / "out")]
     assert main([*compare, "--agents", "ppo", "dqn"]) == 2
     assert "got 'dqn'" in capsys.readouterr().err
+    assert main([*compare, "--agents", "pdee"]) == 2
+    assert "got 'pdee'; did you mean 'pde'?" in capsys.readouterr().err
     assert main([*compare, "--agent-kwargs", "learning_rate=1"]) == 2
     assert (
         "agent-kwargs must be agent.key=value pairs; got 'learning_rate'" in capsys.readouterr().err

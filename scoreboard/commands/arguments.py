@@ -78,6 +78,15 @@ def suggestions(given: Iterable[str], known: Mapping[str, Argument]) -> str:
     return f": unknown {', '.join(hints)}{listed}"
 
 
+def unsuitable(agent: str, given: Mapping[str, Any], error: Exception) -> ValueError:
+    """What to say of an agent that could not be made of ``agent_kwargs``."""
+    if not given:
+        wanted = "make an algorithm or a policy of an environment, here without agent_kwargs"
+        return ValueError(f"agent {agent!r} must {wanted} ({error})")
+    hint = suggestions(given, agent_arguments(agent))
+    return ValueError(f"agent_kwargs must suit {agent}; got {dict(given)} ({error}){hint}")
+
+
 def agent_class(name: str) -> Any:
     """The class behind an agent's name, or what makes it."""
     if name not in _CLASSES:
