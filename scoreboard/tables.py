@@ -303,8 +303,9 @@ def _made_with(summary: dict[str, Any]) -> str:
     lines += [f"- Command: `{command}`" for command in summary["commands"]]
     for found in summary["hardware"]:
         gpu = f", {found['gpu']}" if found["gpu"] else ", no GPU"
+        cores = f"{found['cores']} core{'s' * (found['cores'] != 1)}"
         lines.append(
-            f"- Hardware: {found['cpu']}, {found['cores']} cores{gpu}; {found['system']}; device"
+            f"- Hardware: {found['cpu']}, {cores}{gpu}; {found['system']}; device"
             f" {found['device']}, {found['threads']} thread(s) a run"
         )
     for versions in summary["versions"]:

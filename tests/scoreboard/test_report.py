@@ -116,6 +116,15 @@ def test_table_and_differences(finished: Path) -> None:
     )
 
 
+def test_one_core_is_no_cores(finished: Path) -> None:
+    for cores, words in ((1, ", 1 core, "), (2, ", 2 cores, ")):
+        for path in finished.rglob("record.json"):
+            record = json.loads(path.read_text())
+            record["hardware"] |= {"cores": cores, "gpu": None}
+            path.write_text(json.dumps(record))
+        assert words in report(finished).read_text()
+
+
 def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
     report(finished)
     (env,) = json.loads((finished / "report.json").read_text())["environments"]
