@@ -240,7 +240,7 @@ def report(out: Path = Path("runs/main")) -> None:
     """
     from girsanov.scoreboard.report import report as write
 
-    path = write(out)
+    path = write(out, on_stage=lambda stage: print(stage, file=sys.stderr, flush=True))
     print(path.read_text())
     print(f"written: {path}\ncurves:  tensorboard --logdir {out}")
 

@@ -282,7 +282,10 @@ def test_policies_lend_their_paths_once(tmp_path: Path) -> None:
         plan=EvaluationPlan(points=1, paths=8, final_paths=8, reference_paths=256, samples=4),
     )
     execute(spec, tmp_path)
-    text = report(tmp_path).read_text()
+    told: list[str] = []
+    text = report(tmp_path, on_stage=told.append).read_text()
+    assert told[0].startswith("girsanov/LinearQuadratic-v0: the bound, anew from 256 paths")
+    assert told[1] == "girsanov/LinearQuadratic-v0: tables and pictures"
     assert "paths, in equal parts uncontrolled and of PDE" in text
     file = tmp_path / "LinearQuadratic-v0" / "pooled.json"
     kept = json.loads(file.read_text())
