@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from girsanov.train import main, pairs
+from girsanov.train import COMMANDS, compare, main, pairs, run
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 SMALL = [
@@ -357,6 +357,37 @@ def test_compare_checks_agents_and_their_arguments_first(
         "agent-kwargs must be agent.key=value pairs; got 'learning_rate'" in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_few_rounds_is_told_before_it_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["compare", "--envs", MIXTURE, "--env-kwargs", "steps=5", "--dry-run"]
+    small += ["--agents", "pde", "ppo", "--seeds", "0", "1", "--out", str(tmp_path / "out")]
+    assert main([*small, "--budget", "200"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("warning: 200 episodes are 3 rounds of pde")
+    assert "Take 250 or more" in told
+    for enough in (
+        ["--budget", "201"],
+        ["--budget", "1005", "--budget-unit", "env_steps"],
+        ["--budget", "9", "--budget-unit", "seconds"],
+        ["--budget", "200", "--agent-kwargs", "pde.n_trajectories=40"],
+    ):
+        assert main([*small, *enough]) == 0
+        assert capsys.readouterr().err == ""
+    words = [*RUN, "--agent-kwargs", "n_uncontrolled=4", "gradient_steps=1", "--out", str(tmp_path)]
+    assert main(_replaced(words, "--agent", "pde")) == 0
+    assert "warning: 8 episodes are 2 rounds of pde" in capsys.readouterr().err
+
+
+def test_every_command_is_in_the_reference_and_no_list_of_agents_in_the_help() -> None:
+    table = (Path(__file__).parents[1] / "docs/reference/scoreboard.md").read_text()
+    for name in COMMANDS:
+        assert f"`girsanov {name}" in table, name
+    for command in (run, compare):
+        assert "girsanov list" in (command.__doc__ or "")
+        assert "adjoint-matching" not in (command.__doc__ or "")
 
 
 def test_without_arguments_it_points_to_its_help(capsys: pytest.CaptureFixture[str]) -> None:

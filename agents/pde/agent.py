@@ -50,7 +50,7 @@ from .policies import (
 )
 from .regression import Regression
 from .replay import Data, Parts, Replay
-from .settings import GROUP_OF, GROUPS, Collection, Fitting, Flat, Selection, Targets, settled
+from .settings import GROUP_OF, Collection, Fitting, Flat, Selection, Targets, settled
 
 SelfPDE = TypeVar("SelfPDE", bound="PDE")
 
@@ -98,8 +98,6 @@ class PDE(Regression):
         "NoisePolicy": NoisePolicy,
         "ModelPolicy": ModelPolicy,
     }
-    #: arguments that hold settings, each of which is an argument too
-    groups: ClassVar[dict[str, type]] = GROUPS
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("n_uncontrolled", "adaptive", "gradient_steps"),

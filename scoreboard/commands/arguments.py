@@ -44,6 +44,8 @@ _TABLES = {
     "ppo-control": (_CONTROL, "PPO"),
     "sac-control": (_CONTROL, "SAC"),
 }
+#: Where the arguments are that hold settings, each of which is an argument too.
+_GROUPS = {"pde": "girsanov.agents.pde.settings"}
 #: Set by the scoreboard, or by who makes the agent.
 _NOT_YOURS = {"self", "env", "seed", "device", "_init_setup_model", "tensorboard_log", "verbose"}
 _NOT_YOURS |= {"total_timesteps"}
@@ -101,9 +103,10 @@ def agent_arguments(name: str) -> dict[str, Argument]:
     if name not in _CLASSES:
         return {}
     kind = agent_class(name)
+    groups = import_module(_GROUPS[name]).GROUPS if name in _GROUPS else {}
     found = {}
     for key, argument in _arguments(kind):  # a group of settings is told as what is in it
-        group = getattr(kind, "groups", {}).get(key)
+        group = groups.get(key)
         found |= {key: argument} if group is None else dict(_arguments(group))
     if name in _TABLES:
         module, table = _TABLES[name]

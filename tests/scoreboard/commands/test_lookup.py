@@ -28,6 +28,7 @@ def test_every_name_is_listed_with_a_sentence(capsys: pytest.CaptureFixture[str]
 
 def test_arguments_are_those_of_the_signature() -> None:
     from girsanov.agents import PDE
+    from girsanov.agents.pde.settings import GROUPS
     from girsanov.envs.robots.pendulum import Pendulum
 
     shell = {"action_bound", "actions", "observation"}
@@ -35,11 +36,11 @@ def test_arguments_are_those_of_the_signature() -> None:
         inspect.signature(Pendulum).parameters
     )
     own = agent_arguments("pde")
-    names = set(inspect.signature(PDE).parameters) - {"env", "kwargs"} - set(PDE.groups)
+    names = set(inspect.signature(PDE).parameters) - {"env", "kwargs"} - set(GROUPS)
     # each setting of a group, and no None in the place of all of them
     assert own["averaging"].default == "0.9" and own["averaging"].about
     assert (
-        names < set(own) and not set(PDE.groups) & set(own) and "policy_kwargs" in own
+        names < set(own) and not set(GROUPS) & set(own) and "policy_kwargs" in own
     )  # and those of the classes above
     assert own["gradient_steps"].default == "100" and own["gradient_steps"].about
     assert "model" not in env_arguments("girsanov/Hopper-v0")  # set by the class below
