@@ -104,7 +104,7 @@ def agent_arguments(name: str) -> dict[str, Argument]:
         return {}
     kind = agent_class(name)
     groups = import_module(_GROUPS[name]).GROUPS if name in _GROUPS else {}
-    found = {}
+    found: dict[str, Argument] = {}
     for key, argument in _arguments(kind):  # a group of settings is told as what is in it
         group = groups.get(key)
         found |= {key: argument} if group is None else dict(_arguments(group))
