@@ -45,7 +45,7 @@ def run(
     among GPUs.
 
     Args:
-        agent: pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, or module:attribute of your own.
+        agent: one of those that "girsanov list" tells, or module:attribute of your own.
         env: an id, or module:attribute of your own (a Problem, or what makes one).
         seed: of the agent.
         budget: how long to learn, in budget-unit.
@@ -109,7 +109,7 @@ def run(
             bar().n = share
             bar().set_postfix_str(_figures(row))
 
-        record = execute(spec, out, _command(), on_row, on_stage)
+        record = execute(spec, out, _command(), on_row, on_stage, _warn)
     print(f"{spec.folder(out)}: {_figures(record['final'])}")
 
 
@@ -139,8 +139,7 @@ def compare(
     Without arguments it is the main job of the README.
 
     Args:
-        agents: any of pde, pi-ft, ppo, sac, dpok, ddpo, adjoint-matching, and module:attribute of
-            your own.
+        agents: any of those that "girsanov list" tells, and module:attribute of your own.
         envs: ids, or module:attribute of your own.
         seeds: of the agents.
         budget: how long each run learns, in budget-unit.
@@ -240,7 +239,7 @@ def report(out: Path = Path("runs/main")) -> None:
     """
     from girsanov.scoreboard.report import report as write
 
-    path = write(out)
+    path = write(out, on_stage=lambda stage: print(stage, file=sys.stderr, flush=True))
     print(path.read_text())
     print(f"written: {path}\ncurves:  tensorboard --logdir {out}")
 
@@ -329,6 +328,10 @@ def _figures(row: dict[str, Any]) -> str:
         f" {row['env_steps']:,} env steps, {row['reward_queries']:,} reward queries,"
         f" {row['seconds']:.1f} s"
     )
+
+
+def _warn(words: str) -> None:
+    print(words, file=sys.stderr)
 
 
 def _command() -> str:

@@ -100,17 +100,20 @@ class FunctionLearner:
         policy: what the function returned.
         env: that it had.
         seconds: that it took.
+        cpu_seconds: of this process in them.
     """
 
     n_envs = 1
     device = torch.device("cpu")
     logger = None
 
-    def __init__(self, policy: Any, env: CountedEnv, seconds: float) -> None:
-        self._learned, self._env, self._seconds = policy, env, seconds
+    def __init__(self, policy: Any, env: CountedEnv, seconds: float, cpu_seconds: float) -> None:
+        self._learned, self._env = policy, env
+        self._seconds, self._cpu_seconds = seconds, cpu_seconds
         self.policy = FunctionPolicy(env)
         self.num_timesteps = self.reward_queries = 0
-        self.seconds_outside = 0.0  #: of training that no callback saw
+        #: of training that no callback saw
+        self.seconds_outside = self.cpu_seconds_outside = 0.0
 
     def get_env(self) -> CountedEnv:
         """The environment."""
@@ -124,7 +127,7 @@ class FunctionLearner:
         callback.on_training_start({}, {})
         self.policy = FunctionPolicy(self._env, self._learned)
         self.num_timesteps, self.reward_queries = self._env.steps, self._env.episodes
-        self.seconds_outside = self._seconds
+        self.seconds_outside, self.cpu_seconds_outside = self._seconds, self._cpu_seconds
         callback.on_training_end()
         return self
 
@@ -148,12 +151,14 @@ def call(
     Returns:
         An SB3 algorithm as it is, a policy as a ``FunctionLearner``, anything else as it is.
     """
-    since = time.perf_counter()
+    since, worked = time.perf_counter(), time.process_time()
     found = make(env, **taken(make, given, offered))
     if hasattr(found, "learn"):
         env.limit = None
         return found
-    return FunctionLearner(found, env, time.perf_counter() - since) if is_policy(found) else found
+    if not is_policy(found):
+        return found
+    return FunctionLearner(found, env, time.perf_counter() - since, time.process_time() - worked)
 
 
 def taken(

@@ -213,11 +213,12 @@ class ScoreCallback(BudgetCallback):
         counts = super().spent()
         if not hasattr(self, "_clock"):
             return counts
-        outside = getattr(self.model, "seconds_outside", 0.0)  # of who learns without callbacks
+        # of who learns without callbacks: nothing at first, then all
+        outside = getattr(self.model, "seconds_outside", None)
         return counts._replace(
-            seconds=self._clock.seconds + outside,
-            model_evaluations=self._evaluations.count,
-            cpu_seconds=self._cpu.seconds + outside,
+            seconds=self._clock.seconds + (outside or 0.0),
+            model_evaluations=0 if outside == 0.0 else self._evaluations.count,
+            cpu_seconds=self._cpu.seconds + getattr(self.model, "cpu_seconds_outside", 0.0),
         )
 
     def _look(self) -> None:

@@ -229,7 +229,8 @@ def checked(specs: list[RunSpec], out: Path) -> tuple[list[RunSpec], dict[str, P
     missing = [spec for spec in specs if not RunFolder(out, spec).finished()]
     envs = {spec.env: make_env(spec.env, spec.env_kwargs, spec.device) for spec in missing}
     for spec in {(spec.env, spec.agent): spec for spec in missing}.values():
-        check_settings(spec, envs[spec.env])
+        if words := check_settings(spec, envs[spec.env]):
+            print(words, file=sys.stderr)
     return missing, envs
 
 

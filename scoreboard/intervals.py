@@ -98,6 +98,13 @@ def curve(rows: Rows, unit: str, quantity: str) -> tuple[np.ndarray, np.ndarray]
     return x, y
 
 
+def has_curve(runs: Sequence[Rows]) -> bool:
+    """Whether every run was measured between its begin and its end: two points are no curve, and
+    nothing is read off the line between them.
+    """
+    return all(len(rows) > 2 for rows in runs)
+
+
 def mean_curve(
     runs: Sequence[Rows], unit: str, quantity: str, points: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -153,21 +160,24 @@ def overall(environments: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def equal_cost(rows: Mapping[str, list[Rows]], quantity: str) -> list[dict[str, Any]]:
     """Every agent, and its success, where the cheapest run stops, in each unit, read off the
     learning curves.
+
+    An agent without a curve has no part in what is the cheapest, and is None unless it had ended by
+    then. Empty, where none has a curve.
     """
+    curves = {agent: seeds for agent, seeds in rows.items() if has_curve(seeds)}
     known = all(run[0].get("success") is not None for seeds in rows.values() for run in seeds)
     out = []
-    for unit in known_costs([run for seeds in rows.values() for run in seeds]):
-        amount = min(run[-1][unit] for seeds in rows.values() for run in seeds)
+    for unit in known_costs([run for seeds in rows.values() for run in seeds]) if curves else []:
+        amount = min(run[-1][unit] for seeds in curves.values() for run in seeds)
 
         def at(name: str, unit: str = unit, amount: float = amount) -> dict[str, Any]:
-            return {
-                agent: (
-                    interval(
-                        [float(np.interp(amount, *curve(run, unit, name))) for run in seeds]
-                    )._asdict()
-                )
-                for agent, seeds in rows.items()
-            }
+            def of(seeds: list[Rows]) -> dict[str, Any] | None:
+                if not has_curve(seeds) and any(run[-1][unit] > amount for run in seeds):
+                    return None
+                values = [float(np.interp(amount, *curve(run, unit, name))) for run in seeds]
+                return interval(values)._asdict()
+
+            return {agent: of(seeds) for agent, seeds in rows.items()}
 
         out.append(
             {
@@ -181,10 +191,11 @@ def equal_cost(rows: Mapping[str, list[Rows]], quantity: str) -> list[dict[str, 
 
 
 def cost_of_equals(rows: Mapping[str, list[Rows]], quantity: str) -> list[dict[str, Any]]:
-    """What each agent, median over its seeds, spends until it is as good as another ends; None: it
-    never is.
+    """What each agent with a curve, median over its seeds, spends until it is as good as another
+    ends; None: it never is.
     """
     out, units = [], known_costs([run for seeds in rows.values() for run in seeds])
+    curves = {agent: seeds for agent, seeds in rows.items() if has_curve(seeds)}
     for goal, seeds in rows.items():
         target = float(np.median([run[-1][quantity] for run in seeds]))
         spent = {
@@ -194,7 +205,7 @@ def cost_of_equals(rows: Mapping[str, list[Rows]], quantity: str) -> list[dict[s
                 )
                 for unit in units
             }
-            for agent, runs in rows.items()
+            for agent, runs in curves.items()
         }
         out.append({"agent": goal, "target": target, "spent": spent})
     return out

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import Rows, band, curve, known_costs, mean_curve
+from .intervals import Rows, band, curve, has_curve, known_costs, mean_curve
 
 COST_WORDS = {
     "env_steps": "environment steps",
@@ -75,7 +75,10 @@ def learning_curves(
     lines: Mapping[str, float] | None = None,
 ) -> Any:
     """One panel a unit of cost: thin lines are seeds, thick ones their interquartile mean, bands
-    its 95% bootstrap interval.
+    its 95% bootstrap interval; who has no curve is a diamond a seed, where it ended.
+
+    The grey band around the pre-trained model is where 95% of evaluations of it fall, as the first
+    of every curve is one.
 
     Units that differ by one factor in all runs, such as steps and episodes of a fixed length, share
     a panel.
@@ -95,6 +98,10 @@ def learning_curves(
     for axes, (unit, label) in zip(panels, units.items(), strict=False):
         for agent, seeds in runs.items():
             _curves(axes, name_of(agent), colour_of(agent), seeds, unit, quantity)
+        blur = _blur(everything, quantity)
+        if "pre-trained" in (lines or {}) and blur:
+            middle = (lines or {})["pre-trained"]
+            axes.axhspan(middle - blur, middle + blur, color="0.5", alpha=0.12, linewidth=0)
         for (name, level), style in zip((lines or {}).items(), ("-", ":", "--"), strict=False):
             axes.axhline(level, color="0.5", linestyle=style, linewidth=1, label=name, zorder=1)
         axes.set_xlabel(label)
@@ -123,6 +130,10 @@ def learning_curves(
 def _curves(
     axes: Any, name: str, colour: str, seeds: Sequence[Rows], unit: str, quantity: str
 ) -> None:
+    if not has_curve(seeds):  # nothing is known of the way
+        ends = [tuple(point[-1] for point in curve(rows, unit, quantity)) for rows in seeds]
+        axes.plot(*zip(*ends, strict=True), "D", color=colour, markersize=5, label=name)
+        return
     for rows in seeds:
         axes.plot(*curve(rows, unit, quantity), color=colour, linewidth=0.6, alpha=0.4)
     grid, values = mean_curve(seeds, unit, quantity)
@@ -130,6 +141,13 @@ def _curves(
     axes.plot(grid, middle, color=colour, linewidth=2, label=name)
     if len(seeds) > 1:
         axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _blur(runs: Sequence[Rows], quantity: str) -> float:
+    """Half of the interval in which 95% of the evaluations before learning fall; 0 if unknown."""
+    errors = [rows[0].get(f"{quantity}_stderr") for rows in runs if not rows[0]["env_steps"]]
+    known = [error for error in errors if error is not None]
+    return 1.96 * float(np.median(known)) if known else 0.0
 
 
 def _panels(runs: Sequence[Rows]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ..envs import PROBLEMS, make_problem
 from ..envs.env import ProblemEnv
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Problem
+from .commands.near import did_you_mean
 from .learners import AGENTS, Agent
 
 __all__ = ["AGENTS", "Agent", "find_agent", "make_env", "resolve_device"]
@@ -27,8 +28,13 @@ def find_agent(name: str) -> Agent:
     if name in AGENTS:
         return AGENTS[name]
     if ":" not in name:
-        raise ValueError(f"agent must be one of {sorted(AGENTS)} or module:attribute; got {name!r}")
-    found = _imported("agent", name)
+        hint = did_you_mean(name, AGENTS)
+        raise ValueError(
+            f"agent must be one of {sorted(AGENTS)} or module:attribute; got {name!r}{hint}"
+        )
+    found = imported("agent", name)
+    if is_problem(found):
+        raise ValueError(f"agent {name!r} is a problem, not an agent: it can be an env")
     if not (isinstance(found, Agent) or callable(found)):
         raise ValueError(f"agent {name!r} must be an Agent or what makes one; got {found!r}")
     return found if isinstance(found, Agent) else Agent(found)
@@ -48,16 +54,23 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
     if name in PROBLEMS:
         factory: Any = lambda **kw: make_problem(name, place, **kw)  # noqa: E731
     elif ":" in name:
-        factory = _imported("env", name)
+        factory = imported("env", name)
     else:
-        raise ValueError(f"env must be one of {sorted(PROBLEMS)} or module:attribute; got {name!r}")
+        hint = did_you_mean(name, PROBLEMS)
+        raise ValueError(
+            f"env must be one of {sorted(PROBLEMS)} or module:attribute; got {name!r}{hint}"
+        )
+    if lacking := sorted(getattr(factory, "__abstractmethods__", ())):
+        raise ValueError(f"env {name!r} must have all methods of a problem; it lacks {lacking}")
     if isinstance(factory, Problem) and not kwargs:
         problem = factory
     else:
         try:
             problem = factory(**kwargs)
         except TypeError as error:
-            raise ValueError(f"env_kwargs must suit {name}; got {kwargs} ({error})") from error
+            given = f"env_kwargs must suit {name}; got {kwargs}"
+            alone = f"env {name!r} must be what makes a problem, here without env_kwargs"
+            raise ValueError(f"{given if kwargs else alone} ({error})") from error
     if not isinstance(problem, Problem):
         raise ValueError(
             f"env {name!r} must be or return a girsanov Problem; got {type(problem).__name__}"
@@ -81,7 +94,13 @@ def resolve_device(device: str) -> str:
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _imported(what: str, name: str) -> Any:
+def is_problem(found: Any) -> bool:
+    """Whether something is a Problem, or a class of them."""
+    return isinstance(found, Problem) or (isinstance(found, type) and issubclass(found, Problem))
+
+
+def imported(what: str, name: str) -> Any:
+    """The object that ``module:attribute`` names, looked up where the command was called, too."""
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:  # a console script does not look where it is called
         sys.path.append(os.getcwd())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ _LENT_PATHS = 4096
 _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success", *COSTS)
 
 
-def report(out: Path, refine: bool = True) -> Path:
+def report(
+    out: Path, refine: bool = True, on_stage: Callable[[str], None] = lambda stage: None
+) -> Path:
     """Write ``report.md``, ``report.json``, plots and TensorBoard images for the finished runs
     under ``out``.
 
@@ -60,6 +62,7 @@ def report(out: Path, refine: bool = True) -> Path:
         out: folder of a comparison.
         refine: let the policies of the runs lend their paths to the bound where this was not done
             for the same runs before (``<env>/pooled.json``).
+        on_stage: called with a word on what begins and takes long.
 
     Returns:
         The path of ``report.md``.
@@ -80,7 +83,8 @@ def report(out: Path, refine: bool = True) -> Path:
         if not (path / "record.json").is_file()
         and any((path / sign).is_file() for sign in ("spec.json", "error.txt"))
     )
-    environments = [summarise(out, group, refine) for group in _grouped(records, "env").values()]
+    groups = _grouped(records, "env").values()
+    environments = [summarise(out, group, refine, on_stage) for group in groups]
     summary = {
         "environments": environments,
         "overall": overall(environments),
@@ -96,9 +100,15 @@ def report(out: Path, refine: bool = True) -> Path:
     return out / "report.md"
 
 
-def summarise(out: Path, records: list[dict[str, Any]], refine: bool = True) -> dict[str, Any]:
+def summarise(
+    out: Path,
+    records: list[dict[str, Any]],
+    refine: bool = True,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
-    reference, env = _refined(out, records, refine), records[0]["spec"]["env"]
+    reference, env = _refined(out, records, refine, on_stage), records[0]["spec"]["env"]
+    on_stage(f"{env}: tables and pictures")
     records = [_measured(record, reference) for record in records]
     agents = _grouped(records, "agent")
     rows = {agent: [record["rows"] for record in group] for agent, group in agents.items()}
@@ -129,7 +139,9 @@ def summarise(out: Path, records: list[dict[str, Any]], refine: bool = True) -> 
     }
 
 
-def _refined(out: Path, records: list[dict[str, Any]], refine: bool) -> Reference:
+def _refined(
+    out: Path, records: list[dict[str, Any]], refine: bool, on_stage: Callable[[str], None]
+) -> Reference:
     """The reference with the best J that anybody reached, and with pooled certificates."""
     reference = Reference.from_json(records[0]["reference"])
     top = max(records, key=lambda record: record["final"]["objective"])
@@ -144,9 +156,15 @@ def _refined(out: Path, records: list[dict[str, Any]], refine: bool) -> Referenc
     if kept is not None and kept["runs"] == runs:
         pooled = pooled_from_json(kept["pooled"])
     elif refine and (lent := _lent(out, records)):
-        plan = RunSpec.from_json(top["spec"]).plan
+        spec = RunSpec.from_json(top["spec"])
+        plan = spec.plan
         problem, policies = lent
         paths = min(plan.reference_paths, _LENT_PATHS)
+        lenders = ", ".join(map(plots.name_of, policies))
+        on_stage(
+            f"{spec.env}: the bound, anew from {paths:,} paths, uncontrolled and of {lenders}; this"
+            " may take minutes"
+        )
         pooled = pooled_reference(problem, policies, paths, plan.reference_starts)
         write_json(path, {"runs": runs, "pooled": pooled_to_json(pooled)})
     return reference._replace(pooled=pooled, best=best)

@@ -27,7 +27,8 @@ from ..envs.counting import Evaluations, counted
 from ..envs.env import ProblemEnv, shell_of
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Policy, Problem
-from .commands.arguments import agent_arguments, check_names, suggestions
+from .commands.arguments import check_names, unsuitable
+from .commands.rounds import few_rounds
 from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
 from .registry import find_agent, make_env, resolve_device
 from .spec import RunSpec
@@ -75,6 +76,7 @@ def execute(
     command: str = "",
     on_row: Callable[[dict[str, Any]], None] | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
+    on_warning: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
     """Make one run, unless its folder is finished, and return its record.
 
@@ -86,6 +88,7 @@ def execute(
         command: how this was asked for, kept in the record.
         on_row: called with each row of progress.
         on_stage: called with a word on what begins.
+        on_warning: called with what is allowed and yet may be unwise.
     """
     check_names(spec.env, spec.agent)
     agent, folder = find_agent(spec.agent), RunFolder(out, spec)
@@ -97,6 +100,8 @@ def execute(
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
     # what can go wrong at once does so before anything is written
     env, evaluations, model, resumed = _prepare(spec, folder)
+    if words := few_rounds(model, spec):
+        on_warning(words)
     check_writable(out)
     on_stage(f"reference, {spec.plan.reference_paths:,} uncontrolled paths")
     reference = prepare_env(spec, env, out)
@@ -148,8 +153,11 @@ def execute(
     return record
 
 
-def check_settings(spec: RunSpec, env: ProblemEnv) -> None:
+def check_settings(spec: RunSpec, env: ProblemEnv) -> str:
     """Raise the ValueError with which a run would begin: make the agent, and forget it.
+
+    Returns:
+        What is allowed and yet may be unwise; nothing, mostly.
 
     Your own is not made, as it may learn at once; whether it takes the arguments is seen from its
     signature. What else goes wrong is left to the run.
@@ -157,15 +165,16 @@ def check_settings(spec: RunSpec, env: ProblemEnv) -> None:
     agent = find_agent(spec.agent)
     try:
         if agent.load is None:
-            taken(agent.make, spec.agent_kwargs, {"seed": spec.seed, "device": spec.device})
+            taken(agent.make, spec.agent_kwargs, spec.offered(env.problem.horizon))
         else:
-            _model(spec, env)
+            return few_rounds(_model(spec, env), spec)
     except TypeError as error:
-        raise _unsuitable(spec, error) from error
+        raise unsuitable(spec.agent, spec.agent_kwargs, error) from error
     except ValueError:
         raise
     except Exception:  # the run will say what
-        return
+        pass
+    return ""
 
 
 @contextmanager
@@ -257,26 +266,19 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
         return model
     try:
         if agent.load is None:  # your own: an algorithm, or a function that learns by itself
-            total = spec.budget.timesteps(env.problem.horizon)
-            offered = {"seed": spec.seed, "device": spec.device, "total_timesteps": total}
-            model = call(agent.make, CountedEnv(env, total), spec.agent_kwargs, **offered)
+            offered = spec.offered(env.problem.horizon)
+            counted_env = CountedEnv(env, offered["total_timesteps"])
+            model = call(agent.make, counted_env, spec.agent_kwargs, **offered)
         else:
             model = agent.make(env, seed=spec.seed, device=spec.device, **spec.agent_kwargs)
     except (TypeError, AssertionError) as error:  # SB3 asserts
-        raise _unsuitable(spec, error) from error
+        raise unsuitable(spec.agent, spec.agent_kwargs, error) from error
     if not hasattr(model, "learn"):
         raise ValueError(
             f"agent {spec.agent!r} must return a stable-baselines3 algorithm or a policy; got"
             f" {model!r}"
         )
     return model
-
-
-def _unsuitable(spec: RunSpec, error: Exception) -> ValueError:
-    hint = suggestions(spec.agent_kwargs, agent_arguments(spec.agent))
-    return ValueError(
-        f"agent_kwargs must suit {spec.agent}; got {dict(spec.agent_kwargs)} ({error}){hint}"
-    )
 
 
 def _learn(

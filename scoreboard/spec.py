@@ -107,8 +107,8 @@ class RunSpec:
 
     Args:
         env: a registered id, or ``module:attribute`` of your own: a Problem or what makes one.
-        agent: ``pde``, ``pi-ft``, ``ppo``, ``sac``, ``dpok``, ``ddpo``, ``adjoint-matching``, or
-            ``module:attribute`` of your own (see ``registry``).
+        agent: a name in ``learners.AGENTS``, or ``module:attribute`` of your own (see
+            ``registry``).
         seed: of the agent.
         budget: how long to learn.
         env_kwargs: of the problem (and ``action_bound`` of its environment).
@@ -187,6 +187,11 @@ class RunSpec:
             raise ValueError(
                 f"config must hold the settings of a run; {str(path)!r} does not: {error}"
             ) from error
+
+    def offered(self, horizon: int) -> dict[str, Any]:
+        """What a learner of your own may ask for by name."""
+        total = self.budget.timesteps(horizon)
+        return {"seed": self.seed, "device": self.device, "total_timesteps": total}
 
     def env_folder(self, out: Path) -> Path:
         """``<out>/<environment>``."""

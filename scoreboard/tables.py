@@ -53,13 +53,14 @@ def _environment(env: dict[str, Any]) -> str:
         ),
         _certificate(env["reference"]),
         _agents(env),
-        (
-            f"### {env['compared'].capitalize()} at equal cost\n\nRead off the learning curves"
-            " where the cheapest run stops."
-        ),
-        _equal_cost(env),
     ]
-    if len(env["agents"]) > 1:
+    if env["equal_cost"]:
+        told = "Read off the learning curves where the cheapest run stops."
+        parts += [
+            f"### {env['compared'].capitalize()} at equal cost\n\n{told}{_without(env)}",
+            _equal_cost(env),
+        ]
+    if len(env["agents"]) > 1 and env["equal_cost"]:
         told = (
             "Env steps, calls of the model where they were counted, and seconds, until an agent's"
             " curve is where another's ends; medians over seeds."
@@ -258,6 +259,9 @@ def _equal_cost(env: dict[str, Any]) -> str:
             f" {_UNIT_WORDS[line['unit']]}"
         ]
         for name in names:
+            if line["agents"][name] is None:
+                cells.append("no curve")
+                continue
             solved = (
                 "" if line["success"] is None else f"; {line['success'][name]['iqm']:.0%} succeed"
             )
@@ -266,8 +270,20 @@ def _equal_cost(env: dict[str, Any]) -> str:
     return _table(["at", *map(name_of, names)], rows)
 
 
-def _cost_of_equals(env: dict[str, Any]) -> str:
+def _without(env: dict[str, Any]) -> str:
+    """Who has no learning curve, in words."""
     names = [agent["agent"] for agent in env["agents"]]
+    lacking = [name_of(name) for name in names if name not in env["cost_of_equals"][0]["spent"]]
+    if not lacking:
+        return ""
+    return (
+        f" {', '.join(lacking)}: no curve, as it was measured before and after learning alone. It"
+        " counts from its own end on."
+    )
+
+
+def _cost_of_equals(env: dict[str, Any]) -> str:
+    names = list(env["cost_of_equals"][0]["spent"])
     rows = []
     for line in env["cost_of_equals"]:
         spent = [line["spent"][name] for name in names]
@@ -303,8 +319,9 @@ def _made_with(summary: dict[str, Any]) -> str:
     lines += [f"- Command: `{command}`" for command in summary["commands"]]
     for found in summary["hardware"]:
         gpu = f", {found['gpu']}" if found["gpu"] else ", no GPU"
+        cores = f"{found['cores']} core{'s' * (found['cores'] != 1)}"
         lines.append(
-            f"- Hardware: {found['cpu']}, {found['cores']} cores{gpu}; {found['system']}; device"
+            f"- Hardware: {found['cpu']}, {cores}{gpu}; {found['system']}; device"
             f" {found['device']}, {found['threads']} thread(s) a run"
         )
     for versions in summary["versions"]:

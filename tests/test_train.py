@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from girsanov.train import main, pairs
+from girsanov.train import COMMANDS, compare, main, pairs, run
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 SMALL = [
@@ -172,6 +172,28 @@ def test_the_shipped_configuration_fine_tunes_the_shipped_text_to_image_model(
     assert record["spec"]["agent_kwargs"]["policy"] == "LoraPolicy" and record["horizon"] == 2
 
 
+LACKING = """
+from girsanov import Problem
+
+
+class Lacking(Problem):
+    state_shape = noise_shape = (1,)
+    horizon, temperature = 2, 1.0
+
+    def initial(self, n, generator):
+        pass
+
+    def terminal_reward(self, x):
+        pass
+
+
+def wanting(size):
+    pass
+
+
+def learner(env, size):
+    pass
+"""
 BAD = {
     "unknown id": (
         {"--env": ["girsanov/X-v0"]},
@@ -210,6 +232,23 @@ BAD = {
         {"--env": ["girsanov.envs:nothing"]},
         "env must name module:attribute that can be imported",
     ),
+    "a problem that lacks a method": (
+        {"--env": ["lacking:Lacking"]},
+        r"env 'lacking:Lacking' must have all methods of a problem; it lacks \['transition'\]",
+    ),
+    "a problem that wants an argument": (
+        {"--env": ["lacking:wanting"], "--env-kwargs": []},
+        "env 'lacking:wanting' must be what makes a problem, here without env_kwargs .*'size'",
+    ),
+    "a problem as an agent": (
+        {"--agent": ["lacking:Lacking"]},
+        "agent 'lacking:Lacking' is a problem, not an agent: it can be an env",
+    ),
+    "an agent that wants an argument": (
+        {"--agent": ["lacking:learner"], "--agent-kwargs": []},
+        "agent 'lacking:learner' must make an algorithm or a policy of an environment, here"
+        " without agent_kwargs .*'size'",
+    ),
     "no problem": (
         {"--env": ["builtins:dict"]},
         "'builtins:dict' must be or return a girsanov Problem; got dict",
@@ -228,8 +267,14 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_leaves_no_trace(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "lacking.py").write_text(LACKING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "lacking", raising=False)
     changes, message = BAD[case]
     arguments = RUN
     for flag, values in changes.items():
@@ -305,11 +350,44 @@ def test_compare_checks_agents_and_their_arguments_first(
     compare = ["compare", "--envs", MIXTURE, "--out", str(tmp_path / "out")]
     assert main([*compare, "--agents", "ppo", "dqn"]) == 2
     assert "got 'dqn'" in capsys.readouterr().err
+    assert main([*compare, "--agents", "pdee"]) == 2
+    assert "got 'pdee'; did you mean 'pde'?" in capsys.readouterr().err
     assert main([*compare, "--agent-kwargs", "learning_rate=1"]) == 2
     assert (
         "agent-kwargs must be agent.key=value pairs; got 'learning_rate'" in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_few_rounds_is_told_before_it_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["compare", "--envs", MIXTURE, "--env-kwargs", "steps=5", "--dry-run"]
+    small += ["--agents", "pde", "ppo", "--seeds", "0", "1", "--out", str(tmp_path / "out")]
+    assert main([*small, "--budget", "200"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("warning: 200 episodes are 3 rounds of pde")
+    assert "Take 250 or more" in told
+    for enough in (
+        ["--budget", "201"],
+        ["--budget", "1005", "--budget-unit", "env_steps"],
+        ["--budget", "9", "--budget-unit", "seconds"],
+        ["--budget", "200", "--agent-kwargs", "pde.n_trajectories=40"],
+    ):
+        assert main([*small, *enough]) == 0
+        assert capsys.readouterr().err == ""
+    words = [*RUN, "--agent-kwargs", "n_uncontrolled=4", "gradient_steps=1", "--out", str(tmp_path)]
+    assert main(_replaced(words, "--agent", "pde")) == 0
+    assert "warning: 8 episodes are 2 rounds of pde" in capsys.readouterr().err
+
+
+def test_every_command_is_in_the_reference_and_no_list_of_agents_in_the_help() -> None:
+    table = (Path(__file__).parents[1] / "docs/reference/scoreboard.md").read_text()
+    for name in COMMANDS:
+        assert f"`girsanov {name}" in table, name
+    for command in (run, compare):
+        assert "girsanov list" in (command.__doc__ or "")
+        assert "adjoint-matching" not in (command.__doc__ or "")
 
 
 def test_without_arguments_it_points_to_its_help(capsys: pytest.CaptureFixture[str]) -> None:

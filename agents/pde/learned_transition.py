@@ -142,6 +142,7 @@ class ModelPolicy(MlpPolicy):
     apart = True
     newton = True
     access = "black-box reward; interaction with the noise seen"
+    access_class = "noise seen"
 
     def __init__(
         self,

@@ -319,8 +319,8 @@ class NoisePolicy(ValuePolicy):
 
     value_class = NeuralValue
     needs_noise = True
-    #: less than the other policies', for the scoreboard
-    access = "black-box reward; interaction with the noise seen"
+    access = "black-box reward; interaction with the noise seen"  # less than the others'
+    access_class = "noise seen"
 
     def __init__(
         self,

@@ -136,6 +136,9 @@ class ScoreGradient(GradientPolicy):
     """
 
     least_paths = 2  # one is the other's baseline
+    #: less than the other forms', for the scoreboard
+    access = "black-box reward; interaction with the noise seen"
+    access_class = "noise seen"
 
     def gradients(self, paths: Trajectories) -> Iterable[tuple[Tensor, ...]]:
         """See GradientPolicy."""
@@ -179,6 +182,9 @@ class FittedGradient(GradientPolicy):
             are differentiated at once.
     """
 
+    #: less than the pathwise form's, for the scoreboard
+    access = "black-box reward; pre-trained transition, differentiable in its noise"
+    access_class = "transition differentiable"
     recent: Tensor  # X_{k+1}, (T, memory, *state_shape)
     returns: Tensor  # earned from there on, (T, memory)
     seen: Tensor  # number of paths ever
@@ -302,14 +308,9 @@ class PathwisePolicy(_NetworkGradient, PathwiseGradient):
 class ScorePolicy(_NetworkGradient, ScoreGradient):
     """A network that follows the score-function gradient; arguments: ``NetworkControl``'s."""
 
-    #: less than the other forms', for the scoreboard
-    access = "black-box reward; interaction with the noise seen"
-
 
 class FittedPolicy(_NetworkGradient, FittedGradient):
     """A network that follows the gradient of fitted values.
 
     Arguments: ``NetworkControl``'s and ``FittedGradient``'s.
     """
-
-    access = "black-box reward; reference dynamics"

@@ -170,8 +170,8 @@ class LinearQuadratic(Problem):
         temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> LinearQuadratic:
-        """``girsanov/OrnsteinUhlenbeck-v0``: ``dX = (A X + c) dt + G (u dt + dB)`` in
-        Euler-Maruyama steps.
+        """``girsanov/OrnsteinUhlenbeck-v0``: an Ornstein-Uhlenbeck process with quadratic rewards,
+        ``dX = (A X + c) dt + G (u dt + dB)`` in Euler-Maruyama steps.
 
         Running and terminal matrix and slope are those of the class, per unit of time where they
         run; A is ``drift_matrix``, c ``offset``, G ``control_matrix`` ``(d, m)``. A number stands
@@ -230,8 +230,8 @@ class LinearQuadratic(Problem):
         initial_covariance: Any = 0.01,
         **kwargs: Any,
     ) -> LinearQuadratic:
-        """``girsanov/LinearOrnsteinUhlenbeck-v0``: ``ornstein_uhlenbeck`` with terminal reward
-        ``-sum_i x_i`` and no other.
+        """``girsanov/LinearOrnsteinUhlenbeck-v0``: an Ornstein-Uhlenbeck process with terminal
+        reward ``-sum_i x_i`` and no other.
 
         ``A = -I + xi`` and ``G = I + xi'``, xi and xi' of independent normal entries of standard
         deviation ``perturbation``, drawn by ``seed``: Nuesken and Richter (2021), who start at 0

@@ -76,6 +76,7 @@ class Robot(Problem):
     """
 
     view = "xz"  #: the plane that ``render`` draws without a GL
+    goal: Sequence[float] | Tensor | None = None  #: a point ``(3,)`` that the drawing marks
 
     def __init__(
         self,
@@ -215,15 +216,14 @@ class Robot(Problem):
         return self.alive(x)
 
     def render(self, path: Tensor) -> Any:
-        """The robot as it stands now: by MuJoCo's renderer if MUJOCO_GL is set (egl, osmesa, glfw),
-        else a drawing.
-        """
-        from .pictures import photograph, sketch
+        """The robot now: by MuJoCo's renderer if MUJOCO_GL is set (egl, osmesa, glfw), or drawn."""
+        from .pictures import by_itself, photograph, sketch
 
         qpos = self.physics(path[-1:]).qpos[0].double().cpu().numpy()
         if os.environ.get("MUJOCO_GL"):
             return photograph(self.engine.model, qpos)
-        return sketch(self.engine.model, qpos, self.view, f"step {len(path) - 1} of {self.horizon}")
+        title = f"step {len(path) - 1} of {self.horizon}"
+        return sketch(self.engine.model, qpos, self.view, title, by_itself(self), self.goal)
 
 
 class MujocoProblem(Robot):
@@ -233,16 +233,15 @@ class MujocoProblem(Robot):
         model: see ``Robot``.
         reward: ``reward(before, control, after) -> (n,)``.
         healthy: ``healthy(physics) -> bool (n,)``: whether the episode goes on; always, if absent.
-        success: ``success(physics) -> bool (n,)`` of the end; an episode that ended early is none.
-            Absent: it did not.
+        success: ``success(physics) -> bool (n,)`` of the end, unless it came early; True if absent.
         start: ``start(n, generator) -> (n, nq + nv)``; ``Robot.start`` if absent.
+        goal: a point of the world, three numbers, that drawings mark.
         others: ``steps``, ``temperature``, ``scale`` and the other arguments of ``Robot``.
 
     Example: an arm that is paid for keeping its hand, a site with a framepos sensor, near a point::
 
-        arm = MujocoProblem("arm.xml", lambda before, control, after: -(after.sensors -
-        point).square().sum(1),
-                            sensors=True, steps=100, temperature=1.0, scale=0.2, frame_skip=5)
+        reward = lambda before, control, after: -(after.sensors - point).square().sum(1)
+        arm = MujocoProblem("arm.xml", reward, sensors=True, steps=100, temperature=1.0, scale=0.2)
     """
 
     def __init__(
@@ -252,10 +251,14 @@ class MujocoProblem(Robot):
         healthy: Callable[[Physics], Tensor] | None = None,
         success: Callable[[Physics], Tensor] | None = None,
         start: Callable[[int, torch.Generator], Tensor] | None = None,
+        goal: Sequence[float] | Tensor | None = None,
         **others: Any,
     ) -> None:
         super().__init__(model, **others)
+        if goal is not None and np.shape(goal) != (3,):
+            raise ValueError(f"goal must be a point, three numbers; got {goal!r}")
         self._reward, self._healthy, self._success, self._start = reward, healthy, success, start
+        self.goal = goal
 
     def reward(self, before: Physics, control: Tensor, after: Physics) -> Tensor:
         """The given ``reward``."""

@@ -9,7 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..problem import device_of, rollout
 from ..rendering import disc, pixels, scene
 
 _AXES = {"xz": (0, 2), "xy": (0, 1), "yz": (1, 2)}
@@ -19,7 +21,14 @@ _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], 1)
 
 
-def sketch(model: Any, qpos: np.ndarray, view: str, title: str) -> np.ndarray:
+def sketch(
+    model: Any,
+    qpos: np.ndarray,
+    view: str,
+    title: str,
+    among: np.ndarray | None = None,
+    goal: Any = None,
+) -> np.ndarray:
     """The outlines of the model's geoms, projected on a plane, the nearer ones in front.
 
     The camera goes along with a robot that leaves its place; the ground is marked at every metre.
@@ -29,11 +38,15 @@ def sketch(model: Any, qpos: np.ndarray, view: str, title: str) -> np.ndarray:
         qpos: its position, ``(nq,)``.
         view: ``xz``, ``xy`` or ``yz``.
         title: of the picture.
+        among: positions ``(m, nq)`` that the robot is usually in, for the frame.
+        goal: a point ``(3,)`` to mark.
     """
     from matplotlib.patches import Polygon
 
     data, plane, (across, sign) = _placed(model, qpos), list(_AXES[view]), _NEAR[view]
     middle, half = _frame(model, data, plane)
+    if among is not None and _turns_in_place(model):
+        middle, half = _closer(model, data, plane, among, goal, (middle, half))
     figure, axes = scene(0, 0, *[(float(m - half), float(m + half)) for m in middle])
     axes.set_title(title)
     for g in np.argsort(sign * data.geom_xpos[:, across], kind="stable"):
@@ -48,7 +61,19 @@ def sketch(model: Any, qpos: np.ndarray, view: str, title: str) -> np.ndarray:
         axes.add_patch(Polygon(outline, facecolor=rgba[:3], edgecolor=edge, linewidth=0.8))
     for s in range(model.nsite):
         axes.add_artist(disc(data.site_xpos[s][plane], 0.02 * half, "C3"))
+    if goal is not None:
+        axes.plot(
+            *np.asarray(goal)[plane], marker="o", markersize=16, color="C2", fillstyle="none", mew=3
+        )
     return pixels(figure)
+
+
+@lru_cache(maxsize=4)
+def by_itself(robot: Any) -> np.ndarray:
+    """Positions ``(m, nq)`` that a ``Robot`` is in where nobody controls it."""
+    paths = rollout(robot, None, 16, torch.Generator(device_of(robot)).manual_seed(0)).states
+    some = paths[:: max(1, robot.horizon // 10)].flatten(0, 1)
+    return robot.physics(some).qpos.double().cpu().numpy()
 
 
 def outline_of(model: Any, data: Any, geom: int, plane: list[int]) -> np.ndarray:
@@ -129,6 +154,35 @@ def _frame(model: Any, data: Any, plane: list[int]) -> tuple[np.ndarray, float]:
         half = 1.1 * max([reach, *[far for far in around if far < 1.6 * reach]])
         slack = half / 3
     return begun + np.sign(gone) * np.maximum(np.abs(gone) - slack, 0), half
+
+
+def _closer(
+    model: Any,
+    data: Any,
+    plane: list[int],
+    among: np.ndarray,
+    goal: Any,
+    frame: tuple[np.ndarray, float],
+) -> tuple[np.ndarray, float]:
+    """A frame around what moves, where that is closer than ``frame``: the positions that the robot
+    is usually in, the present one, and the goal.
+    """
+    moving = [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]] != 0]
+    shown = [data, *(_placed(model, qpos) for qpos in among)]
+    points = [outline_of(model, one, g, plane) for one in shown for g in moving]
+    swept = np.concatenate(points if goal is None else [*points, np.asarray(goal)[None, plane]])
+    low, high = swept.min(0), swept.max(0)
+    half = 0.58 * float((high - low).max())
+    return ((low + high) / 2, half) if half < frame[1] else frame
+
+
+def _turns_in_place(model: Any) -> bool:
+    """Whether a model is held somewhere and has no joints but hinges and balls."""
+    import mujoco
+
+    kinds = set(model.jnt_type.tolist())
+    turning = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_BALL)
+    return bool(kinds) and kinds <= {int(kind) for kind in turning}
 
 
 def _runs_free(model: Any, tree: int) -> bool:

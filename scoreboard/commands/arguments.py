@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 from docstring_parser import parse
 
 from ...envs import PROBLEMS
-from ..registry import AGENTS
+from ..registry import AGENTS, is_problem
 from .near import did_you_mean
 
 _METHODS = "girsanov.baselines.fine_tuning_methods"
@@ -44,8 +44,11 @@ _TABLES = {
     "ppo-control": (_CONTROL, "PPO"),
     "sac-control": (_CONTROL, "SAC"),
 }
+#: Where the arguments are that hold settings, each of which is an argument too.
+_GROUPS = {"pde": "girsanov.agents.pde.settings"}
 #: Set by the scoreboard, or by who makes the agent.
 _NOT_YOURS = {"self", "env", "seed", "device", "_init_setup_model", "tensorboard_log", "verbose"}
+_NOT_YOURS |= {"total_timesteps"}
 
 
 class Argument(NamedTuple):
@@ -78,6 +81,15 @@ def suggestions(given: Iterable[str], known: Mapping[str, Argument]) -> str:
     return f": unknown {', '.join(hints)}{listed}"
 
 
+def unsuitable(agent: str, given: Mapping[str, Any], error: Exception) -> ValueError:
+    """What to say of an agent that could not be made of ``agent_kwargs``."""
+    if not given:
+        wanted = "make an algorithm or a policy of an environment, here without agent_kwargs"
+        return ValueError(f"agent {agent!r} must {wanted} ({error})")
+    hint = suggestions(given, agent_arguments(agent))
+    return ValueError(f"agent_kwargs must suit {agent}; got {dict(given)} ({error}){hint}")
+
+
 def agent_class(name: str) -> Any:
     """The class behind an agent's name, or what makes it."""
     if name not in _CLASSES:
@@ -90,7 +102,12 @@ def agent_arguments(name: str) -> dict[str, Argument]:
     """The arguments that ``agent_kwargs`` may hold; empty where they can't be known."""
     if name not in _CLASSES:
         return {}
-    found = dict(_arguments(agent_class(name)))
+    kind = agent_class(name)
+    groups = import_module(_GROUPS[name]).GROUPS if name in _GROUPS else {}
+    found: dict[str, Argument] = {}
+    for key, argument in _arguments(kind):  # a group of settings is told as what is in it
+        group = groups.get(key)
+        found |= {key: argument} if group is None else dict(_arguments(group))
     if name in _TABLES:
         module, table = _TABLES[name]
         default = getattr(import_module(module), table)["default"]
@@ -111,6 +128,22 @@ def agent_arguments(name: str) -> dict[str, Argument]:
         for key, value in default.items():
             if key in found:
                 found[key] = found[key]._replace(default=repr(value))
+    return found
+
+
+def makes_agents(make: Any) -> bool:
+    """Whether something of your own has to be given an environment, as what makes agents has."""
+    if not callable(make) or is_problem(make):
+        return False
+    parameters = list(inspect.signature(make).parameters.values())[:1]
+    return any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters)
+
+
+def arguments_of(make: Callable[..., Any], kind: str) -> dict[str, Argument]:
+    """The arguments of what makes an ``env`` or an ``agent`` of your own."""
+    found = dict(_arguments(make))
+    if kind == "agent":  # the environment comes first, whatever its name
+        found.pop(next(iter(inspect.signature(make).parameters)), None)
     return found
 
 

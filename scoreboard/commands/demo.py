@@ -24,7 +24,7 @@ _IMAGES = 32
 
 def demo_spec(queries: int, seed: int) -> RunSpec:
     """PI-FT on Digits at a small budget, watched no more than needed."""
-    plan = EvaluationPlan(1, 32, 256, 1024, _IMAGES)
+    plan = EvaluationPlan(6, 32, 256, 1024, _IMAGES)
     return RunSpec("girsanov/Digits-v0", "pi-ft", seed, Budget(queries), device="cpu", plan=plan)
 
 
@@ -43,7 +43,16 @@ def demo(
         The picture's path, and the paragraph.
     """
     spec = demo_spec(queries, seed)
-    record = execute(spec, out, "train.py demo", on_stage=on_stage)
+    begun = False
+
+    def on_row(row: dict[str, Any]) -> None:
+        nonlocal begun
+        seen = f"{row['reward_queries']:,} of {queries:,} images seen, "
+        on_stage(f"{seen}{row['success']:.0%} are taken for a 3" if begun else "learning")
+        begun = True
+
+    record = execute(spec, out, "train.py demo", on_row, on_stage)
+    on_stage("drawing")
     problem = make_env(spec.env, spec.env_kwargs, spec.device).problem
     files = (spec.env_folder(out) / "samples_before.npy", RunFolder(out, spec).samples)
     grids = [_grid(problem, np.load(file)) for file in files]

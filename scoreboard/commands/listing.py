@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ...envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS
 from ...envs.extras import install_command
-from ..registry import AGENTS
-from .arguments import Argument, agent_arguments, agent_class, check_name, env_arguments
+from ..registry import AGENTS, Agent, imported, is_problem
+from .arguments import (
+    Argument,
+    agent_arguments,
+    agent_class,
+    arguments_of,
+    check_name,
+    env_arguments,
+    makes_agents,
+)
 
 _WIDTH = 100
 
@@ -22,7 +32,7 @@ def everything() -> str:
         name: f"{_sentence(agent_class(name))} Needs: {agent.access}."
         for name, agent in AGENTS.items()
     }
-    hint = "girsanov show NAME tells the arguments. Your own goes by module:attribute."
+    hint = f"{program()} show NAME tells the arguments. Your own goes by module:attribute."
     parts = [_titled("environments", envs), _titled("agents", agents), hint]
     return "\n\n".join(parts)
 
@@ -37,16 +47,30 @@ def one(name: str) -> str:
     full = full if full in PROBLEMS or full in AGENTS else f"girsanov/{name}-v0"
     if full in PROBLEMS:
         about, arguments = _made_by(full), env_arguments(full)
-        how = f"--env {full} --env-kwargs name=value ..."
-        needs = _needs(full).strip()
-    elif name in AGENTS:
+        return _page(full, about, _needs(full).strip(), arguments, "env")
+    if name in AGENTS:
         about, arguments = agent_class(name), agent_arguments(name)
-        how = f"--agent {name} --agent-kwargs name=value ..."
-        needs = f"Needs: {AGENTS[name].access}."
-    else:
-        check_name("name", name.partition(":")[0], [*PROBLEMS, *AGENTS])
-    head = [f"{full if full in PROBLEMS else name}: {_sentence(about)}", needs]
-    return "\n\n".join([*filter(None, head), _table(arguments), f"train.py run {how}"])
+        return _page(name, about, f"Needs: {AGENTS[name].access}.", arguments, "agent")
+    check_name("name", name, [*PROBLEMS, *AGENTS])
+    found = imported("name", name)
+    make = found.make if isinstance(found, Agent) else found
+    kind = "agent" if make is not found or makes_agents(found) else "env"
+    if not (callable(make) or is_problem(make)):
+        raise ValueError(f"name must be a problem, an agent, or what makes one; got {found!r}")
+    about = type(make) if is_problem(make) and not isinstance(make, type) else make
+    return _page(name, about, "", arguments_of(make, kind) if callable(make) else {}, kind)
+
+
+def _page(name: str, about: Any, needs: str, arguments: Mapping[str, Argument], kind: str) -> str:
+    how = f"{program()} run --{kind} {name} --{kind}-kwargs name=value ..."
+    sentence = _sentence(about)
+    head = [f"{name}: {sentence}" if sentence else name, needs]
+    return "\n\n".join([*filter(None, head), _table(arguments), how])
+
+
+def program() -> str:
+    """How this was called: ``girsanov``, or ``python train.py`` from a checkout."""
+    return "python train.py" if Path(sys.argv[0]).name == "train.py" else "girsanov"
 
 
 def _made_by(env: str) -> Any:
@@ -62,11 +86,13 @@ def _needs(env: str) -> str:
 
 def _sentence(thing: Any) -> str:
     """The first sentence of a docstring, or of its module's where it begins with the bare id."""
-    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    doc = getattr(thing, "__doc__", None) or ""  # not that of the classes above
+    text = " ".join(inspect.cleandoc(doc).split("\n\n")[0].split())
     if text.startswith("``girsanov/"):
         _, colon, rest = text.partition("``: ")
         text = rest if colon else " ".join((inspect.getdoc(inspect.getmodule(thing)) or "").split())
     first = text.partition(". ")[0].partition(", This impl")[0].replace("``", "").rstrip(".")
+    first = first.removesuffix("; see the module")
     return first[:1].upper() + first[1:] + "." if first else ""
 
 
@@ -78,7 +104,7 @@ def _titled(title: str, entries: Mapping[str, str]) -> str:
 
 def _table(arguments: Mapping[str, Argument]) -> str:
     if not arguments:
-        return "(its arguments are those of its own code)"
+        return "(no arguments are known)"
     lines = [
         _wrapped(f"  {argument.name} = {argument.default}  ", argument.about.replace("``", ""))
         for argument in arguments.values()

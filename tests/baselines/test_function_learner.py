@@ -18,6 +18,8 @@ from girsanov.train import main
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 LEARNERS = """
+import time
+
 import numpy as np
 
 
@@ -28,17 +30,28 @@ def controller(env):
 
 def script(env, seed, total_timesteps, spread=1.0):
     '''CleanRL's form: a loop over steps that keeps the best of random constant actions.'''
-    rng, best = np.random.default_rng(seed), (-np.inf, None)
-    action, earned = rng.normal(0, spread, 2), 0.0
+    rng, best, size = np.random.default_rng(seed), (-np.inf, None), env.action_space.shape
+    action, earned = rng.normal(0, spread, size), 0.0
     env.reset(seed=seed)
     for _ in range(total_timesteps):
         _, reward, terminated, truncated, _ = env.step(action)
         earned += reward
         if terminated or truncated:
             best = max(best, (earned, tuple(action)))
-            action, earned = rng.normal(0, spread, 2), 0.0
+            action, earned = rng.normal(0, spread, size), 0.0
             env.reset()
     return lambda observations: np.tile(best[1], (len(observations), 1))
+
+
+def required(env, seed, total_timesteps):
+    '''The documented form: no default.'''
+    return script(env, seed, total_timesteps)
+
+
+def sleeper(env):
+    '''Waits, and does not work.'''
+    time.sleep(0.5)
+    return controller(env)
 
 
 def greedy(env):
@@ -89,6 +102,33 @@ def test_a_fixed_controller_and_a_script_are_run(learners: Path) -> None:
     rows = out / "GaussianMixture-v0" / "learners.script" / "seed0" / "progress.jsonl"
     first, last = (json.loads(line) for line in rows.read_text().splitlines())
     assert first["kl"] == first["env_steps"] == 0 and last == final
+
+
+def test_the_documented_form_without_defaults_passes_the_check_before_the_run(
+    learners: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["--agents", "learners:required", "--envs", MIXTURE, "--seeds", "0", "--dry-run"]
+    assert main(["compare", *names, *RUN[2:]]) == 0
+    assert "1 of 1 runs to do" in capsys.readouterr().out
+    assert main(["run", "--agent", "learners:required", *RUN, "--out", "out"]) == 0
+    assert record(learners / "out", "learners.required")["final"]["env_steps"] == 40
+
+
+def test_nothing_is_spent_at_the_first_evaluation(learners: Path) -> None:
+    small = [word for word in RUN if word not in (MIXTURE, "--env", "--env-kwargs", "steps=5")]
+    names = ["--agent", "learners:script", "--env", "girsanov/Pendulum-v0"]
+    assert main(["run", *names, *small, "--out", "out"]) == 0
+    rows = (learners / "out/Pendulum-v0/learners.script/seed0/progress.jsonl").read_text()
+    first, last = (json.loads(line) for line in rows.splitlines())
+    for cost in ("env_steps", "reward_queries", "model_evaluations"):
+        assert first[cost] == 0 < last[cost]
+    assert last["model_evaluations"] >= last["env_steps"]
+
+
+def test_cpu_seconds_are_those_of_the_process(learners: Path) -> None:
+    assert main(["run", "--agent", "learners:sleeper", *RUN, "--out", "out"]) == 0
+    final = record(learners / "out", "learners.sleeper")["final"]
+    assert final["seconds"] >= 0.5 and final["cpu_seconds"] < 0.25
 
 
 @pytest.mark.parametrize(

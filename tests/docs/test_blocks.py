@@ -131,7 +131,7 @@ def after_own_robot(folder: Path, said: str) -> None:
 
 
 def after_own_agent(folder: Path, said: str) -> None:
-    assert reports_of(folder, "runs/mine") == ["my_agent:make", "pde"]
+    assert reports_of(folder, "runs/mine") == ["my_agent:make", "pde", "random_search:train"]
 
 
 #: What must be there when a page has run.

@@ -152,3 +152,24 @@ def test_mujoco_by_the_same_command_line(agent: str, tmp_path: Path) -> None:
     assert record["final"]["success"] is not None
     estimate = "; pre-trained estimate as input" if agent == "ppo" else ""
     assert record["access"] == "black-box reward; interaction with the noise seen" + estimate
+    assert record["access_class"] == "noise seen"
+
+
+@pytest.mark.parametrize("name", ["pde", "pi-ft"])
+def test_the_class_of_every_form_follows_its_access(name: str) -> None:
+    from girsanov import PDE, PIFT
+    from girsanov.scoreboard.learners import ACCESS_CLASSES
+
+    agent, forms = find_agent(name), {"pde": PDE, "pi-ft": PIFT}[name].policy_aliases
+    words = {
+        "interaction with the noise seen": "noise seen",
+        "pre-trained transition, differentiable in its noise": "transition differentiable",
+        "reward's gradient; pre-trained transition, differentiable": "reward gradient",
+    }
+    found = {}
+    for form in forms.values():
+        access = getattr(form, "access", agent.access).removeprefix("black-box reward; ")
+        found[form.__name__] = getattr(form, "access_class", agent.access_class)
+        assert found[form.__name__] == words[access] and words[access] in ACCESS_CLASSES
+    less = {"ModelPolicy", "NoisePolicy", "ScorePolicy", "LoraScorePolicy"}
+    assert {form for form in found if found[form] == "noise seen"} == less & set(found)

@@ -116,6 +116,15 @@ def test_table_and_differences(finished: Path) -> None:
     )
 
 
+def test_one_core_is_no_cores(finished: Path) -> None:
+    for cores, words in ((1, ", 1 core, "), (2, ", 2 cores, ")):
+        for path in finished.rglob("record.json"):
+            record = json.loads(path.read_text())
+            record["hardware"] |= {"cores": cores, "gpu": None}
+            path.write_text(json.dumps(record))
+        assert words in report(finished).read_text()
+
+
 def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
     report(finished)
     (env,) = json.loads((finished / "report.json").read_text())["environments"]
@@ -141,6 +150,38 @@ def test_success_at_equal_cost(finished: Path) -> None:
     assert _cells(text, "5,000 env steps")[2].startswith("0.400 [") and _cells(
         text, "5,000 env steps"
     )[2].endswith("; 50% succeed")
+
+
+def test_nothing_is_read_off_a_line_between_two_points(finished: Path) -> None:
+    for seed in range(3):  # cheaper than the others, and dearer
+        _run(finished, "quick:train", seed, [0.0, 0.35], 5.0, 200.0, (1, 2, 2))
+        _run(finished, "slow:train", seed, [0.0, 0.9], 100.0, 200.0, (1, 2, 2))
+    text = report(finished).read_text()
+    (heads,) = [line for line in text.splitlines() if line.startswith("| at |")]
+    assert heads == "| at | PDE | PPO | quick:train | slow:train |"
+    assert _cells(text, "10.0 seconds")[3:] == ["0.350 [0.350, 0.350]", "no curve"]
+    assert "quick:train, slow:train: no curve, as it was measured before and after" in text
+    assert "| to be as good as | PDE | PPO |\n" in text
+    assert _cells(text, "quick:train: 0.350")[1:] == ["2,187; 4.4 s", "never"]
+
+
+def test_without_any_curve_there_are_no_such_tables(tmp_path: Path) -> None:
+    _run(tmp_path, "quick:train", 0, [0.0, 0.35], 5.0, 200.0, (1, 2, 2))
+    _run(tmp_path, "slow:train", 0, [0.0, 0.9], 100.0, 200.0, (1, 2, 2))
+    text = report(tmp_path).read_text()
+    assert "at equal cost" not in text and "as good as" not in text
+
+
+def test_a_learner_without_a_curve_is_a_diamond_and_the_first_evaluation_has_a_band() -> None:
+    rows = [_row(x, score, x) for x, score in ((0, 0.0), (5, 0.4), (10, 0.5))]
+    runs = {"pde": [rows], "own:train": [[rows[0], rows[2]]]}
+    axes = plots.learning_curves(runs, "score", "t", {"pre-trained": 0.1}).axes[0]
+    (alone,) = [line for line in axes.lines if line.get_label() == "own:train"]
+    assert alone.get_marker() == "D" and alone.get_xydata().tolist() == [[500.0, 0.5]]
+    (band,) = axes.patches
+    low = band.get_y() if hasattr(band, "get_y") else band.get_xy()[:, 1].min()
+    assert low == pytest.approx(0.1 - 1.96 * 0.01)
+    assert not plots.learning_curves(runs, "score", "t").axes[0].patches
 
 
 def test_the_cost_of_anothers_score_is_a_median_over_seeds(finished: Path) -> None:
@@ -241,7 +282,10 @@ def test_policies_lend_their_paths_once(tmp_path: Path) -> None:
         plan=EvaluationPlan(points=1, paths=8, final_paths=8, reference_paths=256, samples=4),
     )
     execute(spec, tmp_path)
-    text = report(tmp_path).read_text()
+    told: list[str] = []
+    text = report(tmp_path, on_stage=told.append).read_text()
+    assert told[0].startswith("girsanov/LinearQuadratic-v0: the bound, anew from 256 paths")
+    assert told[1] == "girsanov/LinearQuadratic-v0: tables and pictures"
     assert "paths, in equal parts uncontrolled and of PDE" in text
     file = tmp_path / "LinearQuadratic-v0" / "pooled.json"
     kept = json.loads(file.read_text())

@@ -126,3 +126,32 @@ def test_what_is_near_is_in_front() -> None:
     for geoms in (near + behind, behind + near):
         picture = sketch(model_of(geoms), np.zeros(1), "xz", "")
         assert share_of(picture, (255, 0, 0)) > 0.01 and share_of(picture, (0, 0, 255)) == 0
+
+
+ARM = """<mujoco><worldbody><body pos="0 0 1"><joint name="j" axis="0 1 0"/>
+<geom type="capsule" fromto="0 0 0 0 0 -.4" size=".04" rgba=".2 .4 .6 1"/></body></worldbody>
+<actuator><motor joint="j"/></actuator></mujoco>"""
+
+
+def test_an_arm_fills_its_frame_and_the_goal_is_marked() -> None:
+    from girsanov.envs.robots.mujoco import MujocoProblem
+
+    def arm(**more: object) -> MujocoProblem:
+        model, paid = ARM, lambda before, control, after: before.qpos[:, 0]
+        return MujocoProblem(model, paid, steps=20, temperature=1.0, scale=0.01, **more)
+
+    blue, green = (51, 102, 153), (44, 160, 44)
+    for goal, least in ((None, 0.75), ([0.3, 0.0, 0.8], 0.5)):
+        problem = arm(goal=goal)
+        x = problem.initial(1, torch.Generator().manual_seed(0))
+        picture = problem.render(x)
+        length = np.ptp(np.nonzero(np.abs(picture.astype(int) - blue).max(2) <= 2)[0])
+        assert length > least * 275  # not a half, as in a frame of all that it could reach
+        assert (share_of(picture, green) > 0.001) == (goal is not None)
+    turned = x.clone()
+    turned[0, 0] = math.pi  # where it never comes by itself: the frame grows, and cuts nothing off
+    above = problem.render(turned)
+    assert share_of(above, blue) > 0.01 and share_of(above, green) > 0.001
+    assert np.nonzero(np.abs(above.astype(int) - blue).max(2) <= 2)[0].min() > 30
+    with pytest.raises(ValueError, match="goal must be a point, three numbers; got 3"):
+        arm(goal=3)
