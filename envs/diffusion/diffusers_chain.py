@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..problem import at, check_integer
+from ..rewards.conversion import rewards_of, rgb
 from .adapters import Checkpointing, active, freeze
 from .denoising import DenoisingProblem, Schedule
 from .loading import as_dtype, load_pipeline
@@ -36,8 +37,8 @@ class DiffusersChain(DenoisingProblem):
         network: the network.
         schedule: noise tables; their length is the horizon.
         shape: of the noised part of a state, ``(channels, H, W)``.
-        reward: ``(images in 0..1, prompts) -> (n,)``; without an attribute ``differentiable`` that
-            is true it is a black box.
+        reward: ``(images in 0..1, prompts) -> (n,)``, or what ``rewards_of`` takes for it; without
+            an attribute ``differentiable`` that is true it is a black box.
         temperature: price of one nat of KL.
         prediction_type: what the network predicts: ``epsilon``, ``sample``, ``v_prediction``, or
             ``velocity``, which is then the chain's own parametrisation; else it is the noise.
@@ -148,7 +149,10 @@ class DiffusersChain(DenoisingProblem):
         ):
             rows = x.split(self.batch_size)
             return torch.cat(
-                [self.reward(self.decode(part), self.prompts_of(part)).to(x.dtype) for part in rows]
+                [
+                    rewards_of(self.reward, self.decode(part), self.prompts_of(part)).to(x.dtype)
+                    for part in rows
+                ]
             )
 
     @property
@@ -170,7 +174,8 @@ class DiffusersChain(DenoisingProblem):
         """
         x = path[-1:].to(self._control_slope)
         both = self.decode(torch.cat([x, self.terminal_estimate(len(path) - 1, x)]))
-        picture = (both.float() * 255).round().byte().cpu().expand(-1, 3, -1, -1)
+        both = rgb(both) if both.shape[1] in (1, 3, 4) else both.mean(1, True).expand(-1, 3, -1, -1)
+        picture = (both.float() * 255).round().byte().cpu()
         gap = torch.full((3, picture.shape[2], 16), 64, dtype=torch.uint8)
         return torch.cat([picture[0], gap, picture[1]], 2).permute(1, 2, 0).contiguous().numpy()
 

@@ -4,7 +4,7 @@ by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def stable_diffusion(
     *,
     model: str | Path | Any = "stable-diffusion-v1-5/stable-diffusion-v1-5",
     prompts: str | Sequence[str] = "A green colored rabbit",
-    reward: str | ImageReward = "image-reward",
+    reward: str | Mapping[str, float] | ImageReward = "image-reward",
     reward_kwargs: dict[str, Any] | None = None,
     temperature: float = 0.01,
     steps: int | None = None,
@@ -44,8 +44,9 @@ def stable_diffusion(
             prompts are classes.
         prompts: one prompt, or several.
         reward: a callable ``(images (n, 3, H, W) in 0..1, prompts) -> (n,)`` with a flag
-            ``differentiable``, or the name of one in ``image_rewards``.
-        reward_kwargs: arguments of a reward that is named.
+            ``differentiable``, the name of one in ``image_rewards``, or several names with a weight
+            each.
+        reward_kwargs: arguments of a reward that is named; by name, if there are several.
         temperature: price of one nat of KL.
         steps: number of denoising steps; the pipeline's own default if absent.
         guidance_scale: at least 1; 1 is no guidance; the pipeline's own default if absent.
@@ -64,7 +65,7 @@ def stable_diffusion(
     network = as_dtype(dtype)
     model = LATENT_DIGITS if isinstance(model, str) and model == "latent-digits" else model
     check_folder(model)
-    if isinstance(reward, str):
+    if isinstance(reward, (str, Mapping)):
         from ..rewards.images import make_reward
 
         reward = make_reward(reward, **(reward_kwargs or {}))
