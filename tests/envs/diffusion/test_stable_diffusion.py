@@ -659,6 +659,11 @@ def test_classes_and_sizes_that_are_not_known_are_named(pipeline: Any) -> None:
     with pytest.raises(ValueError, match="resolution must be given, in pixels, for a UNet2DModel"):
         make(pipe, Brightness(), 0.1, steps=4)
     assert make(pipe, Brightness(), 0.1, steps=4, resolution=8).state_shape == (1, 8, 8)
+    wide = make(pipe, Brightness(), 0.1, steps=4, resolution=(8, 16))
+    assert wide.terminal_reward(wide.initial(2, torch.Generator())).shape == (2,)
+    assert wide.state_shape == (1, 8, 16)
+    with pytest.raises(ValueError, match="resolution must be a multiple of 1 pixels, or two for"):
+        make(pipe, Brightness(), 0.1, steps=4, resolution=(8, 8, 8))
     other = copy.copy(pipeline)
     config = {**pipeline.unet.config, "sample_size": None}
     other.unet = diffusers.UNet2DConditionModel.from_config(config)
