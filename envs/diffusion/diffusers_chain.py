@@ -242,8 +242,7 @@ def image_diffusion(
         **kwargs: ``batch_size`` and ``gradient_checkpointing`` as in ``DiffusersChain``.
     """
     pipe = load_pipeline(pipeline, as_dtype(dtype))
-    unet: Any = getattr(pipe, "unet", None)
-    unet = getattr(unet, "_orig_mod", unet)  # what was compiled
+    unet: Any = uncompiled(getattr(pipe, "unet", None))
     if type(unet).__name__ != "UNet2DModel" or hasattr(pipe, "vqvae"):
         raise ValueError(
             "pipeline must be unconditional in pixel space, with a UNet2DModel; got"
@@ -273,6 +272,11 @@ def image_diffusion(
         clip=clip,
         **kwargs,
     )
+
+
+def uncompiled(network: Any) -> Any:
+    """What ``torch.compile`` was given: adapters are switched inside it from call to call."""
+    return getattr(network, "_orig_mod", network)
 
 
 def check_no_classes(pipeline: Any, unet: Any) -> None:

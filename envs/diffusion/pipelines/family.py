@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diffusers_chain import check_no_classes, preserved, sides
+from ..diffusers_chain import check_no_classes, preserved, sides, uncompiled
 from ..schedule import Schedule, consistency
 from ..step_table import StepTable
 
@@ -68,7 +68,7 @@ class Family(ABC):
     most: int | None = None  #: latents a side at most
 
     def __init__(self, pipeline: Any) -> None:
-        network, vae = self.network_of(pipeline), pipeline.vae
+        network, vae = self.network_of(pipeline), uncompiled(pipeline.vae)
         self.channels = self._channels(network)
         self.patch = self._patch(network)
         self.pixels = 2 ** (len(vae.config.block_out_channels) - 1)  # a side of one latent
@@ -82,12 +82,11 @@ class Family(ABC):
     @classmethod
     def network_of(cls, pipeline: Any) -> Any:
         """The pipeline's denoiser; of a compiled one that which was compiled."""
-        network = getattr(pipeline, cls.part)
-        return getattr(network, "_orig_mod", network)
+        return uncompiled(getattr(pipeline, cls.part))
 
     def vae_of(self, pipeline: Any) -> Any:
         """The pipeline's decoder."""
-        return pipeline.vae
+        return uncompiled(pipeline.vae)
 
     def _channels(self, network: Any) -> int:
         return network.config.in_channels

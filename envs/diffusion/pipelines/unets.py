@@ -96,7 +96,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
 
     def vae_of(self, pipeline: Any) -> Any:
         """See Family."""
-        return in_float32(pipeline.vae)
+        return in_float32(super().vae_of(pipeline))
 
     def _words(
         self,
