@@ -41,9 +41,9 @@ class PixArtFamily(PreservedFamily):
             **{"clean_caption": True, **options},
         )
         height, width = (side * self.pixels for side in size)
-        seen = ()
+        seen: tuple[Tensor, ...] = ()
         if self.told_size:
-            seen = tuple(words.new_tensor([t]) for t in ([height, width], [height / width]))
+            seen = words.new_tensor([[height, width]]), words.new_tensor([[height / width]])
         given = (words, mask, *(t.expand(len(prompts), -1) for t in seen))
         return Conditions(given, (no_words[:1], no_mask[:1], *seen) if guided else None)
 
