@@ -144,8 +144,11 @@ class ProblemAgent(SavedAgent):
     def iterate(self) -> None:
         """One round: ``self.collect`` paths, improve ``self.policy``, tell ``self.logger``."""
 
-    def collect(self, policy: Policy | None, n: int | None = None) -> Trajectories:
-        """Roll out fresh paths; steps and reward queries are counted and the callbacks called.
+    def collect(
+        self, policy: Policy | None, n: int | None = None, start: Tensor | None = None
+    ) -> Trajectories:
+        """Roll out ``n`` fresh paths, from ``start`` if it is given; steps and reward queries are
+        counted and the callbacks called.
 
         Raises:
             StoppedByCallback: a callback asked to stop.
@@ -171,7 +174,9 @@ class ProblemAgent(SavedAgent):
         try:
             with torch.no_grad():
                 actor = None if policy is None else checked
-                paths = rollout(self.problem, actor, n, self.generator, on_step=on_step)
+                paths = rollout(
+                    self.problem, actor, n, self.generator, start=start, on_step=on_step
+                )
         except InterruptedError as error:
             if stopped:
                 raise StoppedByCallback from error

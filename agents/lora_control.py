@@ -87,13 +87,13 @@ class AdapterControl(ControlPolicy):
             init_lora_weights="gaussian",
             target_modules=list(target_modules),
         )
-        unet = self._unet
-        self.network = LoraWeights(attach(unet, self.adapter, self._config))
-        self._release = weakref.finalize(self, retire, unet, self.adapter)
+        adapted = self._adapted
+        self.network = LoraWeights(attach(adapted, self.adapter, self._config))
+        self._release = weakref.finalize(self, retire, adapted, self.adapter)
 
     @property
-    def _unet(self) -> Any:
-        return self._problem[0].unet  # type: ignore[attr-defined]
+    def _adapted(self) -> Any:
+        return self._problem[0].network  # type: ignore[attr-defined]
 
     @property
     def problem(self) -> Problem:
@@ -105,13 +105,13 @@ class AdapterControl(ControlPolicy):
 
     @problem.setter
     def problem(self, problem: Problem) -> None:
-        before = self._unet
+        before = self._adapted
         self._problem = [problem]
-        if self._unet is not before:
+        if self._adapted is not before:
             self._release.detach()
             detach(before, self.adapter)
-            attach(self._unet, self.adapter, self._config, list(self.network.parameters()))
-            self._release = weakref.finalize(self, retire, self._unet, self.adapter)
+            attach(self._adapted, self.adapter, self._config, list(self.network.parameters()))
+            self._release = weakref.finalize(self, retire, self._adapted, self.adapter)
 
     def control(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See ControlPolicy."""
@@ -121,8 +121,9 @@ class AdapterControl(ControlPolicy):
 
     def save_lora(self, folder: str | os.PathLike[str]) -> None:
         """Write the adapter: ``pipeline.load_lora_weights(folder)`` then draws with the fine-tuned
-        model; for a pipeline without that method, which unconditional ones are,
-        ``peft.PeftModel.from_pretrained(pipeline.unet, folder)`` puts it into the network.
+        model; for a pipeline without that method, as unconditional ones, PixArt and DiT are,
+        ``peft.PeftModel.from_pretrained(pipeline.unet, folder)`` (or ``pipeline.transformer``) puts
+        it into the network.
 
         The file is ``pytorch_lora_weights.safetensors``, whose metadata keep ``lora_alpha``, or
         peft's ``adapter_model.safetensors`` with ``adapter_config.json``. Controls beyond the
@@ -130,7 +131,7 @@ class AdapterControl(ControlPolicy):
         """
         from peft.utils import get_peft_model_state_dict
 
-        weights = get_peft_model_state_dict(self._unet, adapter_name=self.adapter)
+        weights = get_peft_model_state_dict(self._adapted, adapter_name=self.adapter)
         reader = self.problem.lora_reader  # type: ignore[attr-defined]
         if reader is None:
             from safetensors.torch import save_file

@@ -1,3 +1,3 @@
-"""What our agents are scored against: SB3's PPO and SAC on the batched environments; DPOK, DDPO and
-adjoint matching.
+"""What our agents are scored against: SB3's PPO and SAC on the batched environments; DPOK, DDPO,
+GRPO, the log-variance loss, DRaFT and adjoint matching; guided sampling, which trains nothing.
 """

@@ -98,7 +98,7 @@ def count_passes(
 
         module.register_forward_hook(count)
 
-    watch("unet", problem.unet)
+    watch("unet", problem.network)
     watch("decoder", problem.vae.decoder)
     agent.learn(paths * steps)
     often = {name: paths if name.startswith("decoder") else paths * steps for name in seen}

@@ -198,6 +198,7 @@ AGENTS: dict[str, Agent] = {
     ),
     "grpo": _of(f"{_METHODS}.grpo", "GRPO", _SCORE_ACCESS, _NOISE),
     "draft": _of(f"{_METHODS}.draft", "DRaFT", _PI_FT_ACCESS, _GRADIENT),
+    "log-variance": _of(f"{_METHODS}.log_variance", "LogVariance", _SCORE_ACCESS, _NOISE),
     "ppo-control": Agent(
         _maker("..baselines.sb3", "make_ppo_control"),
         access=_RL_ACCESS,

@@ -1,1 +1,1 @@
-"""Methods on ``baselines.fine_tuning``: GRPO and DRaFT."""
+"""Methods on ``baselines.fine_tuning``."""

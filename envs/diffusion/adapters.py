@@ -2,9 +2,9 @@
 ``active``.
 
 Adapters that its owner loaded, or fused, belong to the network: they stay at work as they were,
-beneath the one that ``active`` names. peft's own switches also clear and set ``requires_grad`` of
-every adapter, which would stop one agent from learning whenever another one, or the pre-trained
-model, is asked. These only say which adapters a forward pass goes through.
+beneath the one that ``active`` names. peft's switches also clear and set ``requires_grad`` of every
+adapter, which would stop one agent from learning whenever another one, or the pre-trained model, is
+asked. These only say which adapters a forward pass goes through.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ class _Switches:
 
 
 def _switch(layer: Any, active: list[str], disabled: bool, merged: list[str]) -> None:
-    # peft's public ``set_adapter`` and ``enable_adapters`` set ``requires_grad`` as well
-    layer._active_adapter = active
-    layer._disable_adapters = disabled
+    learning = [(p, p.requires_grad) for p in layer.parameters()]
+    layer.set_adapter(active)
+    layer.enable_adapters(not disabled)
     layer.merged_adapters = merged
+    for p, before in learning:  # which peft's switches set as well
+        p.requires_grad_(before)
 
 
 def _attached(network: nn.Module) -> _Attached:
@@ -144,18 +146,20 @@ def attach(
             warnings.filterwarnings(
                 "ignore", "Already found a `peft_config`"
             )  # several adapters are the point
-            peft.inject_adapter_in_model(config, network, name)
+            if hasattr(network, "add_adapter"):  # so that diffusers' own methods know of it
+                network.add_adapter(config, name)
+            else:
+                peft.inject_adapter_in_model(config, network, name)
     except ValueError as error:
         for one in switches:
             one.restore()
-        getattr(network, "peft_config", {}).pop(name, None)
+        network.peft_config = getattr(network, "peft_config", {})  # which diffusers looks into
+        network.peft_config.pop(name, None)
         where = type(network).__name__
         raise ValueError(
             f"target_modules must name layers of {where}; got {config.target_modules} ({error})"
         ) from error
     _attached(network).names.add(name)
-    if hasattr(network, "_hf_peft_config_loaded"):
-        network._hf_peft_config_loaded = True  # diffusers' own methods ask
     layers = tuner_layers(network)
     for layer in layers.values():  # those that are new are not the owner's
         _switch(layer, [], False, [])

@@ -1,5 +1,5 @@
-"""Denoising chains whose network is a diffusers UNet: what text-to-image latents and plain images
-have in common.
+"""Denoising chains whose network is one of diffusers: what latents that follow a prompt and plain
+images have in common.
 
 The network is frozen and shared: by copies of the problem on the same device, and by the LoRA
 adapters that agents hang into it (``adapters``), each under a name of its own. diffusers is
@@ -11,13 +11,14 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..problem import at, check_integer
+from ..rewards.conversion import rewards_of, rgb
 from .adapters import Checkpointing, active, freeze
 from .denoising import DenoisingProblem, Schedule
 from .loading import as_dtype, load_pipeline
@@ -30,14 +31,14 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "velocity")
 
 
 class DiffusersChain(DenoisingProblem):
-    """A chain around a frozen diffusers UNet.
+    """A chain around a frozen network of diffusers.
 
     Args:
-        unet: the network.
+        network: the network.
         schedule: noise tables; their length is the horizon.
         shape: of the noised part of a state, ``(channels, H, W)``.
-        reward: ``(images in 0..1, prompts) -> (n,)``; without an attribute ``differentiable`` that
-            is true it is a black box.
+        reward: ``(images in 0..1, prompts) -> (n,)``, or what ``rewards_of`` takes for it; without
+            an attribute ``differentiable`` that is true it is a black box.
         temperature: price of one nat of KL.
         prediction_type: what the network predicts: ``epsilon``, ``sample``, ``v_prediction``, or
             ``velocity``, which is then the chain's own parametrisation; else it is the noise.
@@ -48,11 +49,11 @@ class DiffusersChain(DenoisingProblem):
 
     model_methods = ("_own",)  # what memory does not answer
     #: The pipeline that reads an adapter's file, and its network's name there; None: peft does.
-    lora_reader: ClassVar[tuple[str, str] | None] = None
+    lora_reader: tuple[str, str] | None = None
 
     def __init__(
         self,
-        unet: Any,
+        network: Any,
         schedule: Schedule | StepTable,
         shape: tuple[int, ...],
         reward: ImageReward,
@@ -68,19 +69,18 @@ class DiffusersChain(DenoisingProblem):
         check_integer("batch_size", batch_size)
         if not callable(reward):
             raise ValueError(f"reward must be a callable (images, prompts) -> (n,); got {reward!r}")
-        weight = next(unet.parameters())
-        double = weight.dtype == torch.float64
+        double = network.dtype == torch.float64
         own = "velocity" if prediction_type == "velocity" else "epsilon"
         dtype = torch.float64 if double else torch.float32
         super().__init__(schedule, shape, temperature, dtype, own)
-        self.unet = freeze(unet)
+        self.network = freeze(network)
         self.reward = reward
         if isinstance(reward, nn.Module):
             reward.requires_grad_(False).eval()
         self.prediction_type, self.batch_size = prediction_type, batch_size
         self._last = LastCall()
         if gradient_checkpointing:
-            Checkpointing(unet)
+            Checkpointing(network)
 
     # --- noise
 
@@ -96,7 +96,7 @@ class DiffusersChain(DenoisingProblem):
 
         Asked again about the same ``x``, it answers from memory.
         """
-        return self._last(self._predict, self.unet, k, x)
+        return self._last(self._predict, self.network, k, x)
 
     def predict_noise(self, k: int | Tensor, x: Tensor) -> Tensor:
         """See DenoisingProblem."""
@@ -104,7 +104,7 @@ class DiffusersChain(DenoisingProblem):
 
     def adapted(self, k: int | Tensor, x: Tensor, adapter: str) -> Tensor:
         """What ``predict`` returns, with the LoRA adapter of that name at work."""
-        with active(self.unet, adapter):
+        with active(self.network, adapter):
             return self._own(k, x)
 
     def adapted_noise(self, k: int | Tensor, x: Tensor, adapter: str) -> Tensor:
@@ -112,7 +112,7 @@ class DiffusersChain(DenoisingProblem):
         return self._noise_in(k, x, self.adapted(k, x, adapter))
 
     def _predict(self, k: int | Tensor, x: Tensor) -> Tensor:
-        with active(self.unet, None):
+        with active(self.network, None):
             return self._own(k, x)
 
     def _own(self, k: int | Tensor, x: Tensor) -> Tensor:
@@ -149,7 +149,10 @@ class DiffusersChain(DenoisingProblem):
         ):
             rows = x.split(self.batch_size)
             return torch.cat(
-                [self.reward(self.decode(part), self.prompts_of(part)).to(x.dtype) for part in rows]
+                [
+                    rewards_of(self.reward, self.decode(part), self.prompts_of(part)).to(x.dtype)
+                    for part in rows
+                ]
             )
 
     @property
@@ -171,7 +174,8 @@ class DiffusersChain(DenoisingProblem):
         """
         x = path[-1:].to(self._control_slope)
         both = self.decode(torch.cat([x, self.terminal_estimate(len(path) - 1, x)]))
-        picture = (both.float() * 255).round().byte().cpu().expand(-1, 3, -1, -1)
+        both = rgb(both) if both.shape[1] in (1, 3, 4) else both.mean(1, True).expand(-1, 3, -1, -1)
+        picture = (both.float() * 255).round().byte().cpu()
         gap = torch.full((3, picture.shape[2], 16), 64, dtype=torch.uint8)
         return torch.cat([picture[0], gap, picture[1]], 2).permute(1, 2, 0).contiguous().numpy()
 
@@ -192,7 +196,7 @@ class ImageDiffusion(DiffusersChain):
         self.clip = clip
 
     def _output(self, timesteps: Tensor, latents: Tensor, x: Tensor) -> Tensor:
-        return self.unet(latents.to(self.unet.conv_in.weight.dtype), timesteps).sample
+        return self.network(latents.to(self.network.dtype), timesteps).sample
 
     def _own(self, k: int | Tensor, x: Tensor) -> Tensor:
         noise = super()._own(k, x)
@@ -215,7 +219,7 @@ def image_diffusion(
     scheduler: str = "ddpm",
     eta: float = 1.0,
     variance: str | None = None,
-    resolution: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
     dtype: str | torch.dtype = "float32",
     **kwargs: Any,
 ) -> ImageDiffusion:
@@ -233,12 +237,12 @@ def image_diffusion(
         scheduler: ``ddpm`` or ``ddim``.
         eta: as in ``Schedule.from_scheduler``.
         variance: as in ``Schedule.from_scheduler``.
-        resolution: side of the image in pixels; the model's own if absent.
+        resolution: side of the image, or height and width, in pixels; the model's own if absent.
         dtype: of the network.
         **kwargs: ``batch_size`` and ``gradient_checkpointing`` as in ``DiffusersChain``.
     """
-    pipe = load_pipeline("DiffusionPipeline", pipeline, as_dtype(dtype))
-    unet: Any = getattr(pipe, "unet", None)
+    pipe = load_pipeline(pipeline, as_dtype(dtype))
+    unet: Any = uncompiled(getattr(pipe, "unet", None))
     if type(unet).__name__ != "UNet2DModel" or hasattr(pipe, "vqvae"):
         raise ValueError(
             "pipeline must be unconditional in pixel space, with a UNet2DModel; got"
@@ -253,7 +257,11 @@ def image_diffusion(
             "the pipeline's scheduler must not use dynamic thresholding; got thresholding=True"
         )
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
-    height, width = native_size(unet) if resolution is None else (resolution, resolution)
+    height, width = sides(
+        unet.config.sample_size if resolution is None else resolution,
+        2 ** (len(unet.config.block_out_channels) - 1),
+        unet,
+    )
     return ImageDiffusion(
         unet,
         preserved(pipe, steps, scheduler, eta, variance),
@@ -266,8 +274,13 @@ def image_diffusion(
     )
 
 
+def uncompiled(network: Any) -> Any:
+    """What ``torch.compile`` was given: adapters are switched inside it from call to call."""
+    return getattr(network, "_orig_mod", network)
+
+
 def check_no_classes(pipeline: Any, unet: Any) -> None:
-    """Raise a ValueError if a UNet asks for class labels, which no pipeline here has to give."""
+    """Raise a ValueError if a UNet asks for class labels, which its pipeline has not to give."""
     if getattr(unet, "class_embedding", None) is not None:
         raise ValueError(
             f"pipeline must take no class labels; the UNet of {type(pipeline).__name__} embeds"
@@ -275,15 +288,37 @@ def check_no_classes(pipeline: Any, unet: Any) -> None:
         )
 
 
-def native_size(network: Any) -> tuple[int, int]:
-    """Height and width that a network was made for."""
-    size = network.config.sample_size
-    if size is None:
+def sides(resolution: Any, least: int, network: Any, most: int | None = None) -> tuple[int, int]:
+    """Height and width of a side, or of both.
+
+    Args:
+        resolution: what was asked for, or is in the network's configuration.
+        least: what both must be multiples of.
+        network: that draws the image.
+        most: of either; no bound if absent.
+
+    Raises:
+        ValueError: there is none, or the network can't draw such an image.
+    """
+    if resolution is None:
         raise ValueError(
             f"resolution must be given, in pixels, for a {type(network).__name__} whose"
             " configuration has sample_size=None"
         )
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    found = (resolution,) * 2 if isinstance(resolution, int) else resolution
+    whole = isinstance(found, (tuple, list)) and all(type(side) is int for side in found)
+    if not (
+        whole
+        and len(found) == 2
+        and all(side >= least and side % least == 0 for side in found)
+        and (most is None or max(found) <= most)
+    ):
+        bound = "" if most is None else f" and at most {most}"
+        raise ValueError(
+            f"resolution must be a multiple of {least} pixels{bound}, or two for height and width;"
+            f" got {resolution!r}"
+        )
+    return found[0], found[1]
 
 
 def preserved(

@@ -37,12 +37,11 @@ def check_folder(model: Any) -> None:
         )
 
 
-def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
+def load_pipeline(model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
     """A diffusers pipeline: ``model`` itself if it is one, else a local folder or a name on the
     Hugging Face hub.
 
     Args:
-        kind: name of the pipeline's class in diffusers.
         model: pipeline, folder or hub name.
         dtype: of its networks; a pipeline that is given keeps its own.
         kwargs: of ``from_pretrained``; entries that are None are left out.
@@ -64,15 +63,12 @@ def load_pipeline(kind: str, model: Any, dtype: torch.dtype, **kwargs: Any) -> A
     given: dict[str, Any] = {"dtype" if renamed else "torch_dtype": dtype}
     given |= {key: value for key, value in kwargs.items() if value is not None}
     left_out = {key for key, value in kwargs.items() if value is None}
-    own = getattr(diffusers, str(_index(Path(model)).get("_class_name")), None)
-    if isinstance(own, type) and issubclass(own, diffusers.DiffusionPipeline):
-        kind = own.__name__  # what the folder holds: whoever can't use it says its name
     try:
         given |= _whole_encoders(Path(model), dtype, kwargs.get("variant"), left_out)
-        pipeline = getattr(diffusers, kind).from_pretrained(str(model), **given)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(model), **given)
     except _Incomplete:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError) as error:
         reason = (
             str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..problem import check_integer
+from ..rewards.conversion import rewards_of
 from .adapters import freeze
 from .denoising import DenoisingProblem, Schedule
 from .memo import LastCall
@@ -25,7 +26,7 @@ class NetworkDenoiser(DenoisingProblem):
         prediction: what the network predicts of ``x = a x0 + b e``: ``epsilon`` (e), ``sample``
             (x0), ``v`` (``a e - b x0``), ``velocity`` (``e - x0``) or ``score`` (``-e / b``).
         shape: of one sample.
-        reward: ``(n, *shape) -> (n,)`` of finished samples.
+        reward: ``(n, *shape) -> (n,)`` of finished samples, or what ``rewards_of`` takes for it.
         temperature: price of one nat of KL.
         batch_size: rows that the network is given at once; all if absent.
         dtype: of states and tables; that of the network's weights, at least float32, if absent.
@@ -98,4 +99,4 @@ class NetworkDenoiser(DenoisingProblem):
 
     def terminal_reward(self, x: Tensor) -> Tensor:
         """The reward of finished samples."""
-        return self.reward(x)
+        return rewards_of(self.reward, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -107,22 +108,7 @@ class Schedule(NamedTuple):
                 f" {steps}"
             )
         check_eta(eta)
-        if get("rescale_betas_zero_snr"):
-            raise ValueError(
-                "rescale_betas_zero_snr must be False: a first step without signal has an infinite"
-                " score; got True"
-            )
-        if get("trained_betas") is not None:
-            betas = torch.as_tensor(get("trained_betas"), dtype=torch.float64)
-        else:
-            family = {
-                "linear": _linear,
-                "scaled_linear": _scaled_linear,
-                "squaredcos_cap_v2": _squared_cosine,
-            }
-            betas = _choose("beta_schedule", get("beta_schedule", "linear"), **family)(
-                n, get("beta_start", 1e-4), get("beta_end", 0.02)
-            )
+        cumulative = _cumulative(config)
         spacing = get("timestep_spacing", "leading")
         timesteps = _choose(
             "timestep_spacing", spacing, leading=_leading, trailing=_trailing, linspace=_linspace
@@ -133,7 +119,6 @@ class Schedule(NamedTuple):
             raise ValueError(
                 f"steps must leave room for steps_offset below {n} training steps; got {steps}"
             )
-        cumulative = torch.cumprod(1 - betas, 0)
         alpha_bar = cumulative[timesteps]
         # what comes after each step: DDPM looks at the next in the list, DDIM a fixed number of
         # training steps further
@@ -192,6 +177,66 @@ _FAMILY = {
         *("SASolver", "TCD", "UniPCMultistep"),
     )
 }
+
+
+def _cumulative(config: Any) -> Tensor:
+    """The cumulative product of ``1 - beta`` that a scheduler's configuration tells, in float64."""
+    get = config.get
+    if get("rescale_betas_zero_snr"):
+        raise ValueError(
+            "rescale_betas_zero_snr must be False: a first step without signal has an infinite"
+            " score; got True"
+        )
+    if get("trained_betas") is not None:
+        betas = torch.as_tensor(get("trained_betas"), dtype=torch.float64)
+    else:
+        family = {
+            "linear": _linear,
+            "scaled_linear": _scaled_linear,
+            "squaredcos_cap_v2": _squared_cosine,
+        }
+        betas = _choose("beta_schedule", get("beta_schedule", "linear"), **family)(
+            get("num_train_timesteps", 1000), get("beta_start", 1e-4), get("beta_end", 0.02)
+        )
+    return torch.cumprod(1 - betas, 0)
+
+
+def consistency(scheduler: Any, steps: int = 4) -> StepTable:
+    """The multistep sampler of latent consistency models (Luo et al. 2023), as diffusers'
+    LCMScheduler takes it: each step jumps to the clean sample, and noises it anew but for the last.
+
+    Args:
+        scheduler: an LCMScheduler; it is copied, and stays as it is.
+        steps: number of steps, 2 at least.
+
+    Raises:
+        ValueError: another scheduler, one that clips, or a number of steps that it refuses.
+    """
+    name = type(scheduler).__name__
+    if name != "LCMScheduler":
+        raise ValueError(f"scheduler must be an LCMScheduler for kind 'lcm'; got {name}")
+    config = scheduler.config
+    for flag in ("clip_sample", "thresholding"):
+        if config.get(flag):
+            raise ValueError(f"the scheduler must not have {flag}; got {flag}=True")
+    cumulative = _cumulative(config)
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(steps)
+    times = own.timesteps
+    bar = torch.cat([cumulative[times], cumulative.new_ones(1)])  # the last step keeps its sample
+    signal, noise = bar.sqrt(), (1 - bar).sqrt()
+    scaled = times.double() * config.get("timestep_scaling", 10.0)
+    skip, out = 0.25 / (scaled.square() + 0.25), scaled / (scaled.square() + 0.25).sqrt()
+    ahead = signal[1:]
+    table = StepTable(
+        signal[:-1],
+        noise[:-1],
+        ahead * (skip * signal[:-1] + out),
+        ahead * skip * noise[:-1],
+        noise[1:],
+        times,
+    )
+    return table.noisy()
 
 
 def _check_family(scheduler: Any) -> None:

@@ -74,7 +74,7 @@ class StepTable(NamedTuple):
         ahead = a[:-1] / a[1:] * after
         posterior = after / before * ((before - ahead) * (before + ahead)).sqrt()
         kept = ((1 - eta**2) * posterior.square() + (after * ahead / before).square()).sqrt()
-        return cls(a[:-1], before, a[1:], kept, eta * posterior, _told(timesteps, before))._noisy()
+        return cls(a[:-1], before, a[1:], kept, eta * posterior, _told(timesteps, before)).noisy()
 
     @classmethod
     def rectified_flow(cls, steps: int = 28, shift: float = 1.0, eta: float = 1.0) -> StepTable:
@@ -218,7 +218,8 @@ class StepTable(NamedTuple):
         """``log(a^2 / b^2)`` before each step, ``(T,)``; minus infinity without a signal."""
         return 2 * (self.signal.log() - self.noise.log())
 
-    def _noisy(self) -> StepTable:
+    def noisy(self) -> StepTable:
+        """Itself, or a ValueError where no step has noise."""
         if not self.sigma.any():
             raise ValueError(
                 "the chain must have noise in one step at least, or there is nothing to control;"

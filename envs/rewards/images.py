@@ -10,7 +10,7 @@ of their own, imported when they are asked for: they need ``transformers`` (``pi
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..extras import install_command
+from .conversion import rgb
 
 
 @runtime_checkable
@@ -33,13 +34,16 @@ class PromptedReward(Protocol):
 
 
 class Brightness:
-    """Mean intensity: 0 for a black image, 1 for a white one."""
+    """Mean intensity over all channels: 0 for a black image, 1 for a white one; RGBA ones lie on
+    white.
+    """
 
     differentiable: ClassVar[bool] = True
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """See PromptedReward."""
-        return images.flatten(1).float().mean(1)
+        seen = rgb(images) if images.shape[1] == 4 else images
+        return seen.flatten(1).float().mean(1)
 
 
 class Incompressibility:
@@ -64,7 +68,13 @@ class Incompressibility:
         from PIL import Image
 
         bytes_ = (
-            (images.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+            (rgb(images).float() * 255)
+            .round()
+            .clamp(0, 255)
+            .byte()
+            .permute(0, 2, 3, 1)
+            .cpu()
+            .numpy()
         )
         sizes = []
         for picture in bytes_:
@@ -80,6 +90,16 @@ class Compressibility(Incompressibility):
     sign = -1
 
 
+def _combined(weights: Mapping[str, float], kwargs: Mapping[str, Any]) -> PromptedReward:
+    from .combination import WeightedSum
+
+    given = {key.replace("_", "-"): value for key, value in kwargs.items()}
+    if unknown := sorted(set(given) - set(weights)):
+        raise ValueError(f"arguments must be those of {sorted(weights)}, by name; got {unknown}")
+    made = {name: make_reward(name, **given.get(name, {})) for name in weights}
+    return WeightedSum(made, weights)
+
+
 #: A class, or the module and the name of one in a file of its own.
 _REWARDS: dict[str, Callable[..., PromptedReward] | tuple[str, str]] = {
     "aesthetic": (".clip", "Aesthetic"),
@@ -93,12 +113,17 @@ _REWARDS: dict[str, Callable[..., PromptedReward] | tuple[str, str]] = {
 }
 
 
-def make_reward(name: str, **kwargs: Any) -> PromptedReward:
+def make_reward(name: str | Mapping[str, float], **kwargs: Any) -> PromptedReward:
     """The reward of that name; ``kwargs`` go to its class.
+
+    Several names with a weight each, such as ``{"pick-score": 1.0, "aesthetic": 0.1}``, are a
+    ``WeightedSum``, and ``kwargs`` are then by name: ``clip_score={"weights": folder}``.
 
     Raises:
         ValueError: an unknown name, a package or a file of weights that is not there.
     """
+    if isinstance(name, Mapping):
+        return _combined(name, kwargs)
     if name not in _REWARDS:
         raise ValueError(f"reward must be one of {sorted(_REWARDS)}; got {name!r}")
     entry = _REWARDS[name]

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .conversion import rgb
+
 #: Environment variable that names a folder of weights; files in it keep the names under which they
 #: are published.
 FOLDER = "GIRSANOV_WEIGHTS"
@@ -136,13 +138,13 @@ def frozen(module: nn.Module) -> None:
 
 
 def pixels(images: Tensor, size: int, like: Tensor) -> Tensor:
-    """What CLIP and BLIP take, ``(n, 3, size, size)``, of images ``(n, 3, H, W)`` in 0..1;
-    differentiable.
+    """What CLIP and BLIP take, ``(n, 3, size, size)``, of images in 0..1, ``(n, 3, H, W)``, grey or
+    RGBA; differentiable.
 
     The shorter side is resized to ``size`` (antialiased bicubic, as PIL's within its rounding), the
     centre cropped, colours normalised; in the dtype and on the device of ``like``.
     """
-    images = images.to(like)
+    images = rgb(images).to(like)
     short = min(images.shape[-2:])
     height, width = (size * side // short for side in images.shape[-2:])
     if (height, width) != tuple(images.shape[-2:]):

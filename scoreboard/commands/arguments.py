@@ -34,6 +34,7 @@ _CLASSES = {
     "adjoint-matching": (f"{_METHODS}.adjoint_matching", "AdjointMatching"),
     "grpo": (f"{_METHODS}.grpo", "GRPO"),
     "draft": (f"{_METHODS}.draft", "DRaFT"),
+    "log-variance": (f"{_METHODS}.log_variance", "LogVariance"),
 }
 _STRONG = "girsanov.baselines.hyperparameters"
 _CONTROL = "girsanov.baselines.hyperparameters_control"

@@ -234,12 +234,12 @@ def test_the_adapter_loads_in_plain_diffusers(problem, pipeline, tmp_path):
     plain = copy.copy(pipeline)
     plain.unet = copy.deepcopy(pipeline.unet)
     plain.load_lora_weights(tmp_path)
-    x, text = problem.initial(2, torch.Generator().manual_seed(0)), problem._embeddings
+    x, text = problem.initial(2, torch.Generator().manual_seed(0)), problem._given[0]
     latents, t = problem.latents(x), problem.schedule.timesteps[1]
     with torch.no_grad():
         given = text[problem.prompt_index(x)]
         with_ = plain.unet(latents, t, given).sample
-        without = plain.unet(latents, t, problem._unprompted.expand_as(given)).sample
+        without = plain.unet(latents, t, problem._empty[0].expand_as(given)).sample
         torch.testing.assert_close(
             without + 3.0 * (with_ - without), problem.adapted_noise(1, x, model.policy.adapter)
         )

@@ -234,7 +234,7 @@ def test_guides_a_pipeline_of_diffusers_with_several_prompts(policy, sd_folder):
     x = problem.initial(3, torch.Generator().manual_seed(0))
     a = agent.policy.control(1, x)
     assert a.shape == (3, 4, 8, 8) and 0 < float(a.abs().max()) <= 3
-    assert not any(p.requires_grad or p.grad is not None for p in problem.unet.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in problem.network.parameters())
 
 
 def test_guides_an_unconditional_pipeline(ddpm_folder):

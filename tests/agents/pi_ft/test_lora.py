@@ -103,16 +103,16 @@ def test_at_the_start_nothing_changes_at_all(problem: StableDiffusion) -> None:
 def test_only_the_adapter_is_the_policys(problem: StableDiffusion) -> None:
     model = agent(problem)
     mine = set(model.policy.parameters())
-    assert mine == {p for p in problem.unet.parameters() if p.requires_grad}
+    assert mine == {p for p in problem.network.parameters() if p.requires_grad}
     assert {tuple(sorted(p.shape))[0] for p in mine} == {4}  # the rank
     before = {
         name: value.clone()
-        for name, value in problem.unet.state_dict().items()
+        for name, value in problem.network.state_dict().items()
         if "lora" not in name
     }
     start = parameters(model)
     model.learn(2 * 4 * STEPS)
-    after = problem.unet.state_dict()
+    after = problem.network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items()) and not same(
         start, parameters(model)
     )
@@ -348,12 +348,12 @@ def test_the_lora_loads_in_plain_diffusers_bit_for_bit(
     model.policy.save_lora(tmp_path)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
     x = problem.initial(2, torch.Generator().manual_seed(0))
-    text, t = problem._embeddings.expand(2, -1, -1), int(problem.schedule.timesteps[1])
+    text, t = problem._given[0].expand(2, -1, -1), int(problem.schedule.timesteps[1])
     before = pipe.unet(x, t, text).sample
     pipe.load_lora_weights(tmp_path)
     theirs = pipe.unet(x, t, text).sample
-    with active(problem.unet, model.policy.adapter):
-        ours = problem.unet(x, t, text).sample
+    with active(problem.network, model.policy.adapter):
+        ours = problem.network(x, t, text).sample
     assert torch.equal(ours, theirs) and (theirs - before).abs().max() > 1e-3
     (config,) = pipe.unet.peft_config.values()
     assert (config.r, config.lora_alpha) == (3, alpha or 3)
@@ -365,7 +365,7 @@ def test_an_adapter_outlives_its_policy_until_nobody_walks_through_the_network(
     """The collector may run in the middle of ``state_dict`` or ``named_modules``."""
     model, other = agent(problem), agent(problem)
     gone, kept = model.policy.adapter, other.policy.adapter
-    holders = [layer.lora_A for layer in tuner_layers(problem.unet).values()]
+    holders = [layer.lora_A for layer in tuner_layers(problem.network).values()]
     del model
     seen = []
     for name in holders[0]:  # raises if it changes its size
@@ -375,7 +375,7 @@ def test_an_adapter_outlives_its_policy_until_nobody_walks_through_the_network(
     x = problem.initial(1, torch.Generator().manual_seed(0))
     problem.adapted_noise(0, x, kept)
     assert all(list(holder) == [kept] for holder in holders)
-    assert list(problem.unet.peft_config) == [kept]
+    assert list(problem.network.peft_config) == [kept]
     with pytest.raises(ValueError, match=rf"adapter must be one of \['{kept}'\]; got '{gone}'"):
         problem.adapted_noise(0, x, gone)
 
@@ -385,16 +385,16 @@ def test_agents_on_one_problem_leave_each_other_alone(problem: StableDiffusion) 
     wanted = parameters(alone)
     del alone
     gc.collect()
-    purge(problem.unet)
+    purge(problem.network)
     assert not any(
-        layer.lora_A for layer in tuner_layers(problem.unet).values()
+        layer.lora_A for layer in tuner_layers(problem.network).values()
     )  # gone with its policy
     first, other = (
         agent(problem, seed=5, n_trajectories=2),
         agent(problem, seed=6, n_trajectories=2),
     )
     assert (
-        first.problem.unet is other.problem.unet is problem.unet
+        first.problem.network is other.problem.network is problem.network
         and first.policy.adapter != other.policy.adapter
     )
     for _ in range(2):
@@ -412,7 +412,7 @@ def test_the_adapter_moves_to_another_problem(problem: StableDiffusion, sd_folde
     )
     model.set_env(ProblemEnv(other, 100.0))
     assert torch.equal(model.policy.control(1, x), before)
-    assert not any(layer.lora_A for layer in tuner_layers(problem.unet).values())
+    assert not any(layer.lora_A for layer in tuner_layers(problem.network).values())
     start = parameters(model)
     model.learn(1)
     assert model.problem.temperature == 3.0 and not same(parameters(model), start)
@@ -427,7 +427,7 @@ def test_adapters_are_float32_over_a_half_precision_network(sd_folder: Path, dty
     assert not model.policy.control(0, x).any()
     model.learn(2 * 2 * 2)
     assert {p.dtype for p in model.policy.network.parameters()} == {torch.float32}
-    assert problem.unet.conv_in.weight.dtype == getattr(torch, dtype)
+    assert problem.network.conv_in.weight.dtype == getattr(torch, dtype)
     moved = [p - q for p, q in zip(parameters(model), start, strict=True)]
     assert (
         all(torch.isfinite(p).all() for p in moved) and max(float(p.abs().max()) for p in moved) > 0
@@ -451,8 +451,8 @@ def test_the_lora_of_an_unconditional_pipeline_loads_in_plain_peft(
     model = far_from_zero(agent(problem, policy_kwargs={"rank": 3, "lora_alpha": 11.0}))
     model.policy.save_lora(tmp_path)
     x = problem.initial(2, torch.Generator().manual_seed(0))
-    with active(problem.unet, model.policy.adapter):
-        ours = problem.unet(x, 5).sample
+    with active(problem.network, model.policy.adapter):
+        ours = problem.network(x, 5).sample
     unet = diffusers.DDPMPipeline.from_pretrained(ddpm_folder).unet
     before = unet(x, 5).sample
     theirs = peft.PeftModel.from_pretrained(unet, tmp_path)(x, 5).sample
@@ -476,7 +476,7 @@ def test_a_lora_that_the_owner_loaded_is_part_of_the_pre_trained_model(
     assert (styled - plain).abs().max() > 1e-3
     own = StableDiffusion(pipe, "a cat", Brightness(), steps=STEPS, guidance_scale=1.0)
     x = own.initial(2, torch.Generator().manual_seed(0))
-    given, t = own._embeddings.expand(2, -1, -1), int(own.schedule.timesteps[1])
+    given, t = own._given[0].expand(2, -1, -1), int(own.schedule.timesteps[1])
     wanted = pipe.unet(x, t, given).sample
     assert torch.equal(own.predict_noise(1, x), wanted)
     model = agent(own)
@@ -542,7 +542,7 @@ def test_bad_arguments_are_named(problem: StableDiffusion) -> None:
         agent(problem, policy_kwargs={"target_modules": ["nowhere"]})
     problem.reward = Brightness(differentiable=False)
     with pytest.raises(
-        ValueError, match="needs the gradient of the reward; StableDiffusion.terminal_reward"
+        ValueError, match="needs the gradient of the reward; PromptedDiffusion.terminal_reward"
     ):
         agent(problem).learn(1)
 
