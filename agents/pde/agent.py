@@ -25,6 +25,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ...envs.checks import check_flag, check_keywords
 from ...envs.env import as_env, problem_of
 from ...envs.problem import Policy
 from ...envs.recording import Recording
@@ -122,8 +123,10 @@ class PDE(Regression):
     ) -> None:
         check_whole("n_uncontrolled", n_uncontrolled, 2)
         check_whole("gradient_steps", gradient_steps, 1)
-        self.n_uncontrolled, self.adaptive = n_uncontrolled, adaptive
-        self.gradient_steps = gradient_steps
+        check_flag("adaptive", adaptive)
+        check_keywords("policy_kwargs", kwargs.get("policy_kwargs"))
+        self.n_uncontrolled, self.adaptive = int(n_uncontrolled), bool(adaptive)
+        self.gradient_steps = int(gradient_steps)
         groups = dict(collection=collection, targets=targets, fitting=fitting, selection=selection)
         vars(self).update(settled(groups, kwargs))
         if self.collection.exploration and not adaptive:
@@ -212,6 +215,7 @@ class PDE(Regression):
                 seen at its end.
         """
         check_whole("gradient_steps", gradient_steps, 1)
+        check_flag("progress_bar", progress_bar)
         imagined = self.collection.imagined
         if imagined:
             raise ValueError(f"imagined must be 0 for fit, which simulates nothing; got {imagined}")
