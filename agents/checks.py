@@ -72,6 +72,22 @@ def check_shared(
     check_device("device", device, auto=True)
 
 
+def check_rounds(
+    n_uncontrolled: Any, gradient_steps: Any, adaptive: Any, policy_kwargs: Any
+) -> None:
+    """Raise a ValueError unless these are what rounds of PDE take."""
+    check_whole("n_uncontrolled", n_uncontrolled, 2)
+    check_whole("gradient_steps", gradient_steps, 1)
+    check_flag("adaptive", adaptive)
+    check_keywords("policy_kwargs", policy_kwargs)
+
+
+def check_fit(gradient_steps: Any, progress_bar: Any) -> None:
+    """Raise a ValueError unless these are what ``PDE.fit`` takes."""
+    check_whole("gradient_steps", gradient_steps, 1)
+    check_flag("progress_bar", progress_bar)
+
+
 def finite(name: str, values: Tensor) -> Tensor:
     """``values`` themselves, or a ValueError: of NaN nothing can be predicted."""
     if not torch.isfinite(values).all():

@@ -199,3 +199,8 @@ _PLAIN: dict[str, Callable[[str, Any], None]] = {
     "bool": check_flag,
     "torch.dtype": check_dtype,
 }
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether all are: NaN and infinity stay in a sum, which is much quicker to look at."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

@@ -21,9 +21,9 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from .actions import Steered, Steering, action_form
-from .checks import check_flag, check_integer, check_one_of, check_shape, shown
+from .checks import check_flag, check_integer, check_one_of, check_shape, is_finite, shown
 from .observations import StateObservation, observation_of
-from .problem import Policy, Problem, check_problem, device_of, is_finite
+from .problem import Policy, Problem, check_problem, device_of
 
 _CPU = torch.device("cpu")
 

@@ -22,7 +22,15 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .checks import check_device, check_dtype, check_generator, check_policy, check_shape, shown
+from .checks import (
+    check_device,
+    check_dtype,
+    check_generator,
+    check_policy,
+    check_shape,
+    is_finite,
+    shown,
+)
 from .checks import check_integer as check_integer
 from .checks import check_positive as check_positive
 
@@ -187,11 +195,6 @@ def finite_rewards(reward: Tensor, what: str) -> Tensor:
             f"{what} must be finite; got {bad} NaN or infinite of {reward.numel()} values"
         )
     return reward
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether all are: NaN and infinity stay in a sum, which is much quicker to look at."""
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 class Trajectories(NamedTuple):

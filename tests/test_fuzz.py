@@ -124,7 +124,8 @@ def patience() -> Iterator[None]:
 def obscure(error: Exception) -> str | None:
     """None for a clear refusal; else the error."""
     words = str(error)
-    clear = len(words) < 3000 and words and "\x1b" not in words
+    # the system's own words hold the whole name of a file
+    clear = words and "\x1b" not in words and (len(words) < 3000 or isinstance(error, OSError))
     if isinstance(error, (ValueError, OSError, gym.error.Error)) and clear:
         return None
     if isinstance(error, TypeError) and "argument" in words and clear:  # Python's own

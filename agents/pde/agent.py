@@ -25,12 +25,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ...envs.checks import check_flag, check_keywords
 from ...envs.env import as_env, problem_of
 from ...envs.problem import Policy
 from ...envs.recording import Recording
 from ..base import ProblemAgent
-from ..checks import check_whole
+from ..checks import check_fit, check_rounds
 from ..control import ControlPolicy
 from ..networks import NetworkValue
 from .choosing.candidates import network_for
@@ -121,10 +120,7 @@ class PDE(Regression):
         selection: Selection | None = None,
         **kwargs: Any,
     ) -> None:
-        check_whole("n_uncontrolled", n_uncontrolled, 2)
-        check_whole("gradient_steps", gradient_steps, 1)
-        check_flag("adaptive", adaptive)
-        check_keywords("policy_kwargs", kwargs.get("policy_kwargs"))
+        check_rounds(n_uncontrolled, gradient_steps, adaptive, kwargs.get("policy_kwargs"))
         self.n_uncontrolled, self.adaptive = int(n_uncontrolled), bool(adaptive)
         self.gradient_steps = int(gradient_steps)
         groups = dict(collection=collection, targets=targets, fitting=fitting, selection=selection)
@@ -214,8 +210,7 @@ class PDE(Regression):
             ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was
                 seen at its end.
         """
-        check_whole("gradient_steps", gradient_steps, 1)
-        check_flag("progress_bar", progress_bar)
+        check_fit(gradient_steps, progress_bar)
         imagined = self.collection.imagined
         if imagined:
             raise ValueError(f"imagined must be 0 for fit, which simulates nothing; got {imagined}")
