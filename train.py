@@ -420,7 +420,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             COMMANDS, args=words, prog="girsanov", description=__doc__
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        from girsanov.scoreboard.storage.files import printable
+
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)

@@ -122,6 +122,8 @@ def read(
         ValueError: the file is corrupt or truncated, was written by something else (a
             stable-baselines3 zip, say), or holds another agent.
     """
+    if not (isinstance(path, (str, os.PathLike)) or hasattr(path, "seek")):
+        raise ValueError(f"path must name a checkpoint, or be an opened one; got {path!r}"[:500])
     source = with_suffix(path) if isinstance(path, (str, os.PathLike)) else path
     agents = [agent] if isinstance(agent, str) else list(agent)
     wanted = f"path must name a checkpoint of {' or '.join(agents)}"

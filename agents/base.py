@@ -18,11 +18,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
 from torch import Tensor, nn
 
+from ..envs.checks import check_policy
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Policy, Trajectories, check_positive, rollout
 from .callbacks import StepCalls, StepProgressBar, StoppedByCallback
 from .checkpoint import SavedAgent, signature
-from .checks import check_names, check_whole, warn_of_wrappers
+from .checks import check_learning, check_names, check_shared, seen
 from .control import ControlPolicy
 
 SelfAgent = TypeVar("SelfAgent", bound="ProblemAgent")
@@ -82,37 +83,31 @@ class ProblemAgent(SavedAgent):
         **unknown: Any,
     ) -> None:
         check_names(type(self).__name__, unknown, self.arguments())
-        check_whole("n_trajectories", n_trajectories, 2)
-        if seed is not None:
-            check_whole("seed", seed, 0)
-        if isinstance(policy, str) and policy not in self.policy_aliases:
-            raise ValueError(
-                f"policy must be one of {sorted(self.policy_aliases)} or a class; got {policy!r}"
-            )
-        if not isinstance(policy, str) and not (
-            isinstance(policy, type) and issubclass(policy, ControlPolicy)
-        ):
+        check_shared(n_trajectories, anneal, policy_kwargs, tensorboard_log, verbose, seed, device)
+        named = isinstance(policy, str) and policy in self.policy_aliases
+        if not named and not (isinstance(policy, type) and issubclass(policy, ControlPolicy)):
             raise ValueError(
                 f"policy must be one of {sorted(self.policy_aliases)} or a ControlPolicy class; got"
                 f" {policy!r}"
             )
         if learning_rate is not None and not callable(learning_rate):
             check_positive("learning_rate", learning_rate)
+            learning_rate = float(learning_rate)
         self.policy_name = policy if isinstance(policy, str) else policy.__name__
         super().__init__(
             policy,
-            None if env is None else as_env(env),
+            None if env is None else as_env(seen(env)),
             learning_rate,
             policy_kwargs=policy_kwargs,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
             support_multi_env=True,
-            seed=seed,
+            seed=None if seed is None else int(seed),
             supported_action_spaces=(spaces.Box,),
         )
-        self.n_trajectories = n_trajectories
-        self.anneal = anneal
+        self.n_trajectories = int(n_trajectories)
+        self.anneal = bool(anneal)
         self.reward_queries = 0  # terminal rewards seen so far
         if _init_setup_model:
             self._setup_model()
@@ -129,7 +124,6 @@ class ProblemAgent(SavedAgent):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.problem = problem_of(self.env).to(self.device)
-        warn_of_wrappers(self.env)
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(
             int(np.random.randint(2**31)) if self.seed is None else self.seed
@@ -155,6 +149,7 @@ class ProblemAgent(SavedAgent):
             ValueError: the policy's controls are no numbers, or the rewards are none.
         """
         n = self.n_trajectories if n is None else n
+        check_policy("policy", policy)
         stopped, lost = [], torch.zeros((), dtype=torch.bool, device=self.device)
 
         def checked(k: int, x: Tensor) -> Tensor:
@@ -222,6 +217,9 @@ class ProblemAgent(SavedAgent):
                 checkpoint.
             progress_bar: show SB3's progress bar.
         """
+        total_timesteps = check_learning(
+            total_timesteps, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
         if reset_num_timesteps:
             self.reward_queries = 0
         total_timesteps, callback = self._setup_learn(
@@ -293,7 +291,7 @@ class ProblemAgent(SavedAgent):
 
         Spaces, shapes and horizon must be the same.
         """
-        env = self._wrap_env(as_env(env), self.verbose)
+        env = self._wrap_env(as_env(seen(env)), self.verbose)
         check_for_correct_spaces(env, self.observation_space, self.action_space)
         ours, theirs = (
             signature(problem, env.action_space) for problem in (self.problem, problem_of(env))
@@ -308,7 +306,6 @@ class ProblemAgent(SavedAgent):
                     f"env must have the {name} that the agent was made for, {ours[name]}; got"
                     f" {theirs[name]}"
                 )
-        warn_of_wrappers(env)
         self.n_envs = env.num_envs  # the agent batches by itself: any number of lanes will do
         super().set_env(env, force_reset)
         self.problem = problem_of(env).to(self.device)

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
+from ..envs.checks import check_device
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Problem
 from .archive import bounded, read, write
@@ -90,6 +91,7 @@ class SavedAgent(BaseAlgorithm):
             ValueError: a corrupt, truncated or foreign file, one of a version that this one can't
                 read, or a checkpoint from an environment of another shape.
         """
+        check_device("device", device, auto=True)
         tensors, settings = read(path, cls.__name__)
         if env is None:
             raise ValueError(

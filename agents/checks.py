@@ -3,30 +3,99 @@
 from __future__ import annotations
 
 import difflib
-import math
+import os
 import warnings
 from collections.abc import Collection, Iterable
-from numbers import Integral, Real
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    VecVideoRecorder,
+)
+from torch import Tensor
+
+from ..envs.checks import (
+    check_device,
+    check_flag,
+    check_integer,
+    check_keywords,
+    check_seed,
+    shown,
+)
+from ..envs.checks import check_range as check_range
+from ..envs.checks import check_whole as check_whole
+from ..envs.env import problem_of
 
 
-def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raise a ValueError unless ``value`` is a number from ``low`` to ``high``."""
-    _check(name, value, low, high, Real, "")
+def check_learning(
+    total_timesteps: Any, log_interval: Any, name: Any, reset: Any, progress_bar: Any
+) -> int:
+    """``learn``'s total as an int, or a ValueError: 1e5 is a number of steps, NaN and 1e30 are
+    none.
+    """
+    if isinstance(total_timesteps, float) and total_timesteps.is_integer():
+        total_timesteps = int(total_timesteps)
+    check_integer("total_timesteps", total_timesteps, 0)
+    if log_interval is not None:
+        check_integer("log_interval", log_interval, 0)
+    if not (name is None or isinstance(name, str)):
+        raise ValueError(f"tb_log_name must be a name, or None; got {shown(name)}")
+    check_flag("reset_num_timesteps", reset)
+    check_flag("progress_bar", progress_bar)
+    return int(total_timesteps)
 
 
-def check_whole(name: str, value: Any, low: int) -> None:
-    """Raise a ValueError unless ``value`` is a whole number of at least ``low``."""
-    _check(name, value, low, math.inf, Integral, "a whole number of ")
+def check_shared(
+    n_trajectories: Any,
+    anneal: Any,
+    policy_kwargs: Any,
+    tensorboard_log: Any,
+    verbose: Any,
+    seed: Any,
+    device: Any,
+) -> None:
+    """Raise a ValueError unless these are what every agent takes."""
+    check_whole("n_trajectories", n_trajectories, 2)
+    check_flag("anneal", anneal)
+    check_keywords("policy_kwargs", policy_kwargs)
+    if not (tensorboard_log is None or isinstance(tensorboard_log, (str, os.PathLike))):
+        raise ValueError(f"tensorboard_log must be a folder, or None; got {shown(tensorboard_log)}")
+    check_whole("verbose", verbose, 0)
+    check_seed("seed", seed)
+    check_device("device", device, auto=True)
 
 
-def _check(name: str, value: Any, low: float, high: float, kind: Any, noun: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {noun}{allowed}; got {value!r}")
+def check_rounds(
+    n_uncontrolled: Any, gradient_steps: Any, adaptive: Any, policy_kwargs: Any
+) -> None:
+    """Raise a ValueError unless these are what rounds of PDE take."""
+    check_whole("n_uncontrolled", n_uncontrolled, 2)
+    check_whole("gradient_steps", gradient_steps, 1)
+    check_flag("adaptive", adaptive)
+    check_keywords("policy_kwargs", policy_kwargs)
+
+
+def check_fit(gradient_steps: Any, progress_bar: Any) -> None:
+    """Raise a ValueError unless these are what ``PDE.fit`` takes."""
+    check_whole("gradient_steps", gradient_steps, 1)
+    check_flag("progress_bar", progress_bar)
+
+
+def finite(name: str, values: Tensor) -> Tensor:
+    """``values`` themselves, or a ValueError: of NaN nothing can be predicted."""
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
+        raise ValueError(
+            f"{name} must be finite; got {bad} NaN or infinite of {values.numel()} values"
+        )
+    return values
 
 
 def check_names(owner: str, given: Iterable[str], allowed: Collection[str]) -> None:
@@ -40,6 +109,24 @@ def check_names(owner: str, given: Iterable[str], allowed: Collection[str]) -> N
             )
 
 
+#: Wrappers that watch, and change nothing.
+_VEC_HARMLESS = (VecMonitor, VecCheckNan, VecVideoRecorder)
+_HARMLESS = (
+    *(Monitor, gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker),
+    *(gym.wrappers.RecordEpisodeStatistics, gym.wrappers.RecordVideo, gym.wrappers.Autoreset),
+    *(gym.wrappers.RenderCollection, gym.wrappers.HumanRendering),
+    *(gym.wrappers.vector.RecordEpisodeStatistics, gym.wrappers.vector.RecordVideo),
+)
+
+
+def seen(env: Any) -> Any:
+    """``env`` itself, its wrappers told of once it is one of ours."""
+    if isinstance(env, (gym.Env, gym.vector.VectorEnv, VecEnv)):
+        problem_of(env)
+        warn_of_wrappers(env)
+    return env
+
+
 def warn_of_wrappers(env: Any) -> None:
     """Name the wrappers that change what ``predict`` is given or gives.
 
@@ -47,20 +134,12 @@ def warn_of_wrappers(env: Any) -> None:
     """
     found = []
     while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
-            found.append("VecNormalize")
+        if not isinstance(env, _VEC_HARMLESS):
+            found.append(type(env).__name__)
         env = env.venv
-    lane = env.envs[0] if isinstance(env, DummyVecEnv) else None
-    while isinstance(lane, gym.Wrapper):
-        if isinstance(
-            lane,
-            (
-                gym.ObservationWrapper,
-                gym.ActionWrapper,
-                gym.RewardWrapper,
-                gym.wrappers.NormalizeReward,
-            ),
-        ):
+    lane = env.envs[0] if isinstance(env, DummyVecEnv) else env
+    while isinstance(lane, (gym.Wrapper, gym.vector.VectorWrapper)):
+        if not isinstance(lane, _HARMLESS):
             found.append(type(lane).__name__)
         lane = lane.env
     if found:
@@ -68,4 +147,4 @@ def warn_of_wrappers(env: Any) -> None:
             "the agent learns the problem behind the environment and does not see what these"
             " wrappers change"
         )
-        warnings.warn(f"{unseen}: {', '.join(found)}", stacklevel=3)
+        warnings.warn(f"{unseen}: {', '.join(found)}", stacklevel=4)

@@ -12,7 +12,8 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from ..envs.env import unobserve
-from ..envs.problem import Problem, device_of
+from ..envs.problem import Problem, dtype_of
+from .checks import finite
 
 
 class ControlPolicy(BasePolicy):
@@ -58,16 +59,16 @@ class ControlPolicy(BasePolicy):
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         # float64 is taken too, as SB3's own policies take it
-        k, x = unobserve(self.problem, observation.float())
+        k, x = unobserve(self.problem, finite("observation", observation).float())
         x = x.to(self._state_dtype())
         # At the horizon there is nothing left to steer; the last step's control is as good as any.
-        return self.control(k.clamp(max=self.problem.horizon - 1), x).flatten(1).float()
+        a = self.control(k.clamp(max=self.problem.horizon - 1), x)
+        return finite("control (the agent has diverged?)", a).flatten(1).float()
 
     def _state_dtype(self) -> torch.dtype:
         """Of the problem's states, which observations are not: they are float32."""
         if self._dtype is None:
-            generator = torch.Generator(device_of(self.problem)).manual_seed(0)
-            self._dtype = self.problem.initial(1, generator).dtype
+            self._dtype = dtype_of(self.problem)
         return self._dtype
 
     def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:

@@ -23,7 +23,17 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
-from ..agents.checks import warn_of_wrappers
+from ..agents.checks import seen
+from ..envs.checks import (
+    check_device,
+    check_flag,
+    check_integer,
+    check_keywords,
+    check_positive,
+    check_range,
+    check_seed,
+    shown,
+)
 from ..envs.env import as_env, problem_of
 from ..envs.observations import Observation, StateObservation
 from ..envs.problem import Policy, Problem
@@ -81,13 +91,18 @@ def make_ppo(
             GPU slows down.
         overrides: any entry of ``hyperparameters.PPO`` or argument of ``stable_baselines3.PPO``.
     """
-    venv, settings = _prepare(env, hyperparameters.PPO, "noise", overrides)
+    venv, settings = _prepare(env, hyperparameters.PPO, "noise", overrides, seed, device)
     settings["policy_kwargs"].setdefault("control_bound", settings.pop("control_bound"))
     _fit_rollouts(settings, venv)
     priced = MeanPriced(venv, venv.problem.temperature)  # rewards in units of it
     knows = {"policy": KLActorCriticPolicy, "normalize_advantage": False, "ent_coef": 1.0}
     settings = {**knows, **settings}
-    model = PPO(env=priced, seed=seed, device="cpu" if device == "auto" else device, **settings)
+    model = PPO(
+        env=priced,
+        seed=None if seed is None else int(seed),
+        device="cpu" if device == "auto" else device,
+        **settings,
+    )
     return link(model)
 
 
@@ -99,28 +114,34 @@ def make_sac(
 
     ``device="auto"`` is the GPU if there is one (SB3's own rule).
     """
-    venv, settings = _prepare(env, hyperparameters.SAC, "noise", overrides)
+    venv, settings = _prepare(env, hyperparameters.SAC, "noise", overrides, seed, device)
     settings = {"policy": KLSACPolicy, "ent_coef": venv.problem.temperature, **settings}
-    return link(SAC(env=RatioKept(venv), seed=seed, device=device, **settings))
+    number = None if seed is None else int(seed)
+    return link(SAC(env=RatioKept(venv), seed=number, device=device, **settings))
 
 
 def make_ppo_control(
     env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
 ) -> PPO:
     """SB3's PPO whose action is the control; arguments as in ``make_ppo``."""
-    venv, settings = _prepare(env, hyperparameters_control.PPO, "control", overrides)
+    venv, settings = _prepare(env, hyperparameters_control.PPO, "control", overrides, seed, device)
     _fit_rollouts(settings, venv)
     settings = {"policy": "MlpPolicy", **settings}
-    return PPO(env=venv, seed=seed, device="cpu" if device == "auto" else device, **settings)
+    return PPO(
+        env=venv,
+        seed=None if seed is None else int(seed),
+        device="cpu" if device == "auto" else device,
+        **settings,
+    )
 
 
 def make_sac_control(
     env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
 ) -> SAC:
     """SB3's SAC whose action is the control; arguments as in ``make_ppo``."""
-    venv, settings = _prepare(env, hyperparameters_control.SAC, "control", overrides)
+    venv, settings = _prepare(env, hyperparameters_control.SAC, "control", overrides, seed, device)
     settings = {"policy": GentleSACPolicy, **settings}
-    return SAC(env=venv, seed=seed, device=device, **settings)
+    return SAC(env=venv, seed=None if seed is None else int(seed), device=device, **settings)
 
 
 def lanes_for(policy: type, env: Any, lanes: int, bound: float, observation: str) -> VecEnv:
@@ -182,30 +203,64 @@ def _fitting(batch_size: int, rollout: int) -> int:
 
 
 def _prepare(
-    env: Any, table: dict[str, dict[str, Any]], actions: str, overrides: dict[str, Any]
+    env: Any,
+    table: dict[str, dict[str, Any]],
+    actions: str,
+    overrides: dict[str, Any],
+    seed: Any,
+    device: Any,
 ) -> tuple[ProblemVecEnv, dict[str, Any]]:
     """The lanes, and the arguments of SB3's constructor: the table's entry with the overrides on
     top.
     """
-    env = as_env(env)
+    check_seed("seed", seed)
+    check_device("device", device, auto=True)
+    env = as_env(seen(env))
     settings = {**settings_for(table, problem_of(env)), **overrides}
+    _check_settings(settings)
     lanes, bound = settings.pop("n_envs"), settings.pop("action_bound", None)
     observation = settings.pop("observation", None)
     if isinstance(env, VecEnv):
-        warn_of_wrappers(env)
         lanes = env.num_envs
     venv = ProblemVecEnv(env, lanes, bound, actions=actions, observation=observation)
     activation = settings.pop("activation")
     network = {
         "net_arch": settings.pop("net_arch"),
-        "activation_fn": getattr(nn, activation) if isinstance(activation, str) else activation,
+        "activation_fn": _activation(activation),
     }
     if "log_std_init" in settings:
         network["log_std_init"] = settings.pop("log_std_init")
-    settings["policy_kwargs"] = {**network, **settings.get("policy_kwargs", {})}
+    settings["policy_kwargs"] = {**network, **(settings.get("policy_kwargs") or {})}
     if settings.pop("anneal", False) and not callable(settings["learning_rate"]):
         settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
     return venv, settings
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """What SB3 would not say, or not in one line: the settings that everybody changes."""
+    for name in ("n_envs", "batch_size", "n_epochs", "n_steps", "buffer_size"):
+        if name in settings:
+            check_integer(name, settings[name])
+    if not callable(settings["learning_rate"]):
+        check_positive("learning_rate", settings["learning_rate"])
+        settings["learning_rate"] = float(settings["learning_rate"])
+    check_flag("anneal", settings.get("anneal", False))
+    check_keywords("policy_kwargs", settings.get("policy_kwargs"))
+    for name in ("gamma", "gae_lambda", "tau"):
+        if name in settings:
+            check_range(name, settings[name], 0, 1)
+    for name in ("control_bound", "max_grad_norm"):
+        if name in settings:
+            check_positive(name, settings[name])
+
+
+def _activation(activation: Any) -> type[nn.Module]:
+    found = getattr(nn, activation, None) if isinstance(activation, str) else activation
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(
+            f"activation must be a class of torch.nn, or its name; got {shown(activation)}"
+        )
+    return found
 
 
 def deterministic_policy(model: BaseAlgorithm, problem: Problem) -> Policy:

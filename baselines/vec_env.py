@@ -16,7 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ..envs.env import ProblemVectorEnv, as_env, problem_of, shell_of
+from ..envs.checks import check_integer
+from ..envs.env import ProblemVectorEnv, as_env, finite_observation, problem_of, shell_of
 
 
 class ProblemVecEnv(VecEnv):
@@ -71,7 +72,9 @@ class ProblemVecEnv(VecEnv):
         self._start = time.perf_counter()
         self._clear()
         super().__init__(
-            num_envs, self._lanes.single_observation_space, self._lanes.single_action_space
+            self._lanes.num_envs,
+            self._lanes.single_observation_space,
+            self._lanes.single_action_space,
         )
 
     def _clear(self) -> None:
@@ -87,6 +90,12 @@ class ProblemVecEnv(VecEnv):
         self._reset_options()
         self._clear()
         return _numpy(observation)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Fix what the next ``reset`` draws; None: by chance."""
+        if seed is not None:
+            check_integer("seed", seed, 0)
+        return super().seed(None if seed is None else int(seed))
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions for ``step_wait``."""
@@ -109,6 +118,7 @@ class ProblemVecEnv(VecEnv):
         else:
             infos = [{} for _ in range(self.num_envs)]
         rewards = reward.to("cpu", torch.float32, copy=True).numpy()
+        finite_observation(self.problem, self._lanes._k, observation.cpu())
         return _numpy(observation), rewards, _numpy(terminated), infos
 
     def _final_infos(self, last: Tensor) -> list[dict[str, Any]]:

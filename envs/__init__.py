@@ -88,8 +88,11 @@ _PROCESS = os.getpid()
 
 def make_problem(env_id: str, device: str | torch.device = "cpu", **kwargs: Any) -> Problem:
     """The bare Problem of a registered id, for those who need no environment."""
-    if env_id not in PROBLEMS:
-        raise ValueError(f"env must be one of {sorted(PROBLEMS)}; got {env_id!r}")
+    from .checks import check_device, shown
+
+    if not isinstance(env_id, str) or env_id not in PROBLEMS:
+        raise ValueError(f"env must be one of {sorted(PROBLEMS)}; got {shown(env_id)}")
+    check_device("device", device)
     return PROBLEMS[env_id](**kwargs).to(device)
 
 

@@ -23,7 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .problem import Problem, check_positive, device_of, squared_norm
+from .checks import check_one_of, check_positive, check_shape
+from .problem import Problem, device_of, squared_norm
+
+#: Of an action: its square is a number of float32.
+LARGEST_BOUND = 1e18
 
 
 def steered_steps(problem: Problem) -> Tensor:
@@ -61,6 +65,9 @@ class ActionForm(ABC):
     def __init__(self, problem: Problem, bound: float | None = None) -> None:
         self.bound = self.default_bound if bound is None else bound
         check_positive("action_bound", self.bound)
+        if self.bound > LARGEST_BOUND:
+            raise ValueError(f"action_bound must be at most {LARGEST_BOUND:g}; got {bound!r}")
+        self.bound = float(self.bound)
         self.size = int(np.prod(problem.noise_shape))
 
     @property
@@ -127,8 +134,7 @@ def action_form(name: str, problem: Problem, bound: float | None = None) -> Acti
     Raises:
         ValueError: an unknown name, or a bound that is not positive.
     """
-    if name not in ACTIONS:
-        raise ValueError(f"actions must be one of {sorted(ACTIONS)}; got {name!r}")
+    check_one_of("actions", name, ACTIONS)
     return ACTIONS[name](problem, bound)
 
 
@@ -153,6 +159,7 @@ class Steering:
 
     def __init__(self, problem: Problem, form: ActionForm) -> None:
         self.problem, self.form = problem, form
+        self._shape = tuple(problem.state_shape)
         lengths = form.lengths(problem)
         self.episode_length = len(lengths)  #: actions in an episode
         self._lengths = dict(zip(np.cumsum([0, *lengths]).tolist(), lengths, strict=False))
@@ -174,4 +181,7 @@ class Steering:
             k, z = k + 1, torch.zeros_like(z)  # what follows in the same action has no noise
         if k == problem.horizon:
             reward = reward + problem.terminal_reward(x)
+        name = type(problem).__name__
+        check_shape(f"the state of {name} at step {k}", x, (len(action), *self._shape))
+        check_shape(f"the reward of {name}", reward, (len(action),))
         return Advance(k, states, reward, steered)

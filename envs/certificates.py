@@ -23,15 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import (
-    Estimate,
-    Policy,
-    Problem,
-    check_integer,
-    finite_rewards,
-    rollout,
-    squared_norm,
-)
+from .checks import check_generator, check_integer, check_positive, check_share, shown
+from .problem import Estimate, Policy, Problem, check_problem, finite_rewards, rollout, squared_norm
 
 #: The probability of every interval and limit here.
 CONFIDENCE = 0.95
@@ -70,6 +63,7 @@ class Certificate(NamedTuple):
         limit: float | None = None,
     ) -> Certificate:
         """With a normal interval around ``bound``, moved by ``shift``."""
+        check_share("confidence", confidence)
         half, middle = _quantile(confidence) * bound.stderr, bound.mean + shift
         return cls(*bound, middle - half, middle + half, ess, n, starts, limit)
 
@@ -166,12 +160,21 @@ def certificate_of(
 
     With ``reward_bound``, which no return exceeds, it has a ``limit`` too.
     """
+    check_returns(returns, temperature)
     limit = (
         None
         if reward_bound is None
         else finite_sample_limit(returns, temperature, reward_bound, confidence)
     )
     return _estimated(returns.double()[None] / temperature, temperature, confidence, limit)
+
+
+def check_returns(returns: Tensor, temperature: float) -> None:
+    """Raise a ValueError unless these are finite returns ``(n,)``, n >= 2, and a temperature."""
+    if not (isinstance(returns, Tensor) and returns.dim() == 1 and len(returns) >= 2):
+        raise ValueError(f"returns must be a tensor (n,), n >= 2; got {shown(returns)}")
+    finite_rewards(returns, "returns")
+    check_positive("temperature", temperature)
 
 
 def finite_sample_limit(
@@ -183,6 +186,7 @@ def finite_sample_limit(
     reward_bound) / beta)``, which lies in [0, 1]. It holds for any n, modes that no path met
     included. ValueError: a return above ``reward_bound``.
     """
+    check_share("confidence", confidence)
     n, highest = len(returns), float(returns.max())
     if highest > reward_bound + 1e-5 * max(1.0, abs(reward_bound)):
         raise ValueError(
@@ -205,6 +209,9 @@ def certificate(
     problem: Problem, n: int, generator: torch.Generator, batch: int = 4096
 ) -> Certificate:
     """Estimate the upper bound on every policy's objective from ``n`` uncontrolled paths."""
+    check_problem(problem)
+    check_integer("n", n, 2)
+    check_integer("batch", batch)
     sizes = [min(batch, n - start) for start in range(0, n, batch)]
     returns = torch.cat([rollout(problem, None, size, generator).reward for size in sizes])
     return certificate_of(returns, problem.temperature, reward_bound=reward_bound_of(problem))
@@ -234,6 +241,9 @@ def pooled_certificate(
         standard error of a difference between estimates that share paths.
     """
     check_integer("n_each", n_each, 2)
+    check_integer("batch", batch)
+    check_share("confidence", confidence)
+    check_generator("generator", generator)
     beta, acting = problem.temperature, [None, *policies.values()]
     sizes = [min(batch, n_each - start) for start in range(0, n_each, batch)]
     parts = [
@@ -320,10 +330,12 @@ def certificate_by_start(
 
     With ``policies`` as many paths of each of them are pooled with the uncontrolled ones. The
     interval is that of the mean over starts. At most ``batch`` paths, or those of one start, are
-    run at once. ValueError: fewer than two starts or paths.
+    run at once. ValueError: an argument out of its range.
     """
-    check_integer("starts", starts, 2)
-    check_integer("paths", paths, 2)
+    for name, given, least in (("starts", starts, 2), ("paths", paths, 2), ("batch", batch, 1)):
+        check_integer(name, given, least)
+    check_share("confidence", confidence)
+    check_generator("generator", generator)
     acting: list[Policy | None] = [None, *(policies or {}).values()]
     x, at_once = problem.initial(starts, generator), max(1, batch // paths)
     found = []

@@ -47,6 +47,7 @@ def counted(problem: AnyProblem) -> tuple[AnyProblem, Evaluations]:
     methods: dict[str, Any] = {
         name: _counting(getattr(kind, name), evaluations) for name in kind.model_methods
     }
+    methods["validate"] = _uncounted(kind.validate, evaluations)
     twin = copy.copy(problem)
     # a subclass, so that copies on other devices go on counting
     object.__setattr__(twin, "__class__", type(kind.__name__, (kind,), methods))
@@ -58,5 +59,16 @@ def _counting(method: Callable[..., Any], evaluations: Evaluations) -> Callable[
     def call(self: Any, k: Any, x: Any, *rest: Any, **named: Any) -> Any:
         with evaluations.of(len(x)):  # methods may call each other: the outermost counts
             return method(self, k, x, *rest, **named)
+
+    return call
+
+
+def _uncounted(method: Callable[..., Any], evaluations: Evaluations) -> Callable[..., Any]:
+    """A look at the door costs no budget."""
+
+    @wraps(method)
+    def call(self: Any) -> Any:
+        with evaluations.paused():
+            return method(self)
 
     return call

@@ -21,8 +21,9 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from .actions import Steered, Steering, action_form
+from .checks import check_flag, check_integer, check_one_of, check_shape, is_finite, shown
 from .observations import StateObservation, observation_of
-from .problem import Policy, Problem, check_integer, device_of
+from .problem import Policy, Problem, check_problem, device_of
 
 _CPU = torch.device("cpu")
 
@@ -36,6 +37,12 @@ def unobserve(problem: Problem, observation: Tensor) -> tuple[Tensor, Tensor]:
     """Steps ``(n,)`` and states ``(n, *state_shape)`` behind observations; the inverse of
     ``observe``.
     """
+    size = int(np.prod(problem.state_shape)) + 1
+    if observation.dim() != 2 or observation.shape[1] != size:
+        raise ValueError(
+            f"observation must hold the state and the time of each row, (n, {size}); got"
+            f" {tuple(observation.shape)}"
+        )
     k = (observation[:, -1] * problem.horizon).round().long()
     return k, observation[:, :-1].reshape(-1, *problem.state_shape)
 
@@ -78,7 +85,10 @@ def _torch_seed(np_random: np.random.Generator) -> int:
 
 
 def _check_action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(action, dtype=np.float32)
+    try:  # in the usual order: torch takes no array that runs backwards
+        array = np.asarray(action, dtype=np.float32, order="C")
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"action must be numbers of shape {shape}; got {shown(action)}") from error
     if array.shape != shape:
         raise ValueError(f"action must have shape {shape}; got {array.shape}")
     return array
@@ -113,7 +123,7 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         observation: str = "state",
     ) -> None:
         _check_render_mode(render_mode)
-        problem.validate()
+        check_problem(problem).validate()
         self.problem = problem
         self.render_mode = render_mode
         self.actions = action_form(actions, problem, action_bound)
@@ -132,11 +142,13 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Draw an initial state; ``seed`` fixes everything that follows."""
+        seed = _reset_seed(seed, options)
         super().reset(seed=seed)
         if seed is not None or self._x is None:
             self._generator.manual_seed(_torch_seed(self.np_random))
         self._k = 0
         self._x = self.problem.initial(1, self._generator)
+        check_shape("initial states", self._x, (1, *self.problem.state_shape))
         self._path = [self._x]
         noise = np.zeros(self.problem.noise_shape, np.float32)
         info = {"task_reward": 0.0, "kl": 0.0, "noise": noise, "log_ratio": 0.0}
@@ -187,7 +199,8 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def _seen(self) -> np.ndarray:
         assert self._x is not None
-        return self.observation(self._k, self._x).to(_CPU).numpy()[0]
+        observation = self.observation(self._k, self._x).to(_CPU)
+        return finite_observation(self.problem, self._k, observation).detach().numpy()[0]
 
 
 def _float32(x: Tensor) -> np.ndarray:
@@ -233,12 +246,11 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         }
         if isinstance(autoreset_mode, AutoresetMode):
             autoreset_mode = autoreset_mode.name.lower()
-        if autoreset_mode not in modes:
-            raise ValueError(
-                f"autoreset_mode must be one of {sorted(modes)}; got {autoreset_mode!r}"
-            )
+        check_one_of("autoreset_mode", autoreset_mode, modes)
         check_integer("num_envs", num_envs)
-        problem.validate()
+        check_flag("tensors", tensors)
+        num_envs = int(num_envs)
+        check_problem(problem).validate()
         self.problem = problem
         self.num_envs = num_envs
         self.tensors = tensors
@@ -264,16 +276,13 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Draw all lanes' initial states; one integer ``seed`` fixes everything that follows."""
-        if seed is not None and not isinstance(seed, (int, np.integer)):
-            raise ValueError(
-                f"seed must be one integer for all lanes (they share a random stream); got {seed!r}"
-            )
+        seed = _reset_seed(seed, options)
         mask = (options or {}).get("reset_mask")
         if mask is not None and not np.all(mask):
             raise ValueError(
                 "options['reset_mask'] must be true for every lane: all lanes end at the same step"
             )
-        super().reset(seed=None if seed is None else int(seed))
+        super().reset(seed=seed)
         if seed is not None or self._x is None:
             self._generator.manual_seed(_torch_seed(self.np_random))
         return self._restart(), {}
@@ -338,13 +347,16 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _restart(self) -> Any:
         self._k, self._return = 0, 0.0
         self._x = self.problem.initial(self.num_envs, self._generator)
+        check_shape("initial states", self._x, (self.num_envs, *self.problem.state_shape))
         self._path = [self._x]
         return self._seen()
 
     def _seen(self) -> Any:
         assert self._x is not None
         observation = self.observation(self._k, self._x)
-        return observation if self.tensors else observation.cpu().numpy()
+        if self.tensors:
+            return observation
+        return finite_observation(self.problem, self._k, observation).detach().cpu().numpy()
 
     def _out(self, *values: Tensor) -> list[Any]:
         if self.tensors:
@@ -367,9 +379,33 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 INFOS = ("task_reward", "kl", "log_ratio", "noise", "state")
 
 
-def _check_render_mode(render_mode: str | None) -> None:
-    if render_mode not in (None, *ProblemEnv.metadata["render_modes"]):
-        raise ValueError(f"render_mode must be None or 'rgb_array'; got {render_mode!r}")
+def _check_render_mode(render_mode: Any) -> None:
+    if not (render_mode is None or isinstance(render_mode, str) and render_mode == "rgb_array"):
+        raise ValueError(f"render_mode must be None or 'rgb_array'; got {shown(render_mode)}")
+
+
+def finite_observation(problem: Problem, k: int, observation: Tensor) -> Tensor:
+    """``observation`` of step ``k`` itself, or a ValueError: no learner takes NaN."""
+    if not is_finite(observation):
+        raise ValueError(
+            f"the states of {type(problem).__name__} must be finite; got NaN or infinity at step"
+            f" {k}"
+        )
+    return observation
+
+
+def _reset_seed(seed: Any, options: Any) -> int | None:
+    if not (options is None or isinstance(options, dict)):
+        raise ValueError(f"options must be a dict, or None; got {shown(options)}")
+    if isinstance(seed, (list, tuple, np.ndarray)):
+        raise ValueError(
+            f"seed must be one integer for all lanes (they share a random stream); got"
+            f" {shown(seed)}"
+        )
+    if seed is None:
+        return None
+    check_integer("seed", seed, 0, 2**128 - 1)
+    return int(seed)
 
 
 def as_env(env: Any, **kwargs: Any) -> Any:
@@ -383,7 +419,12 @@ def as_env(env: Any, **kwargs: Any) -> Any:
     if isinstance(env, Problem):
         return ProblemEnv(env, **kwargs)
     if isinstance(env, str):
-        return gym.make(env, **kwargs)
+        if len(env) > 300:
+            raise ValueError(f"env must be a registered id; got {shown(env)}")
+        try:
+            return gym.make(env, **kwargs)
+        except ModuleNotFoundError as error:  # "module:id" is looked for there
+            raise ValueError(f"env must be a registered id; got {shown(env)} ({error})") from error
     if isinstance(env, type) or not (env is None or hasattr(env, "reset")):
         raise ValueError(
             f"env must be an environment, a registered id or a Problem (not its class); got {env!r}"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_one_of
 from .features import Standardise, encode, time_features
 from .problem import Problem, device_of
 
@@ -128,6 +129,5 @@ def observation_of(name: str, problem: Problem) -> Observation:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in OBSERVATIONS:
-        raise ValueError(f"observation must be one of {sorted(OBSERVATIONS)}; got {name!r}")
+    check_one_of("observation", name, OBSERVATIONS)
     return OBSERVATIONS[name](problem)

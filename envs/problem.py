@@ -17,11 +17,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
-from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .checks import (
+    check_device,
+    check_dtype,
+    check_generator,
+    check_policy,
+    check_shape,
+    is_finite,
+    shown,
+)
+from .checks import check_integer as check_integer
+from .checks import check_positive as check_positive
 
 #: A policy maps the step ``k`` (int) and states ``(n, *state_shape)`` to controls ``(n,
 #: *noise_shape)`` in noise units.
@@ -96,100 +107,22 @@ class Problem(ABC):
         What is there already is shared, not copied: a problem's networks are frozen, and may be
         large.
         """
+        if device is not None:
+            check_device("device", device)
+        if dtype is not None:
+            check_dtype("dtype", dtype)
         moved = copy.copy(self)
         for name, value in vars(self).items():
             object.__setattr__(moved, name, _moved(value, device, dtype))
         return moved
 
     def validate(self) -> None:
-        """Raise one clear ValueError if the attributes or the shapes that the methods return are
-        wrong.
+        """Raise one clear ValueError if the attributes are wrong, or what the methods return at
+        several numbers of paths and several steps; see ``validation``.
         """
-        name = type(self).__name__
-        for attribute in ("state_shape", "noise_shape", "horizon", "temperature"):
-            if not hasattr(self, attribute):
-                raise ValueError(f"{name}.{attribute} must be set; it is missing")
-        check_positive(f"{name}.temperature", self.temperature)
-        check_integer(f"{name}.horizon", self.horizon)
-        for attribute, plain in (
-            ("horizon", int),
-            ("temperature", float),
-        ):  # numpy's numbers: records and shells want Python's
-            if not isinstance(getattr(self, attribute), (int, float)):
-                object.__setattr__(self, attribute, plain(getattr(self, attribute)))
-        for attribute in ("state_shape", "noise_shape"):
-            given = getattr(self, attribute)
-            if not (
-                isinstance(given, (tuple, list))
-                and given
-                and all(isinstance(d, int) and d >= 1 for d in given)
-            ):
-                raise ValueError(
-                    f"{name}.{attribute} must be a tuple of at least one positive integer; got"
-                    f" {given!r}"
-                )
-        device = device_of(self)
-        generator = torch.Generator(device).manual_seed(0)
-        x = self.initial(2, generator)
-        if not (isinstance(x, Tensor) and x.is_floating_point()):
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"{name}.initial(2, generator) must return a tensor of floating-point numbers; got"
-                f" {kind}"
-            )
-        start = x.detach().clone()
-        z = torch.randn(2, *self.noise_shape, generator=generator, device=device, dtype=x.dtype)
-        per_row = torch.zeros(2, dtype=torch.long, device=device)
-        shape, scalar = (2, *self.state_shape), (2,)
-        transition, running = self.transition, self.running_reward
-        calls: tuple[tuple[str, Callable[[], Any], tuple[int, ...]], ...] = (
-            ("initial(2, generator)", lambda: x, shape),
-            ("transition(0, x, z)", lambda: transition(0, x, z), shape),
-            (
-                "transition(LongTensor, x, z)",
-                lambda: _per_row(f"{name}.transition", transition, per_row, x, z),
-                shape,
-            ),
-            ("running_reward(0, x)", lambda: running(0, x), scalar),
-            (
-                "running_reward(LongTensor, x)",
-                lambda: _per_row(f"{name}.running_reward", self.running_reward, per_row, x),
-                scalar,
-            ),
-            ("terminal_reward(x)", lambda: self.terminal_reward(x), scalar),
-        )
-        for method, call, wanted in calls:
-            value = call()
-            if not isinstance(value, Tensor) or tuple(value.shape) != wanted:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"{name}.{method} must return a tensor of shape {wanted}; got {got}"
-                )
-            if not torch.isfinite(value).all():
-                raise ValueError(
-                    f"{name}.{method} must return finite numbers; got {value.tolist()}"[:500]
-                )
-            if not torch.equal(x, start):  # paths keep the states that they were given
-                raise ValueError(f"{name}.{method} must leave x as it is; it was changed in place")
-        if not torch.equal(x, self.initial(2, torch.Generator(device).manual_seed(0))):
-            raise ValueError(
-                f"{name}.initial(n, generator) must draw by the generator alone; equal generators"
-                " gave other states"
-            )
+        from .validation import validate
 
-
-def _per_row(name: str, method: Callable[..., Any], k: Tensor, *arguments: Tensor) -> Any:
-    """``method`` at one step per row, which those who only thought of ``k`` as an int hear of in
-    one line.
-    """
-    try:
-        return method(k, *arguments)
-    except (TypeError, RuntimeError, IndexError) as error:
-        taking = (
-            f"{name} must also take k as a LongTensor of one step per row (`problem.at` reads"
-            " tables by it)"
-        )
-        raise ValueError(f"{taking}; got {type(error).__name__}: {error}"[:500]) from error
+        validate(self, device_of(self))
 
 
 def _moved(value: Any, device: Any, dtype: Any) -> Any:
@@ -216,16 +149,13 @@ def _moved_tensor(tensor: Tensor, device: Any, dtype: Any) -> Tensor:
     return nn.Parameter(moved.detach(), requires_grad=tensor.requires_grad)
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise a ValueError unless ``value`` is a finite number above zero."""
-    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive number; got {value!r}")
-
-
-def check_integer(name: str, value: int, low: int = 1) -> None:
-    """Raise a ValueError unless ``value`` is an integer of at least ``low``."""
-    if isinstance(value, bool) or not (isinstance(value, Integral) and value >= low):
-        raise ValueError(f"{name} must be an integer of at least {low}; got {value!r}")
+def check_problem(problem: Any) -> Problem:
+    """``problem`` itself, or a ValueError if it is none."""
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"problem must be a Problem (not its class, or an id); got {shown(problem)}"
+        )
+    return problem
 
 
 def at(table: Tensor, k: int | Tensor, like: Tensor) -> Tensor:
@@ -247,6 +177,11 @@ def device_of(problem: Problem) -> torch.device:
     return torch.device("cpu")
 
 
+def dtype_of(problem: Problem) -> torch.dtype:
+    """The type of the problem's states."""
+    return problem.initial(1, torch.Generator(device_of(problem)).manual_seed(0)).dtype
+
+
 def squared_norm(a: Tensor) -> Tensor:
     """Sum of squares over every dimension but the first: ``(n, ...) -> (n,)``."""
     return a.flatten(1).square().sum(1)
@@ -254,7 +189,7 @@ def squared_norm(a: Tensor) -> Tensor:
 
 def finite_rewards(reward: Tensor, what: str) -> Tensor:
     """``reward`` itself, or a ValueError that says how many of its entries are NaN or infinite."""
-    if not torch.isfinite(reward).all():
+    if not is_finite(reward):
         bad = int((~torch.isfinite(reward)).sum())
         raise ValueError(
             f"{what} must be finite; got {bad} NaN or infinite of {reward.numel()} values"
@@ -305,11 +240,21 @@ def rollout(
     ``noises`` ``(T, n, *noise_shape)`` lets two policies share one path. ``on_step(k)`` is called
     after every step; when it returns False, ``InterruptedError`` is raised. Gradients flow if
     autograd is on and the policy has parameters.
+
+    Raises:
+        ValueError: an argument of another kind or shape, or numbers that are not finite; then it
+            says whose.
     """
+    check_problem(problem)
+    check_integer("n", n)
+    check_generator("generator", generator)
+    check_policy("policy", policy)
     x = problem.initial(n, generator) if start is None else start
+    check_shape("start", x, (n, *problem.state_shape))
+    shape = (problem.horizon, n, *problem.noise_shape)
     if noises is None:
-        shape = (problem.horizon, n, *problem.noise_shape)
         noises = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+    check_shape("noises", noises, shape)
     states, controls, rewards = [x], [], []
     for k in range(problem.horizon):
         a = torch.zeros_like(noises[k]) if policy is None else policy(k, x)
@@ -319,14 +264,31 @@ def rollout(
         controls.append(a)
         if on_step is not None and not on_step(k):
             raise InterruptedError("the rollout was stopped by its callback")
-    name = type(problem).__name__
-    return Trajectories(
-        torch.stack(states),
-        noises,
-        torch.stack(controls),
-        finite_rewards(torch.stack(rewards), f"{name}.running_reward"),
-        finite_rewards(problem.terminal_reward(x), f"{name}.terminal_reward"),
+    name, terminal = type(problem).__name__, problem.terminal_reward(x)
+    check_shape("policy(k, x)", controls[-1], shape[1:])
+    check_shape(f"{name}.running_reward(k, x)", rewards[-1], (n,))
+    check_shape(f"{name}.terminal_reward(x)", terminal, (n,))
+    paths = Trajectories(
+        torch.stack(states), noises, torch.stack(controls), torch.stack(rewards), terminal
     )
+    if not (is_finite(paths.controls) and is_finite(x)):
+        raise ValueError(_blame(name, paths))
+    finite_rewards(paths.running_rewards, f"{name}.running_reward")
+    finite_rewards(terminal, f"{name}.terminal_reward")
+    return paths
+
+
+def _blame(name: str, paths: Trajectories) -> str:
+    """Whose numbers were the first that are not finite: the policy's or the problem's."""
+    for k, (x, a) in enumerate(zip(paths.states[:-1], paths.controls, strict=True)):
+        if not is_finite(x):
+            return f"{name}.transition must return finite states; got NaN or infinity at step {k}"
+        if not is_finite(a):
+            return (
+                f"the policy's controls must be finite; got NaN or infinity at step {k}: the agent"
+                " has diverged (a smaller learning rate is the usual remedy)"
+            )
+    return f"{name}.transition must return finite states; got NaN or infinity at the end"
 
 
 class Estimate(NamedTuple):
@@ -338,6 +300,9 @@ class Estimate(NamedTuple):
     @classmethod
     def of(cls, samples: Tensor) -> Estimate:
         """Mean and standard error of independent samples ``(n,)``, n >= 2."""
+        if not (isinstance(samples, Tensor) and samples.dim() == 1 and len(samples) >= 2):
+            got = tuple(samples.shape) if isinstance(samples, Tensor) else shown(samples)
+            raise ValueError(f"samples must be a tensor (n,) of at least two; got {got}")
         return cls(float(samples.mean()), float(samples.std() / math.sqrt(len(samples))))
 
 
@@ -355,7 +320,8 @@ class Objective(NamedTuple):
 def objective(
     problem: Problem, policy: Policy | None, n: int, generator: torch.Generator
 ) -> Objective:
-    """Estimate J(policy), its reward and its KL on ``n`` fresh paths."""
+    """Estimate J(policy), its reward and its KL on ``n`` fresh paths, at least 2."""
+    check_integer("n", n, 2)
     paths = rollout(problem, policy, n, generator)
     return Objective(
         Estimate.of(paths.reward - problem.temperature * paths.kl),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .problem import Problem, Trajectories, device_of, rollout
+from .checks import check_generator, check_integer, shown
+from .problem import Problem, Trajectories, check_problem, device_of, rollout
 
 
 class Recording(NamedTuple):
@@ -42,6 +44,8 @@ class Recording(NamedTuple):
     @classmethod
     def of(cls, paths: Trajectories) -> Recording:
         """Whole trajectories as a recording."""
+        if not isinstance(paths, Trajectories):
+            raise ValueError(f"paths must be Trajectories; got {shown(paths)}")
         n_steps, n = paths.noises.shape[:2]
         steps = torch.arange(n_steps + 1, device=paths.states.device).expand(n, -1)
         flipped = (
@@ -63,8 +67,9 @@ class Recording(NamedTuple):
             visits: from 1 to the number of visits so far.
             generator: draws the steps, each path's own.
         """
+        check_generator("generator", generator)
         n, seen = self.steps.shape
-        if not 1 <= visits < seen:
+        if not (_is_whole(visits) and 1 <= visits < seen):
             raise ValueError(f"visits must be between 1 and {seen - 1}; got {visits!r}")
         order = (
             torch.rand(n, seen - 1, generator=generator, device=self.steps.device)
@@ -95,6 +100,10 @@ class Recording(NamedTuple):
         """Raise one clear ValueError unless these are finite numbers in the shapes of
         ``problem``.
         """
+        check_problem(problem)
+        for name, value in self._asdict().items():
+            if not (isinstance(value, Tensor) or value is None and name in _OPTIONAL):
+                raise ValueError(f"{name} must be a tensor; got {shown(value)}")
         if (
             self.steps.dim() != 2
             or not len(self.steps)
@@ -116,7 +125,7 @@ class Recording(NamedTuple):
         }
         for name, shape in wanted.items():
             value = getattr(self, name)
-            if value is None and name in ("log_ratios", "noises", "controls"):
+            if value is None and name in _OPTIONAL:
                 continue
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}; got {tuple(value.shape)}")
@@ -142,6 +151,8 @@ class Recording(NamedTuple):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears under its name only when it is complete."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"path must name a file; got {shown(path)}")
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         # clones: safetensors refuses tensors that share memory
@@ -176,10 +187,12 @@ class RecordedPaths:
     """
 
     def __init__(self, path: str | os.PathLike[str], chunk: int | None = 4096) -> None:
-        if chunk is not None and chunk < 1:
+        if chunk is not None and not (_is_whole(chunk) and chunk >= 1):
             raise ValueError(
-                f"chunk must be at least 1, or None for all in one part; got {chunk!r}"
+                f"chunk must be at least 1, or None for all in one part; got {shown(chunk)}"
             )
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"path must name recorded paths; got {shown(path)}")
         self.path, self.chunk = Path(path), chunk
         if not self.path.is_file():
             raise ValueError(f"path must name recorded paths; there is no file {str(path)!r}")
@@ -226,6 +239,9 @@ class SimulatedPaths:
     """
 
     def __init__(self, problem: Problem, n: int, seed: int, chunk: int = 4096) -> None:
+        check_integer("n", n)
+        check_integer("chunk", chunk)
+        check_integer("seed", seed, 0)
         self.problem, self.n, self.seed, self.chunk = problem, n, seed, chunk
 
     def __len__(self) -> int:
@@ -239,3 +255,11 @@ class SimulatedPaths:
                 yield Recording.of(
                     rollout(self.problem, None, min(self.chunk, self.n - start), generator)
                 )
+
+
+#: What a recording may lack.
+_OPTIONAL = ("log_ratios", "noises", "controls")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

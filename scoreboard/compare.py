@@ -20,12 +20,21 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..envs.checks import (
+    LARGEST_SEED,
+    check_flag,
+    check_integer,
+    check_keywords,
+    check_whole,
+    shown,
+)
 from ..envs.env import ProblemEnv
 from .commands.arguments import check_names
 from .registry import find_agent, make_env
 from .runner import check_settings, prepare_env
 from .spec import Budget, EvaluationPlan, RunSpec, slug
 from .storage import archive
+from .storage.files import printable
 from .storage.records import RunFolder, check_writable, cores
 
 
@@ -61,23 +70,34 @@ class Comparison:
 
     def __post_init__(self) -> None:
         for name in ("agents", "envs", "seeds"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise ValueError(f"{name} must be a tuple; got {shown(getattr(self, name))}")
+            given = tuple(getattr(self, name))
+            object.__setattr__(self, name, given)
+            if not given or len({str(item) for item in given}) < len(given):
                 raise ValueError(f"{name} must hold at least one name, each once; got {given}")
             folders = {slug(str(item)): item for item in given}
             for item in given:
+                if name == "seeds":
+                    check_integer("seeds", item, 0, LARGEST_SEED)
                 if folders[slug(str(item))] != item:
                     raise ValueError(
                         f"{name} must go to folders of their own; {item!r} and"
                         f" {folders[slug(str(item))]!r} would share {slug(str(item))!r}"
                     )
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1; got {self.workers}")
+        check_whole("workers", self.workers, 1)
+        if not isinstance(self.out, (str, os.PathLike)):
+            raise ValueError(f"out must be a folder; got {shown(self.out)}")
+        object.__setattr__(self, "out", Path(self.out))
+        check_keywords("agent_kwargs", self.agent_kwargs or {})
+        for agent, settings in (self.agent_kwargs or {}).items():
+            check_keywords(f"agent_kwargs of {agent}", settings or {})
         unknown = sorted(set(self.agent_kwargs) - set(self.agents))
         if unknown:
             raise ValueError(
                 f"agent_kwargs must be for agents of this comparison, {self.agents}; got {unknown}"
             )
+        self.specs()  # every run's own door
 
     def specs(self) -> list[RunSpec]:
         """All runs, seed by seed, so that every agent has a result early."""
@@ -186,6 +206,9 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
             is run).
         RunsFailed: runs failed, after all others were made.
     """
+    if not isinstance(comparison, Comparison):
+        raise ValueError(f"comparison must be a Comparison; got {shown(comparison)}")
+    check_flag("progress", progress)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         raise ValueError(
@@ -283,5 +306,5 @@ def _show(bar: Any, done: int, shares: list[tuple[float, str]]) -> None:
 
 def _printable(text: str) -> str:
     """As much of a text as the terminal can show."""
-    encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+    encoding, text = getattr(sys.stderr, "encoding", None) or "ascii", printable(text)
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -41,6 +41,11 @@ def name_of(agent: str) -> str:
     return _LOOKS[agent][0] if agent in _LOOKS else agent
 
 
+def words(text: str) -> str:
+    """A text as matplotlib draws it word for word: no formulas, nothing that no font has."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
+
+
 def colour_of(agent: str) -> str:
     """The colour of an agent in every picture."""
     if agent in _LOOKS:
@@ -97,7 +102,7 @@ def learning_curves(
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for axes, (unit, label) in zip(panels, units.items(), strict=False):
         for agent, seeds in runs.items():
-            _curves(axes, name_of(agent), colour_of(agent), seeds, unit, quantity)
+            _curves(axes, words(name_of(agent)), colour_of(agent), seeds, unit, quantity)
         blur = _blur(everything, quantity)
         if "pre-trained" in (lines or {}) and blur:
             middle = (lines or {})["pre-trained"]
@@ -123,7 +128,7 @@ def learning_curves(
         panels[row * across].set_ylabel(quantity)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
-    figure.suptitle(title)
+    figure.suptitle(words(title))
     return figure
 
 
@@ -184,8 +189,8 @@ def samples(states: Mapping[str, np.ndarray], title: str) -> Any | None:
         np.atleast_1d(figure.subplots(1, len(states))), states.items(), strict=True
     ):
         _scatter(axes, points, limit) if shape == (2,) else _images(axes, points)
-        axes.set_title(name_of(name), fontsize=9)
-    figure.suptitle(title, fontsize=10)
+        axes.set_title(words(name_of(name)), fontsize=9)
+    figure.suptitle(words(title), fontsize=10)
     return figure
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from ..envs.fingerprint import fingerprint
 from ..envs.problem import Problem
 from .commands.near import did_you_mean
 from .learners import AGENTS, Agent
+from .spec import DEVICES
 
 __all__ = ["AGENTS", "Agent", "find_agent", "make_env", "resolve_device"]
 
@@ -82,7 +82,7 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
 
 def resolve_device(device: str) -> str:
     """``auto`` is ``cuda`` where there is one, else ``cpu``; ``cuda:1`` is the second."""
-    if not (isinstance(device, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", device)):
+    if not (isinstance(device, str) and DEVICES.fullmatch(device)):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}")
     if device.startswith("cuda"):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -6,14 +6,17 @@ The reference is refined first: the policies that the runs left lend their paths
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..envs.checks import check_flag, shown
 from ..envs.problem import Estimate, Policy
 from . import plots
 from .evaluation import (
@@ -70,6 +73,10 @@ def report(
     Raises:
         ValueError: no finished run there, or the folder can't be written to.
     """
+    if not isinstance(out, (str, os.PathLike)):
+        raise ValueError(f"out must be a folder; got {shown(out)}")
+    check_flag("refine", refine)
+    out = Path(out)
     records = archive.finished(out)
     if not records:
         raise ValueError(
@@ -83,8 +90,10 @@ def report(
         if not (path / "record.json").is_file()
         and any((path / sign).is_file() for sign in ("spec.json", "error.txt"))
     )
-    groups = _grouped(records, "env").values()
-    environments = [summarise(out, group, refine, on_stage) for group in groups]
+    environments = []
+    for group in _grouped(records, "env").values():
+        with _told_of(out / slug(group[0]["spec"]["env"])):
+            environments.append(summarise(out, group, refine, on_stage))
     summary = {
         "environments": environments,
         "overall": overall(environments),
@@ -95,9 +104,23 @@ def report(
         ),
         "versions": _distinct(record["versions"] for record in records),
     }
+    with _told_of(out):
+        text = markdown(summary)
     write_json(out / "report.json", summary)
-    write_whole(out / "report.md", markdown(summary).encode())
+    write_whole(out / "report.md", text.encode())
     return out / "report.md"
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """Surprises at what files hold become one ValueError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{folder} must hold what runs have left; no report can be made of it"
+            f" ({type(error).__name__}: {error}): delete what was changed in it"
+        ) from error
 
 
 def summarise(
@@ -123,7 +146,9 @@ def summarise(
         "env_kwargs": spec["env_kwargs"],
         "temperature": records[0]["temperature"],
         "horizon": records[0]["horizon"],
-        "budgets": _distinct(record["spec"]["budget"] for record in records),
+        "budgets": _distinct(
+            RunSpec.from_json(record["spec"]).to_json()["budget"] for record in records
+        ),
         "reference": reference.to_json(),
         "uncontrolled_score": 0.0 if quantity == "score" else None,
         "closed_form_score": _closed_form_score(reference),

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..envs.problem import check_integer
+from ..agents.archive import parse_json
+from ..envs.checks import (
+    MOST,
+    check_flag,
+    check_integer,
+    check_keywords,
+    check_one_of,
+    check_positive,
+    check_seed,
+    shown,
+)
+from .storage.files import printable
 
 UNITS = ("env_steps", "reward_queries", "seconds")
+#: How devices are named where JSON keeps them.
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 #: What ``learn`` is told when the budget is not in steps: never reached, and harmless in a
 #: division.
 _ENDLESS = 10**12
@@ -37,14 +51,17 @@ class Budget:
     unit: str = "reward_queries"
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise ValueError(f"budget unit must be one of {UNITS}; got {self.unit!r}")
-        if not (
-            isinstance(self.amount, (int, float)) and math.isfinite(self.amount) and self.amount > 0
-        ):
+        check_one_of("budget unit", self.unit, UNITS)
+        try:
+            check_positive("budget", self.amount)
+        except ValueError:
             raise ValueError(
-                f"budget must be a positive number of {self.unit}; got {self.amount!r}"
-            )
+                f"budget must be a positive number of {self.unit}; got {shown(self.amount)}"
+            ) from None
+        if self.amount > MOST:
+            raise ValueError(f"budget must be at most {MOST:g} {self.unit}; got {self.amount!r}")
+        if not isinstance(self.amount, (int, float)):  # numpy's numbers are none of JSON's
+            object.__setattr__(self, "amount", self.amount.item())
 
     def fraction(self, spent: Spent) -> float:
         """Share of the budget that is spent; 1 is all of it."""
@@ -54,6 +71,8 @@ class Budget:
         """``total_timesteps`` for SB3's ``learn`` on ``lanes`` copies of a problem of ``horizon``
         steps, which end together.
         """
+        check_integer("horizon", horizon)
+        check_integer("lanes", lanes)
         if self.unit == "reward_queries":
             return math.ceil(self.amount / lanes) * lanes * horizon
         return math.ceil(self.amount) if self.unit == "env_steps" else _ENDLESS
@@ -92,7 +111,9 @@ class EvaluationPlan:
             ("samples", 1),
         ):
             check_integer(name, getattr(self, name), least)
+            object.__setattr__(self, name, int(getattr(self, name)))
         check_integer("reference_starts", self.reference_starts, 0)
+        object.__setattr__(self, "reference_starts", int(self.reference_starts))
         if self.reference_starts == 1:
             raise ValueError("reference_starts must be 0 or at least 2; got 1")
 
@@ -139,7 +160,23 @@ class RunSpec:
             given = getattr(self, name)
             if not isinstance(given, str) or slug(given) in ("", ".", "..") or "\0" in given:
                 raise ValueError(f"{name} must be an id or module:attribute; got {given!r}"[:300])
-        check_integer("seed", self.seed, 0)
+        for name, kind in (("budget", Budget), ("plan", EvaluationPlan)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"{name} must be {kind.__name__}(...); got {shown(getattr(self, name))}"
+                )
+        for name in ("env_kwargs", "agent_kwargs"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} must be a dict of arguments; got None")
+            check_keywords(name, getattr(self, name))
+        if not (isinstance(self.device, str) and DEVICES.fullmatch(self.device)):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {shown(self.device)}")
+        if not (self.load is None or isinstance(self.load, str)):
+            raise ValueError(f"load must be the name of a file, or None; got {shown(self.load)}")
+        check_flag("trust_pickle", self.trust_pickle)
+        if self.seed is None:
+            raise ValueError("seed must be an integer of at least 0; got None")
+        check_seed("seed", self.seed)
         object.__setattr__(self, "seed", int(self.seed))  # numpy's integers are none of JSON's
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +203,7 @@ class RunSpec:
             ValueError: the file is not there, is no JSON, or says what no run has.
         """
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"config must be a readable JSON file; got {str(path)!r} ({error})"
@@ -185,7 +222,8 @@ class RunSpec:
             return cls(**{key: _nested(key, value) for key, value in values.items()})
         except (TypeError, AttributeError) as error:
             raise ValueError(
-                f"config must hold the settings of a run; {str(path)!r} does not: {error}"
+                f"config must hold the settings of a run; {str(path)!r} does not:"
+                f" {printable(error)}"
             ) from error
 
     def offered(self, horizon: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ..envs.problem import Estimate
 from .evaluation import Reference
 from .intervals import Interval
 from .plots import name_of
+from .storage.files import escaped_within, printable
 
 _UNIT_WORDS = {
     "env_steps": "env steps",
@@ -31,7 +32,9 @@ same. Across classes nothing is claimed."""
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The whole report of ``report.report``'s summary."""
+    """The whole report of ``report.report``'s summary, in which every text counts as words."""
+    commands = [" ".join(printable(text).split()) for text in summary["commands"]]
+    summary = {**escaped_within(summary), "commands": [text.replace("`", "'") for text in commands]}
     parts = ["# Report", _NOTES, *(_environment(env) for env in summary["environments"])]
     if summary["overall"]:
         parts += ["## All environments", _overall(summary["overall"])]
@@ -341,6 +344,4 @@ def _plain(value: float | None) -> str:
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -20,6 +20,7 @@ torch.set_num_threads(1)  # small tensors: more threads only get in each other's
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--fuzz", type=int, default=3000, help="cases of the fuzz suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:

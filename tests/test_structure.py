@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("scoreboard", "baselines", "agents", "envs")
 #: One concept fills them.
 LONG = {
+    "envs/problem.py": "the seam",
     "envs/env.py": "the two Gymnasium shells, which must agree",
     "envs/known_optimum/linear_quadratic.py": "the Riccati recursion and its instances",
     "envs/pretraining/latent_digits.py": "what trains the text-to-image model",
-    "envs/problem.py": "the seam",
 }
 
 

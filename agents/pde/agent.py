@@ -29,7 +29,7 @@ from ...envs.env import as_env, problem_of
 from ...envs.problem import Policy
 from ...envs.recording import Recording
 from ..base import ProblemAgent
-from ..checks import check_whole
+from ..checks import check_fit, check_rounds
 from ..control import ControlPolicy
 from ..networks import NetworkValue
 from .choosing.candidates import network_for
@@ -120,10 +120,9 @@ class PDE(Regression):
         selection: Selection | None = None,
         **kwargs: Any,
     ) -> None:
-        check_whole("n_uncontrolled", n_uncontrolled, 2)
-        check_whole("gradient_steps", gradient_steps, 1)
-        self.n_uncontrolled, self.adaptive = n_uncontrolled, adaptive
-        self.gradient_steps = gradient_steps
+        check_rounds(n_uncontrolled, gradient_steps, adaptive, kwargs.get("policy_kwargs"))
+        self.n_uncontrolled, self.adaptive = int(n_uncontrolled), bool(adaptive)
+        self.gradient_steps = int(gradient_steps)
         groups = dict(collection=collection, targets=targets, fitting=fitting, selection=selection)
         vars(self).update(settled(groups, kwargs))
         if self.collection.exploration and not adaptive:
@@ -211,7 +210,7 @@ class PDE(Regression):
             ValueError: wrong shapes, NaN or infinite numbers, a corrupt file, or no path that was
                 seen at its end.
         """
-        check_whole("gradient_steps", gradient_steps, 1)
+        check_fit(gradient_steps, progress_bar)
         imagined = self.collection.imagined
         if imagined:
             raise ValueError(f"imagined must be 0 for fit, which simulates nothing; got {imagined}")

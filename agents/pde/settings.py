@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ...envs.checks import check_flag, check_one_of
 from ..checks import check_range, check_whole
 from .lookahead import LOOKAHEADS
 
@@ -73,10 +74,8 @@ class Targets:
             check_range("mean_span", self.mean_span, 1)
         check_whole("draws", self.draws, 0)
         check_range("max_weight", self.max_weight, 1)
-        if self.lookahead is not None and self.lookahead not in LOOKAHEADS:
-            raise ValueError(
-                f"lookahead must be one of {sorted(LOOKAHEADS)}, or None; got {self.lookahead!r}"
-            )
+        if self.lookahead is not None:
+            check_one_of("lookahead", self.lookahead, LOOKAHEADS)
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,7 @@ class Selection:
     def __post_init__(self) -> None:
         if self.ridge is not None:
             check_range("ridge", self.ridge, 0)
+        check_flag("select", self.select)
 
 
 #: The groups by the name of PDE's argument.

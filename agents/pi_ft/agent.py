@@ -38,6 +38,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...envs.checks import check_positive
 from ...envs.diffusion.gaussian_mixture import GaussianMixture
 from ...envs.env import as_env, problem_of
 from ...envs.known_optimum.linear_quadratic import LinearQuadratic
@@ -120,6 +121,8 @@ class PIFT(ProblemAgent):
         check_whole("gradient_steps", gradient_steps, 1)
         check_whole("batch_size", batch_size, 1)
         check_range("averaging", averaging, 0, 1)
+        check_range("weight_decay", weight_decay, 0)
+        check_positive("max_gradient", max_gradient)
         self.memory = memory
         self.gradient_steps = gradient_steps
         self.batch_size = batch_size

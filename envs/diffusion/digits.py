@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import checked
 from ..problem import at
 from .denoising import DenoisingProblem, Schedule
 from .digit_networks import IMAGE_SHAPE, load_networks
@@ -66,6 +67,7 @@ class Digits(DenoisingProblem):
 
     model_methods = ("_predict_noise",)  # what memory does not answer
 
+    @checked
     def __init__(
         self,
         reward: Callable[[Tensor], Tensor] | None = None,
@@ -144,6 +146,7 @@ class Digits(DenoisingProblem):
         )
 
 
+@checked
 def digits(
     *,
     target: int = 3,

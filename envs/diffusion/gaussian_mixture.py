@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked
 from ..problem import at
 from ..rendering import canvas, pixels
 from .denoising import DenoisingProblem, Schedule
@@ -103,6 +104,7 @@ class GaussianMixture(DenoisingProblem):
             returns the velocity ``E[e - x0 | x]``, else the noise.
     """
 
+    @checked
     def __init__(
         self,
         means: Any,
@@ -281,6 +283,7 @@ class GaussianMixture(DenoisingProblem):
         return pixels(figure)
 
 
+@checked
 def gaussian_mixture(
     temperature: float = 0.5, steps: int = 50, dimension: int = 2, **schedule: Any
 ) -> GaussianMixture:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import AnyProblem, Problem, check_integer, check_positive
+from ..checks import check_integer, check_positive, checked
+from ..problem import AnyProblem, Problem
 from .grid import GridSolution, normal_nodes, refine
 
 
@@ -53,6 +54,7 @@ class DoubleWell(Problem):
             is unstable.
     """
 
+    @checked
     def __init__(
         self,
         dimension: int = 10,

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import AnyProblem, Problem, check_integer, check_positive
+from ..checks import check_integer, check_positive, checked
+from ..problem import AnyProblem, Problem
 
 
 class Quadratics(NamedTuple):
@@ -64,6 +65,7 @@ class LinearQuadratic(Problem):
             names the step).
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -121,6 +123,7 @@ class LinearQuadratic(Problem):
         self.solution = self._solve()
 
     @classmethod
+    @checked
     def damped_rotation(
         cls, dimension: int = 4, steps: int = 50, temperature: float = 0.5, seed: int = 0
     ) -> LinearQuadratic:
@@ -151,6 +154,7 @@ class LinearQuadratic(Problem):
         )
 
     @classmethod
+    @checked
     def ornstein_uhlenbeck(
         cls,
         dimension: int = 20,
@@ -221,6 +225,7 @@ class LinearQuadratic(Problem):
         )
 
     @classmethod
+    @checked
     def linear_ornstein_uhlenbeck(
         cls,
         dimension: int = 10,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..problem import check_positive
+from ..checks import check_positive, checked
 from ..rendering import pixels, scene
 from .control_affine import Diffusion, Time, check_at_least_zero, saturated
 
@@ -55,6 +55,7 @@ class CartPoleSwingUp(Diffusion):
         integrator: ``"rk4"``, or ``"euler"`` as in Gymnasium.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 200,

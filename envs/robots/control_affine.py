@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import Problem, check_integer, check_positive
+from ..checks import check_integer, check_positive, checked
+from ..problem import Problem
 
 #: Time: a float, or a column ``(n, 1)`` with one time per row, so that it broadcasts against
 #: coordinates ``(n, d)``.
@@ -96,6 +97,7 @@ class Diffusion(Problem):
         ValueError: an argument is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         dimension: int,
@@ -232,6 +234,7 @@ class ControlAffine(Diffusion):
         )
     """
 
+    @checked
     def __init__(
         self,
         *,

@@ -20,12 +20,11 @@ class Engine:
     picks = True  #: stepping a few of the robots is cheaper than stepping all
 
     def __init__(self, model: Any, frame_skip: int, sensors: bool, threads: int | None) -> None:
-        import mujoco
 
-        if model.nhistory or model.nplugin:
+        if more := _remembers(model, sensors):
             raise ValueError(
                 "model must move by its positions, velocities and activations alone; this one has"
-                f" {'plug-ins' if model.nplugin else 'delays'}, which remember more"
+                f" {more}, which remember more"
             )
         self.model, self.frame_skip, self.sensors, self.threads = (
             model,
@@ -34,7 +33,7 @@ class Engine:
             threads,
         )
         # the full physics state begins with the time, on which no force depends
-        self.size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS) - 1
+        self.size = model.nq + model.nv + model.na
         self._pool: tuple[int, Any, list[Any]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,3 +91,25 @@ class Engine:
 
 
 _FORKED: list[Any] = []
+
+
+def _remembers(model: Any, sensors: bool) -> str:
+    """What of a model's next step does not follow from positions, velocities and activations;
+    nothing: an empty text.
+    """
+    import mujoco
+
+    state, enabled = mujoco.mjtState, mujoco.mjtEnableBit
+    full = mujoco.mj_stateSize(model, state.mjSTATE_FULLPHYSICS) - 1
+    asleep = getattr(enabled, "mjENBL_SLEEP", 0)
+    if model.nplugin:
+        return "plug-ins"
+    if model.nhistory:
+        return "delays"
+    if full != model.nq + model.nv + model.na:
+        return "other states"
+    if model.opt.enableflags & int(asleep):
+        return "bodies that fall asleep"
+    if sensors and (model.sensor_type == mujoco.mjtSensor.mjSENS_CLOCK).any():
+        return "clocks as sensors"
+    return ""

@@ -19,7 +19,9 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from .mujoco import Physics, Robot, read_model
+from ..checks import checked
+from .models import read_model
+from .mujoco import Physics, Robot
 
 
 def model_path(name: str) -> Path:
@@ -53,6 +55,7 @@ class InvertedPendulum(Robot):
         others: of ``Robot``.
     """
 
+    @checked
     def __init__(
         self, steps: int = 100, temperature: float = 1.0, scale: float = 0.2, **others: Any
     ) -> None:
@@ -80,6 +83,7 @@ class InvertedDoublePendulum(Robot):
         others: of ``Robot``.
     """
 
+    @checked
     def __init__(
         self, steps: int = 100, temperature: float = 2.0, scale: float = 0.1, **others: Any
     ) -> None:
@@ -130,6 +134,7 @@ class Reacher(Robot):
 
     view = "xy"
 
+    @checked
     def __init__(
         self,
         steps: int = 50,
@@ -185,6 +190,7 @@ class HalfCheetah(Robot):
         others: of ``Robot``.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 100,
@@ -229,6 +235,7 @@ class Hopper(Robot):
         others: of ``Robot``.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 125,

@@ -17,21 +17,23 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..extras import install_command
-from ..problem import Problem, check_integer, check_positive
+from ..checks import check_integer, check_positive, check_range, check_shape, checked
+from ..problem import Problem
 from .engine import Engine
+from .models import Model, limits_of, per_actuator, read_model, rest_of
 
-#: An MJCF file, its text, a binary ``.mjb`` file, a ``mujoco.MjModel`` or a ``mujoco.MjSpec``.
-Model = Any
 #: Beyond this MuJoCo calls a simulation unstable (mjMAXVAL).
 _LARGEST = 1e10
+
+
+#: What MUJOCO_GL says where there is to be none.
+_NO_GL = ("", "disable", "disabled", "off", "false", "0")
 
 
 class Physics(NamedTuple):
@@ -59,7 +61,8 @@ class Robot(Problem):
         temperature: price of one nat of KL.
         scale: standard deviation of the noise in ctrl, one number or one an actuator; so the ctrl
             of a control of 1.
-        offset: ctrl of the uncontrolled, noise-free robot, one number or one an actuator.
+        offset: ctrl of the uncontrolled, noise-free robot, one number or one an actuator. Absent:
+            the keyframe's, else 0.
         frame_skip: substeps in which ctrl is held.
         spread: half-width of ``start``'s uniform law.
         sensors: let rewards see the sensors of the state after the step, at the price of one more
@@ -67,6 +70,8 @@ class Robot(Problem):
         threads: that step a batch; absent: torch's number of threads when the first batch comes. Of
             the engine mujoco only.
         dtype: of the states.
+        keyframe: name or number of the model's keyframe whose positions, velocities and activations
+            ``start`` begins at; absent: the model's own at rest.
         engine: mujoco steps on the CPU, warp (MuJoCo Warp, ``girsanov[warp]``) on the device of the
             states.
 
@@ -78,19 +83,21 @@ class Robot(Problem):
     view = "xz"  #: the plane that ``render`` draws without a GL
     goal: Sequence[float] | Tensor | None = None  #: a point ``(3,)`` that the drawing marks
 
+    @checked
     def __init__(
         self,
         model: Model,
         steps: int,
         temperature: float,
         scale: float | Sequence[float] = 1.0,
-        offset: float | Sequence[float] = 0.0,
+        offset: float | Sequence[float] | None = None,
         frame_skip: int = 1,
         spread: float = 0.01,
         sensors: bool = False,
         threads: int | None = None,
         dtype: torch.dtype = torch.float32,
         engine: str = "mujoco",
+        keyframe: str | int | None = None,
     ) -> None:
         check_positive("temperature", temperature)
         for name, whole in (
@@ -99,19 +106,19 @@ class Robot(Problem):
             ("threads", 1 if threads is None else threads),
         ):
             check_integer(name, whole)
-        if not spread >= 0:
-            raise ValueError(f"spread must be a number of at least 0; got {spread!r}")
+        check_range("spread", spread, 0, 1e6)
         self.engine = make_engine(engine, read_model(model), frame_skip, sensors, threads)
         loaded = self.engine.model
         if loaded.nu == 0:
             raise ValueError(
                 "model must have an actuator: noise and control enter through it; got one without"
             )
+        self.rest = rest_of(loaded, keyframe)  #: where it begins
         self.scale, self.offset = (
-            _per_actuator("scale", scale, loaded.nu),
-            _per_actuator("offset", offset, loaded.nu),
+            per_actuator("scale", scale, loaded.nu),
+            per_actuator("offset", self.rest.ctrl if offset is None else offset, loaded.nu),
         )
-        self.low, self.high = _limits(loaded)
+        self.low, self.high = limits_of(loaded)
         if not (self.scale > 0).all():
             raise ValueError(f"scale must be above 0 for every actuator; got {scale!r}")
         self.spread = spread
@@ -133,11 +140,10 @@ class Robot(Problem):
         return torch.ones(len(physics.qpos), dtype=torch.bool, device=physics.qpos.device)
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` initial ``(qpos, qvel)``, ``(n, nq + nv)`` on the generator's device: the model's
-        own, up to the spread.
+        """``n`` initial ``(qpos, qvel)``, ``(n, nq + nv)`` on the generator's device: the
+        keyframe's or the model's own, up to the spread.
         """
-        model = self.engine.model
-        rest = np.concatenate([model.qpos0, np.zeros(model.nv)])
+        rest = np.concatenate([self.rest.qpos, self.rest.qvel])
         noise = (
             2
             * torch.rand(
@@ -150,9 +156,8 @@ class Robot(Problem):
     def initial(self, n: int, generator: torch.Generator) -> Tensor:
         """``start``, with nothing earned, and alive."""
         begun = self._upright(self.start(n, generator)).to(self._like)
-        rest = begun.new_zeros(n, self.state_shape[0] - begun.shape[1])
-        rest[:, -1] = 1.0
-        return torch.cat([begun, rest], 1)
+        rest = [*self.rest.act.tolist(), 0.0, 1.0]
+        return torch.cat([begun, begun.new_tensor(rest).expand(n, -1)], 1)
 
     def _upright(self, begun: Tensor) -> Tensor:
         """With unit quaternions of free and ball joints."""
@@ -160,7 +165,9 @@ class Robot(Problem):
         for kind, place in zip(model.jnt_type.tolist(), model.jnt_qposadr.tolist(), strict=True):
             if kind < 2:  # a free joint's three coordinates come before its quaternion
                 part = slice(place + 3 * (kind == 0), place + 3 * (kind == 0) + 4)
-                begun[:, part] /= begun[:, part].norm(dim=1, keepdim=True)
+                length = begun[:, part].norm(dim=1, keepdim=True)
+                identity = begun.new_tensor([1.0, 0.0, 0.0, 0.0])  # MuJoCo's reading of zeros
+                begun[:, part] = torch.where(length > 1e-15, begun[:, part] / length, identity)
         return begun
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -186,8 +193,10 @@ class Robot(Problem):
             finite[:, None], later, state[:, :-2]
         )  # an exploded simulation is a fallen robot
         after = self._physics(later, sensed)
-        earned = torch.where(finite, self.reward(self.physics(state), control, after), 0.0)
-        alive = self.healthy(after) & finite
+        earned, well = self.reward(self.physics(state), control, after), self.healthy(after)
+        for what, values in (("reward", earned), ("healthy", well)):
+            check_shape(f"{what} of {type(self).__name__}", values, finite.shape)
+        earned, alive = torch.where(finite, earned, 0.0), well.bool() & finite
         return torch.cat([later, earned.to(later)[:, None], alive.to(later)[:, None]], 1)
 
     def physics(self, x: Tensor) -> Physics:
@@ -216,11 +225,11 @@ class Robot(Problem):
         return self.alive(x)
 
     def render(self, path: Tensor) -> Any:
-        """The robot now: by MuJoCo's renderer if MUJOCO_GL is set (egl, osmesa, glfw), or drawn."""
+        """The robot now: by MuJoCo's renderer if MUJOCO_GL names a GL (egl, osmesa, glfw), or drawn."""
         from .pictures import by_itself, photograph, sketch
 
         qpos = self.physics(path[-1:]).qpos[0].double().cpu().numpy()
-        if os.environ.get("MUJOCO_GL"):
+        if os.environ.get("MUJOCO_GL", "").lower().strip() not in _NO_GL:
             return photograph(self.engine.model, qpos)
         title = f"step {len(path) - 1} of {self.horizon}"
         return sketch(self.engine.model, qpos, self.view, title, by_itself(self), self.goal)
@@ -244,6 +253,7 @@ class MujocoProblem(Robot):
         arm = MujocoProblem("arm.xml", reward, sensors=True, steps=100, temperature=1.0, scale=0.2)
     """
 
+    @checked
     def __init__(
         self,
         model: Model,
@@ -293,58 +303,3 @@ def make_engine(
 
         return WarpEngine(model, frame_skip, sensors, threads)
     raise ValueError(f"engine must be 'mujoco' or 'warp'; got {name!r}")
-
-
-def read_model(model: Model, quiet: bool = False) -> Any:
-    """A ``mujoco.MjModel`` of a file, a text, or itself; ``quiet`` drops what MuJoCo has to say of
-    it.
-
-    Raises:
-        ValueError: the model can't be read, or MuJoCo isn't installed.
-    """
-    try:
-        import mujoco
-    except ImportError as error:
-        raise ValueError(
-            f"MuJoCo must be installed for this environment: {install_command('mujoco')} ({error})"
-        ) from error
-    if quiet:
-        heard = mujoco.get_mju_user_warning()
-        mujoco.set_mju_user_warning(lambda message: None)
-        try:
-            return read_model(model)
-        finally:
-            mujoco.set_mju_user_warning(heard)
-    if isinstance(model, mujoco.MjModel):
-        return model
-    try:
-        if isinstance(model, mujoco.MjSpec):
-            return model.compile()
-        if str(model).endswith(".mjb"):
-            return mujoco.MjModel.from_binary_path(str(Path(model).expanduser()))
-        if isinstance(model, str) and model.lstrip().startswith("<"):
-            return mujoco.MjModel.from_xml_string(model)
-        return mujoco.MjModel.from_xml_path(str(Path(model).expanduser()))
-    except (ValueError, TypeError) as error:
-        shown = model if len(str(model)) < 200 else f"{str(model)[:200]}..."
-        raise ValueError(
-            f"model must be an MJCF file, its text, or a mujoco.MjModel; got {shown!r} ({error})"
-        ) from error
-
-
-def _per_actuator(name: str, value: float | Sequence[float], count: int) -> Tensor:
-    array = np.asarray(value, dtype=np.float64)
-    if array.shape not in ((), (count,)) or not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} must be one finite number, or {count}, one an actuator; got {value!r}"
-        )
-    return torch.from_numpy(np.broadcast_to(array, count).copy())
-
-
-def _limits(model: Any) -> tuple[Tensor, Tensor]:
-    """Smallest and largest ctrl of each actuator; infinite where the model sets none."""
-    limited = model.actuator_ctrllimited.astype(bool)
-    low, high = model.actuator_ctrlrange.T
-    return torch.from_numpy(np.where(limited, low, -np.inf)), torch.from_numpy(
-        np.where(limited, high, np.inf)
-    )

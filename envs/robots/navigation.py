@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import check_positive
+from ..checks import check_positive, checked
 from ..rendering import disc, pixels, scene
 from .control_affine import Diffusion, Time, check_at_least_zero, saturated
 
@@ -55,6 +55,7 @@ class Navigation(Diffusion):
         others: ``step_size``, ``angles``, ``integrator`` and ``refine``, as in ``Diffusion``.
     """
 
+    @checked
     def __init__(
         self,
         dimension: int,
@@ -183,6 +184,7 @@ class DoubleIntegratorNavigation(Navigation):
         integrator: ``"rk4"`` (here exact) or ``"euler"``.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 50,
@@ -261,6 +263,7 @@ class UnicycleNavigation(Navigation):
         integrator: ``"rk4"`` or ``"euler"``.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 60,

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import Problem, check_integer, check_positive
+from ..checks import check_integer, check_positive, checked
+from ..problem import Problem
 from ..rendering import canvas, pixels
 
 GRAVITY, MASS, LENGTH, TIME_STEP, MAX_SPEED = 10.0, 1.0, 1.0, 0.05, 8.0
@@ -45,6 +46,7 @@ class Pendulum(Problem):
             diffusion is the same.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 100,

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..problem import check_positive
+from ..checks import check_positive, checked
 from ..rendering import disc, pixels, scene
 from .control_affine import Diffusion, Time, check_at_least_zero, saturated
 
@@ -61,6 +61,7 @@ class PlanarQuadrotor(Diffusion):
         integrator: ``"rk4"`` or ``"euler"``.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 60,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import check_positive
+from ..checks import check_positive, checked
 from ..rendering import disc, pixels, scene
 from .control_affine import Diffusion, Time, check_at_least_zero, saturated
 
@@ -53,6 +53,7 @@ class TwoLinkArm(Diffusion):
         integrator: ``"rk4"`` or ``"euler"``.
     """
 
+    @checked
     def __init__(
         self,
         steps: int = 50,

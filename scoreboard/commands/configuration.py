@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ...agents.archive import parse_json
+from ...envs.checks import shown
 from .near import did_you_mean
 
 _KWARGS = ("env_kwargs", "agent_kwargs")
 #: Arguments that no file holds.
 _NOT_KEPT = ("config", "dry_run")
+_BRACKETS = 1000  #: in a YAML file at most
 _TYPES = {int: "integer", float: "number", str: "string", Path: "string", bool: "boolean"}
 
 
@@ -91,7 +93,7 @@ def read(path: Path, command: Callable[..., Any]) -> dict[str, Any]:
     kind = "YAML" if yaml_file else "JSON"
     try:
         text = path.read_text(encoding="utf-8")
-        values = _yaml(text) if yaml_file else json.loads(text)
+        values = _yaml(text) if yaml_file else parse_json(text)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"config must be a readable {kind} file; got {str(path)!r} ({error})"
@@ -102,7 +104,10 @@ def read(path: Path, command: Callable[..., Any]) -> dict[str, Any]:
     if isinstance(values.get("budget"), dict):
         budget = values.pop("budget")
         values |= {"budget": budget.get("amount"), "budget_unit": budget.get("unit")}
-    values |= values.pop("plan", {})
+    plan = values.pop("plan", {})
+    if not isinstance(plan, dict):
+        raise ValueError(f"config: plan must be an object; got {shown(plan)}")
+    values |= plan
     known = [name for name in _parameters(command) if name not in _NOT_KEPT]
     for name, value in values.items():
         if name not in known:
@@ -180,10 +185,16 @@ def _yaml(text: str) -> Any:
         import yaml
     except ImportError as error:
         raise ValueError("YAML needs PyYAML: pip install pyyaml") from error
+    if text.count("[") + text.count("{") > _BRACKETS:  # PyYAML takes the square of their number
+        raise ValueError(f"it must have at most {_BRACKETS} brackets")
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("aliases are not taken: a few lines of them make any amount")
         return _numbers(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ValueError(str(error).splitlines()[0]) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _numbers(value: Any) -> Any:

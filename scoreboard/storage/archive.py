@@ -12,8 +12,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...agents.archive import parse_json
 from ..spec import RunSpec, slug
+from .files import content_of
 from .records import RunFolder, read_json, read_record, write_json, write_whole
+from .shapes import check_run
 
 FILE = "runs.jsonl"
 Line = dict[str, Any]
@@ -36,16 +39,21 @@ def read(out: Path) -> Archive:
         ValueError: a line that is no run and no reference, or whose names lead out of the folder.
     """
     archive, path = Archive({}, {}, {}), out / FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        lines = content_of(path).splitlines() if path.is_file() else []
+    except ValueError as error:
+        raise ValueError(f"{path} must hold runs and references; {error}") from error
     for number, text in enumerate(lines, 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             kind = line.pop("kind")
             if kind == "reference":
                 archive.references[_inside(line["settings"]["env"])] = line
             elif kind == "pooled" and line["runs"]:
                 archive.pooled[_inside(line.pop("env"))] = line
             elif kind == "run" and line["rows"]:
+                RunSpec.from_json(line["spec"])
+                check_run("the record", line)
                 archive.runs[_folder(line["spec"])] = line
             else:
                 raise ValueError(f"kind {kind!r}")
@@ -111,7 +119,9 @@ def _in_folders(out: Path) -> dict[Path, Line]:
     for path in out.glob("*/*/seed*/record.json"):
         record = read_record(path)
         rows = RunFolder(out, RunSpec.from_json(record["spec"])).rows()
-        found[path.parent.relative_to(out)] = {**record, "rows": rows}
+        run = {**record, "rows": rows}
+        check_run(f"{path} (delete the run's folder to make it again): it", run)
+        found[path.parent.relative_to(out)] = run
     return found
 
 

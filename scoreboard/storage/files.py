@@ -86,6 +86,20 @@ def escaped(text: Any) -> str:
     return _CONTROL.sub(" ", str(text)).translate(_MARKUP)
 
 
+def escaped_within(value: Any) -> Any:
+    """``escaped`` texts in nested lists and dicts, names and values alike."""
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, dict):
+        return {escaped_within(name): escaped_within(part) for name, part in value.items()}
+    return [escaped_within(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def printable(text: Any) -> str:
+    """A text as a terminal may show it: lines and tabs stay, what it would obey goes."""
+    return "".join(c if c in "\n\t" else _CONTROL.sub(" ", c) for c in str(text))
+
+
 def check_writable(out: Path) -> None:
     """Make the folder ``out`` if need be and write to it, or raise one ValueError, before anything
     takes long.

@@ -18,10 +18,11 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from girsanov.agents import PDE, PIFT, checkpoint
 from girsanov.agents.pi_ft.value_gradients import value_gradients
+from girsanov.baselines.sb3 import make_ppo
 from girsanov.envs import make_problem
 from girsanov.envs.certificates import certificate
 from girsanov.envs.env import ProblemEnv, ProblemVectorEnv, observe
@@ -152,9 +153,15 @@ def test_wrappers_that_it_does_not_see_are_warned_of(agent):
         gym.wrappers.NormalizeObservation(gym.make(MIXTURE)),
         gym.wrappers.RescaleAction(gym.make(MIXTURE), np.float32(-0.5), np.float32(0.5)),
         gym.wrappers.TransformReward(gym.make(MIXTURE), lambda r: 2 * r),
+        VecFrameStack(make_vec_env(MIXTURE), 2),
+        gym.wrappers.FrameStackObservation(gym.make(MIXTURE), 2),
+        gym.wrappers.TimeLimit(gym.make(MIXTURE), 3),
+        gym.wrappers.vector.NormalizeReward(gym.make_vec(MIXTURE, 2)),
     ):
         with pytest.warns(UserWarning, match="does not see what these wrappers change"):
             small(agent, env)
+    with pytest.warns(UserWarning, match="these wrappers change: TimeLimit"):
+        make_ppo(gym.wrappers.TimeLimit(gym.make(MIXTURE), 3))
     small(
         agent, gym.wrappers.RecordEpisodeStatistics(gym.make(MIXTURE))
     )  # a warning would fail the test
@@ -345,7 +352,7 @@ def test_bad_arguments(agent):
                 ValueError, match=f"{name} must be a whole number of at least {least}; got {number}"
             ):
                 agent("MlpPolicy", MIXTURE, **{name: number})
-    with pytest.raises(ValueError, match=r"seed must be a whole number of at least 0; got 2\.5"):
+    with pytest.raises(ValueError, match=r"seed must be an integer of at least 0; got 2\.5"):
         agent("MlpPolicy", MIXTURE, seed=2.5)
     with pytest.raises(
         ValueError, match="path must be a file name or a file opened for writing; got None"

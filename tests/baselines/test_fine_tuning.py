@@ -266,7 +266,7 @@ def test_set_env_changes_the_problem(tuner):
 def test_bad_arguments(tuner, tmp_path):
     with pytest.raises(
         ValueError,
-        match="policy must be one of .'LoraPolicy', 'MlpPolicy'. or a class; got 'CnnPolicy'",
+        match="policy must be one of .'LoraPolicy', 'MlpPolicy'. or a ControlPolicy class; got",
     ):
         tuner("CnnPolicy", MIXTURE)
     with pytest.raises(

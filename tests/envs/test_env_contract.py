@@ -409,7 +409,7 @@ class Faulty(Problem):
     """A random walk whose reward is NaN where and when it is told."""
 
     state_shape = noise_shape = (1,)
-    horizon, temperature = 4, 1.0
+    horizon, temperature = 8, 1.0  # the door looks at steps 0, 1, 4 and 7
 
     def __init__(self, running_at: int | None = None, terminal: bool = False) -> None:
         self.running_at, self.terminal, self.calls = running_at, terminal, 0
@@ -424,11 +424,11 @@ class Faulty(Problem):
         return x[:, 0] * 0 + (float("nan") if isinstance(k, int) and k == self.running_at else 0.0)
 
     def terminal_reward(self, x: Tensor) -> Tensor:
-        self.calls += 1  # the first call is validate's, at the door
-        return x[:, 0] + (float("inf") if self.terminal and self.calls > 1 else 0.0)
+        self.calls += 1  # the first two calls are validate's, at the door
+        return x[:, 0] + (float("inf") if self.terminal and self.calls > 2 else 0.0)
 
 
-@pytest.mark.parametrize("problem", [Faulty(running_at=2), Faulty(terminal=True)])
+@pytest.mark.parametrize("problem", [Faulty(running_at=3), Faulty(terminal=True)])
 @pytest.mark.parametrize("tensors", [None, False, True])
 def test_a_reward_that_is_not_finite_is_an_error(problem: Problem, tensors: bool | None) -> None:
     problem = copy.copy(problem)

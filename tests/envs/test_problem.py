@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.envs import make_problem
+from girsanov.envs.counting import counted
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Problem, objective, rollout
 from girsanov.envs.robots.control_affine import ControlAffine
@@ -154,15 +155,15 @@ def test_the_objective_of_the_walk(generator: torch.Generator) -> None:
         ({"horizon": 2.0}, "Walk.horizon must be an integer of at least 1; got 2.0"),
         (
             {"state_shape": (2,)},
-            r"Walk.initial\(2, generator\) must return a tensor of shape \(2, 2\); got \(2, 1\)",
+            r"Walk.initial\(3, generator\) must return a tensor of shape \(3, 2\); got \(3, 1\)",
         ),
         (
             {"terminal_reward": lambda x: x},
-            r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got \(2, 1\)",
+            r"Walk.terminal_reward\(x\) must return a tensor of shape \(3,\); got \(3, 1\)",
         ),
         (
             {"terminal_reward": lambda x: 0.0},
-            r"Walk.terminal_reward\(x\) must return a tensor of shape \(2,\); got float",
+            r"Walk.terminal_reward\(x\) must return a tensor of shape \(3,\); got float",
         ),
         (
             {"state_shape": 1},
@@ -182,7 +183,7 @@ def test_the_objective_of_the_walk(generator: torch.Generator) -> None:
             r"Walk.transition\(0, x, z\) must leave x as it is",
         ),
         (
-            {"transition": lambda k, x, z: x + [0.1, 0.2][k] * z},
+            {"transition": lambda k, x, z: x + [0.1, 0.2, 0.3, 0.4][k] * z},
             "Walk.* must also take k as a LongTensor.*; got TypeError",
         ),
         (
@@ -202,6 +203,116 @@ def test_validate_names_what_is_wrong(change: dict[str, Any], message: str) -> N
     vars(problem).update(change)
     with pytest.raises(ValueError, match=message):
         problem.validate()
+
+
+def in_place_late(k: Any, x: Tensor, z: Tensor) -> Tensor:
+    late = torch.as_tensor(k).reshape(-1, 1) >= 2
+    return x.add_(late * z) + ~late * z
+
+
+def nan_midway(k: Any, x: Tensor, z: Tensor) -> Tensor:
+    return x + z * torch.where(torch.as_tensor(k) == 2, torch.nan, 1.0).reshape(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"transition": in_place_late},
+            r"Walk.transition\(2, x, z\) must leave x as it is; it was changed in place",
+        ),
+        (
+            {"transition": lambda k, x, z: x + z.mul_(0.5)},
+            r"Walk.transition\(0, x, z\) must leave z as it is",
+        ),
+        (
+            {"terminal_reward": lambda x: x if len(x) > 2 else x[:, 0]},
+            r"Walk.terminal_reward\(x\) must return a tensor of shape \(3,\); got \(3, 1\)",
+        ),
+        (
+            {"terminal_reward": lambda x: x.squeeze()},
+            r"Walk.terminal_reward\(x\) must return a tensor of shape \(1,\); got \(\)",
+        ),
+        (
+            {"running_reward": lambda k, x: x.squeeze()},
+            r"Walk.running_reward\(1, x\) must return a tensor of shape \(1,\); got \(\)",
+        ),
+        (
+            {"success": lambda x: x > 0},
+            r"Walk.success\(x\) must return a bool tensor of shape \(3,\); got torch.bool of"
+            r" shape \(3, 1\)",
+        ),
+        ({"success": lambda x: x[:, 0]}, r"bool tensor of shape \(3,\); got torch.float32"),
+        (
+            {"initial": lambda n, g: torch.zeros(3, 1)},
+            r"Walk.initial\(1, generator\) must return a tensor of shape \(1, 1\); got \(3, 1\)",
+        ),
+        ({"transition": nan_midway}, r"Walk.transition\(2, x, z\) must return finite numbers"),
+        (
+            {"transition": lambda k, x, z: x + z + torch.randn_like(x)},
+            "Walk.transition must depend on its arguments alone.*differ by",
+        ),
+        (
+            {"running_reward": lambda k, x: torch.rand(len(x))},
+            "Walk.running_reward must depend on its arguments alone",
+        ),
+        (
+            {"transition": lambda k, x, z: x + (z if isinstance(k, int) else 2 * z)},
+            "Walk.transition must depend on its arguments alone, and take one step per row",
+        ),
+        (
+            {"terminal_reward": lambda x: x[:, 0] > 0},
+            r"Walk.terminal_reward\(x\) must return floating-point numbers; got torch.bool",
+        ),
+        (
+            {"running_reward": lambda k, x: x[:, 0] + 0j},
+            r"Walk.running_reward\(0, x\) must return floating-point numbers; got torch.complex64",
+        ),
+        (
+            {"initial": lambda n, g: torch.ones(n, 1, requires_grad=True)},
+            r"Walk.initial\(3, generator\) must return states without gradient",
+        ),
+        (
+            {"terminal_reward": lambda x: (x[:, 0] - torch.zeros(3)).square()},
+            r"Walk.terminal_reward\(x\) must return a tensor of shape \(1,\); got \(3,\)",
+        ),
+        (
+            {"transition": lambda k, x, z: x + torch.eye(2) @ z},
+            r"Walk.transition\(0, x, z\) must take 3 states at once; got RuntimeError: ",
+        ),
+    ],
+)
+def test_validate_looks_at_several_numbers_of_states_and_several_steps(
+    change: dict[str, Any], message: str
+) -> None:
+    problem = Walk()
+    vars(problem).update(change)
+    with pytest.raises(ValueError, match=message):
+        ProblemEnv(problem)
+
+
+def test_the_door_costs_few_rows_and_no_random_number() -> None:
+    asked: dict[str, int] = dict.fromkeys(("transition", "running_reward", "terminal_reward"), 0)
+
+    class Asked(Walk):
+        def transition(self, k: Any, x: Tensor, z: Tensor) -> Tensor:
+            asked["transition"] += len(x)
+            return super().transition(k, x, z)
+
+        def running_reward(self, k: Any, x: Tensor) -> Tensor:
+            asked["running_reward"] += len(x)
+            return super().running_reward(k, x)
+
+        def terminal_reward(self, x: Tensor) -> Tensor:
+            asked["terminal_reward"] += len(x)
+            return super().terminal_reward(x)
+
+    before = torch.get_rng_state()
+    problem, evaluations = counted(Asked(horizon=50))
+    ProblemEnv(problem)
+    assert asked == {"transition": 8, "running_reward": 8, "terminal_reward": 4}
+    assert evaluations.count == 0  # no agent pays for it
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_numpy_s_numbers_become_python_s() -> None:

@@ -210,7 +210,7 @@ def test_other_settings_are_refused_before_anything_runs(mine: Path) -> None:
     [
         ({"agents": ()}, "agents must hold at least one"),
         ({"seeds": (1, 1)}, "seeds must hold at least one name, each once"),
-        ({"workers": 0}, "workers must be at least 1"),
+        ({"workers": 0}, "workers must be a whole number of at least 1"),
         ({"agent_kwargs": {"ppo": {}}}, "agent_kwargs must be for agents of this comparison"),
     ],
 )

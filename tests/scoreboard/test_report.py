@@ -13,6 +13,7 @@ from girsanov.scoreboard.evaluation import Reference
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+from girsanov.scoreboard.storage.files import printable
 from girsanov.scoreboard.storage.records import RunFolder, provenance, write_json
 
 
@@ -323,3 +324,30 @@ def test_image_grid() -> None:
     assert (grid[:2, :3] == 0).all() and (grid[:2, 4:] == 1).all() and (grid[3:, :3] == 1).all()
     assert (grid[2] == 0.5).all() and (grid[:, 3] == 0.5).all()
     assert plots.grid_of(np.zeros((40, 3, 2, 2))).shape == (11, 23, 3)
+
+
+def test_what_records_hold_is_words_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names, versions and commands may come from anybody: no markup, no formula, no terminal."""
+    evil = "<script>alert(1)</script>|[x](http://y) `z` \x1b[31m $\\frac\n# head"
+    _run(tmp_path, "mine:a$b_c", 0, [0.0, 1.0], 1.0, 500.0, (2,))
+    path = next(tmp_path.glob("*/*/seed0/record.json"))
+    record = json.loads(path.read_text())
+    record["spec"]["env_kwargs"] = {"steps": evil, evil: 1}
+    record |= {"command": evil, "access": evil, "versions": {evil: evil}}
+    record["hardware"]["cpu"] = evil
+    path.write_text(json.dumps(record))
+    text = report(tmp_path).read_text()
+    command = next(line for line in text.splitlines() if line.startswith("- Command: `"))
+    assert command.count("`") == 2 and command.endswith("`")  # nothing in code is markup
+    text = text.replace(command, "")
+    assert "<script>" not in text and "\x1b" not in text and "\n# head" not in text
+    assert "](http" not in text.replace("\\](http", "") and "| `" not in text
+    assert text.count("&lt;script&gt;") >= 5 and "mine:a$b_c" in text
+    table = next(line for line in text.splitlines() if line.startswith("| mine"))
+    heads = next(line for line in text.splitlines() if line.startswith("| agent"))
+    assert table.replace("\\|", "").count("|") == heads.count("|")
+    print(printable(f"a\tb\n\x1b]0;owned\x07\u202e{evil}"))
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown) and shown.startswith("a\tb\n ]0;owned")

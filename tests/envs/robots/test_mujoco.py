@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import multiprocessing
+import os
 import pickle
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -337,6 +340,32 @@ def test_a_gl_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         problem.render(problem.initial(1, torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.parametrize("word", ["disable", "OFF", "disabled", "false", "0"])
+def test_no_gl_is_a_drawing(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Reacher()
+    path = problem.initial(1, torch.Generator().manual_seed(0))
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    drawn = problem.render(path)
+    monkeypatch.setenv("MUJOCO_GL", word)
+    assert np.array_equal(problem.render(path), drawn)
+
+
+@pytest.mark.parametrize("gl", ["osmesa", "nonsense"])
+def test_a_gl_that_is_missing_is_named(gl: str) -> None:
+    """MuJoCo looks for it when it is imported."""
+    code = "import girsanov; girsanov.make_problem('girsanov/Reacher-v0'); print('there is one')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MUJOCO_GL": gl},
+        timeout=120,
+    )
+    last = (done.stdout + done.stderr).strip().splitlines()[-1]
+    named = f"ValueError: MUJOCO_GL must name a GL that works here.*; got '{gl}'"
+    assert re.match(named, last) or gl == "osmesa" and last == "there is one"
+
+
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     for bad, message in (
         ({"scale": 0.0}, "scale must be above 0"),
@@ -344,7 +373,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         ({"offset": math.nan}, "offset must be one finite number, or 2"),
         ({"frame_skip": 0}, "frame_skip must be an integer of at least 1; got 0"),
         ({"threads": 0}, "threads must be an integer of at least 1; got 0"),
-        ({"spread": -1.0}, "spread must be a number of at least 0"),
+        ({"spread": -1.0}, "spread must be between 0 and 1000000"),
     ):
         with pytest.raises(ValueError, match=message):
             arm(**bad)
