@@ -225,7 +225,7 @@ class Robot(Problem):
         return self.alive(x)
 
     def render(self, path: Tensor) -> Any:
-        """The robot now: by MuJoCo's renderer if MUJOCO_GL names a GL (egl, osmesa, glfw), or drawn."""
+        """The robot now: by MuJoCo's renderer if MUJOCO_GL names a GL, or drawn."""
         from .pictures import by_itself, photograph, sketch
 
         qpos = self.physics(path[-1:]).qpos[0].double().cpu().numpy()
