@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Problem
 from .archive import bounded, read, write
+from .checks import warn_of_temperature
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAgent")
 
@@ -60,6 +61,7 @@ class SavedAgent(BaseAlgorithm):
             "reward_queries": self.reward_queries,
             "n_updates": self._n_updates,
             "problem": signature(self.problem, self.action_space),
+            "temperature": float(self.problem.temperature),
         }
         write(path, tensors, settings)
 
@@ -114,6 +116,7 @@ class SavedAgent(BaseAlgorithm):
                 f"env must be the kind that the checkpoint was trained on, {str(theirs)[:500]};"
                 f" got {ours}"
             )
+        warn_of_temperature(path, settings.get("temperature"), problem_of(env).temperature)
         arguments = {
             **settings["hyperparameters"],
             "seed": settings["seed"],

@@ -40,6 +40,20 @@ def check_names(owner: str, given: Iterable[str], allowed: Collection[str]) -> N
             )
 
 
+def warn_of_temperature(path: Any, learnt: Any, given: float) -> None:
+    """Say so where a saved agent learnt at another temperature than it is loaded into.
+
+    Old files do not tell theirs.
+    """
+    if isinstance(learnt, (int, float)) and not math.isclose(learnt, given, rel_tol=1e-6):
+        warnings.warn(
+            f"{path} was learnt at temperature {learnt:g} and is loaded into {given:g}, at which"
+            " another policy is optimal; more learning takes it there",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def warn_of_wrappers(env: Any) -> None:
     """Name the wrappers that change what ``predict`` is given or gives.
 

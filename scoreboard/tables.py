@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from ..envs.certificates import Certificate
 from ..envs.problem import Estimate
 from .evaluation import Reference
 from .intervals import Interval
-from .plots import name_of
+from .plots import name_of as spelt
+from .storage.files import escaped, in_code
 
 _UNIT_WORDS = {
     "env_steps": "env steps",
@@ -36,17 +38,21 @@ def markdown(summary: dict[str, Any]) -> str:
     if summary["overall"]:
         parts += ["## All environments", _overall(summary["overall"])]
     if summary["unfinished"]:
-        parts.append(
-            f"**Not finished** (the same command continues): {', '.join(summary['unfinished'])}."
-        )
+        names = escaped(", ".join(summary["unfinished"]))
+        parts.append(f"**Not finished** (the same command continues): {names}.")
     parts.append(_made_with(summary))
     return "\n\n".join(parts) + "\n"
 
 
+def name_of(agent: str) -> str:
+    """The spelling of an agent, which may be anybody's, as plain words."""
+    return escaped(spelt(agent))
+
+
 def _environment(env: dict[str, Any]) -> str:
-    settings = "".join(f", {key}={value}" for key, value in env["env_kwargs"].items())
+    settings = escaped("".join(f", {key}={value}" for key, value in env["env_kwargs"].items()))
     parts = [
-        f"## {env['env']}",
+        f"## {escaped(env['env'])}",
         (
             f"Temperature {env['temperature']:g}, {env['horizon']} steps{settings}."
             f" {_budgets(env['budgets'])}"
@@ -70,7 +76,9 @@ def _environment(env: dict[str, Any]) -> str:
             f"### Differences in {env['compared']}, paired by seed",
             _differences(env),
         ]
-    parts += [f"![{name.replace('_', ' ')}]({path})" for name, path in env["pictures"].items()]
+    parts += [
+        f"![{name.replace('_', ' ')}]({quote(path)})" for name, path in env["pictures"].items()
+    ]
     return "\n\n".join(parts)
 
 
@@ -197,12 +205,12 @@ def _agents(env: dict[str, Any]) -> str:
         seeds, holds = len(agent["seeds"]), agent["certificate_holds"]
         score, mark = _score(agent, no_score), "**" if agent["best_of_class"] else ""
         cells = [f"{name_of(agent['agent'])} ({seeds} seed{'s' if seeds > 1 else ''})"]
-        cells += [agent["access_class"] or "" for _ in classes]
+        cells += [escaped(agent["access_class"] or "") for _ in classes]
         cells.append(f"{mark}{score}{mark}")
         cells += [_cell(agent[name]) for name in ("objective", "reward", "kl", *shares)]
         cells.append("not certified" if holds is None else f"{holds} of {seeds}")
         cells += [f"{agent[unit]['iqm']:,.{1 if 'seconds' in unit else 0}f}" for unit in costs]
-        rows.append([*cells, agent["access"]])
+        rows.append([*cells, escaped(agent["access"])])
     return _table(heads, rows)
 
 
@@ -300,17 +308,17 @@ def _differences(env: dict[str, Any]) -> str:
 
 def _made_with(summary: dict[str, Any]) -> str:
     lines = ["## Made with"]
-    lines += [f"- Command: `{command}`" for command in summary["commands"]]
+    lines += [f"- Command: `{in_code(command)}`" for command in summary["commands"]]
     for found in summary["hardware"]:
         gpu = f", {found['gpu']}" if found["gpu"] else ", no GPU"
-        lines.append(
-            f"- Hardware: {found['cpu']}, {found['cores']} cores{gpu}; {found['system']}; device"
+        told = (
+            f"{found['cpu']}, {found['cores']} cores{gpu}; {found['system']}; device"
             f" {found['device']}, {found['threads']} thread(s) a run"
         )
+        lines.append(f"- Hardware: {escaped(told)}")
     for versions in summary["versions"]:
-        lines.append(
-            "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items())
-        )
+        told = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines.append(f"- Versions: {escaped(told)}")
     return "\n".join([lines[0], "", *lines[1:]])
 
 

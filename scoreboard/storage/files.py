@@ -86,6 +86,11 @@ def escaped(text: Any) -> str:
     return _CONTROL.sub(" ", str(text)).translate(_MARKUP)
 
 
+def in_code(text: Any) -> str:
+    """What a record holds as the inside of a code span of Markdown, on one line."""
+    return _CONTROL.sub(" ", str(text)).replace("`", "'")
+
+
 def check_writable(out: Path) -> None:
     """Make the folder ``out`` if need be and write to it, or raise one ValueError, before anything
     takes long.
