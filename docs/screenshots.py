@@ -63,7 +63,7 @@ def tensorboard(out: Path, to: Path) -> None:
         server.wait()
 
 
-def _wait(url: str, seconds: float = 300) -> None:
+def _wait(url: str, seconds: float = 900) -> None:
     end = time.time() + seconds
     while time.time() < end:
         try:

@@ -25,7 +25,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ...envs.datasets import is_dataset, recording_of
 from ...envs.env import as_env, problem_of
 from ...envs.problem import Policy
 from ...envs.recording import Recording
@@ -204,8 +203,7 @@ class PDE(Regression):
             data: whole trajectories, a ``Recording`` (of paths seen at random times, say), the name
                 of a file that ``Recording.save`` wrote, or anything that yields these in parts
                 whenever it is iterated over (``RecordedPaths``, ``SimulatedPaths``, a list): linear
-                classes never hold more than one part. A Minari dataset with its infos, too
-                (``envs.datasets``).
+                classes never hold more than one part. Or a Minari dataset (``envs.datasets``).
             gradient_steps: of networks, annealed over this call.
             progress_bar: show one.
 
@@ -217,8 +215,6 @@ class PDE(Regression):
         imagined = self.collection.imagined
         if imagined:
             raise ValueError(f"imagined must be 0 for fit, which simulates nothing; got {imagined}")
-        if is_dataset(data):
-            data = recording_of(data, self.policy.problem)
         # 1. and 2. Observations, as they were recorded
         parts = Parts(data, self.policy.problem, self.device, lambda: self.policy.value)
         first = next(iter(parts), None)

@@ -10,10 +10,11 @@ Scalars of a run and of a mean share their tags and steps, so that they are draw
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter
@@ -130,7 +131,7 @@ def _at_the_start(schedule: Any) -> Any:
 
 def write_means(folder: Path, runs: Sequence[Rows], unit: str) -> None:
     """The mean run of an agent: the interquartile mean over its seeds as ``eval/...``, the ends of
-    its 95% interval as ``band/..._low`` and ``band/..._high``.
+    its 95% interval as ``interval/..._low`` and ``interval/..._high``.
     """
     clear(folder)
     names = [n for n in _QUANTITIES if all(row.get(n) is not None for rows in runs for row in rows)]
@@ -147,8 +148,8 @@ def write_means(folder: Path, runs: Sequence[Rows], unit: str) -> None:
                     writer.add_scalar(f"vs_{word}/{name}", middle[i], step)
                     if cost == unit:
                         writer.add_scalar(f"eval/{name}", middle[i], step)
-                        writer.add_scalar(f"band/{name}_low", low[i], step)
-                        writer.add_scalar(f"band/{name}_high", high[i], step)
+                        writer.add_scalar(f"interval/{name}_low", low[i], step)
+                        writer.add_scalar(f"interval/{name}_high", high[i], step)
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray], quantity: str) -> None:
@@ -168,7 +169,7 @@ def layout(quantity: str) -> dict[str, dict[str, list[Any]]]:
     first = {
         f"{name}: mean of seeds, 95% band": [
             "Margin",
-            [f"eval/{name}", f"band/{name}_low", f"band/{name}_high"],
+            [f"eval/{name}", f"interval/{name}_low", f"interval/{name}_high"],
         ]
         for name in (quantity, *others)
     }
@@ -188,6 +189,13 @@ def clear(folder: Path) -> None:
 
 
 def address(port: int = 6006) -> str:
-    """Where TensorBoard shows the runs well: nothing smoothed, and one colour an agent."""
-    colours = quote(r"regex:([^/]+/[^/]+)", safe="")
-    return f"http://localhost:{port}/?smoothing=0&runColorGroup={colours}"
+    """Where TensorBoard shows the runs well: the score on top, nothing smoothed, and one colour an
+    agent.
+    """
+    pinned = [{"plugin": "scalars", "tag": "eval/score"}]
+    query = {
+        "pinnedCards": json.dumps(pinned, separators=(",", ":")),
+        "smoothing": "0",
+        "runColorGroup": r"regex:([^/]+/[^/]+)",
+    }
+    return f"http://localhost:{port}/?{urlencode(query)}"

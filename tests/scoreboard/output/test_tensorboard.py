@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,7 +33,7 @@ def test_a_mean_run_of_every_agent_with_its_band(tmp_path: Path) -> None:
         report(tmp_path)
     events = _events(tmp_path / "Fake-v0" / "pde")
     mean, low, high = (
-        events.Scalars(tag) for tag in ("eval/score", "band/score_low", "band/score_high")
+        events.Scalars(tag) for tag in ("eval/score", "interval/score_low", "interval/score_high")
     )
     assert [e.step for e in mean] == [e.step for e in low] == [e.step for e in high]
     assert [e.step for e in mean] == list(range(101))  # of a budget of 100 reward queries
@@ -58,8 +59,8 @@ def test_the_names_of_runs_have_no_needless_part_and_the_layout_opens_on_the_sco
     assert list(first.margin.series[0].DESCRIPTOR.fields_by_name) == ["value", "lower", "upper"]
     series = first.margin.series[0]
     assert (series.value, series.lower, series.upper) == (
-        *("eval/score", "band/score_low"),
-        "band/score_high",
+        *("eval/score", "interval/score_low"),
+        "interval/score_high",
     )
 
 
@@ -83,4 +84,6 @@ def test_a_functions_learner_has_no_settings_that_we_know() -> None:
 
 def test_the_address_smooths_nothing_and_has_a_colour_for_each_agent() -> None:
     found = parse_qs(urlsplit(address()).query)
+    pinned = json.loads(found.pop("pinnedCards")[0])
+    assert pinned == [{"plugin": "scalars", "tag": "eval/score"}]
     assert found == {"smoothing": ["0"], "runColorGroup": ["regex:([^/]+/[^/]+)"]}
