@@ -78,14 +78,27 @@ class Diagnostics(KVWriter):
     ) -> None:
         """As SB3's logger calls it; its own ``step`` is not used."""
         at, date = self._now()
-        for name, value in key_values.items():
-            plain = isinstance(value, (bool, int, float, np.number))
-            told = "tensorboard" not in (key_excluded.get(name) or ())
-            if plain and told and name.startswith(("train/", "rollout/")):
-                self._writer.add_scalar(name, value, at, date)
+        for name, value in told(key_values, key_excluded).items():
+            self._writer.add_scalar(name, value, at, date)
 
     def close(self) -> None:
         """Nothing: the events go on."""
+
+
+def told(
+    key_values: Mapping[str, Any], key_excluded: Mapping[str, tuple[str, ...]]
+) -> dict[str, float]:
+    """What there is of training in a logger's values: finite numbers that are meant for
+    TensorBoard.
+    """
+    return {
+        name: float(value)
+        for name, value in key_values.items()
+        if name.startswith(("train/", "rollout/"))
+        and "tensorboard" not in (key_excluded.get(name) or ())
+        and isinstance(value, (bool, int, float, np.number))
+        and np.isfinite(value)
+    }
 
 
 def log_hyperparameters(

@@ -17,7 +17,7 @@ from girsanov.agents import PDE
 from girsanov.baselines.function_learner import CountedEnv, FunctionLearner
 from girsanov.envs import make_problem
 from girsanov.envs.env import ProblemEnv
-from girsanov.scoreboard.output.tensorboard import address, settings_of
+from girsanov.scoreboard.output.tensorboard import address, settings_of, told
 from girsanov.scoreboard.report import report
 
 
@@ -73,6 +73,13 @@ def test_settings_are_those_that_matter(tmp_path: Path) -> None:
     assert all(isinstance(value, (bool, int, float, str)) for value in settings.values())
     agent.learning_rate = lambda remaining: remaining * np.float32(3.0)
     assert settings_of(agent)["learning_rate"] == 3.0
+
+
+def test_only_finite_numbers_of_training_that_are_meant_for_it() -> None:
+    values = {"train/loss": np.float32(0.5), "train/hole": float("nan"), "time/fps": 3}
+    values |= {"rollout/ep_rew_mean": 2, "train/note": "x", "train/n_updates": 7}
+    excluded = {"train/loss": (), "train/n_updates": ("tensorboard",)}
+    assert told(values, excluded) == {"train/loss": 0.5, "rollout/ep_rew_mean": 2.0}
 
 
 def test_a_functions_learner_has_no_settings_that_we_know() -> None:
