@@ -67,7 +67,7 @@ def _wait(url: str, seconds: float = 900) -> None:
     end = time.time() + seconds
     while time.time() < end:
         try:
-            with urllib.request.urlopen(url) as answer:
+            with urllib.request.urlopen(url, timeout=10) as answer:
                 if b"seed0" in answer.read():
                     return
         except OSError:
