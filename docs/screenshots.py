@@ -36,6 +36,7 @@ def photograph(url: str, to: Path, wait: float, size: str = "1400,900") -> None:
         raise SystemExit("chromium must be on the path")
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += ["--run-all-compositor-stages-before-draw"]
         command += [f"--user-data-dir={profile}", f"--window-size={size}", f"--screenshot={to}"]
         command += [f"--virtual-time-budget={int(1000 * wait)}", url]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=600)
@@ -56,8 +57,8 @@ def tensorboard(out: Path, to: Path) -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(f"http://localhost:{port}/data/runs")
-        photograph(address(port), to / "tensorboard.png", 30)
-        photograph(f"{address(port)}#custom_scalars", to / "tensorboard_scores.png", 30)
+        photograph(address(port), to / "tensorboard.png", 60)
+        photograph(f"{address(port)}#custom_scalars", to / "tensorboard_scores.png", 60)
     finally:
         server.terminate()
         server.wait()
