@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache as once
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ def run(
     device: str = "auto",
     config: Path | None = None,
     dry_run: bool = False,
+    cache: bool = True,
 ) -> None:
     """Let one agent learn one environment. ``accelerate launch train.py run ...`` shares a LoRA run
     among GPUs.
@@ -65,6 +66,8 @@ def run(
         config: a JSON or YAML file of these settings, such as benchmarks/configs/*.json; what else
             is given here comes on top of it. "girsanov schema run" describes it.
         dry_run: check the settings, say what would run, and stop.
+        cache: take a reference that another folder has computed for the same problem, and leave
+            one, in $GIRSANOV_CACHE or ~/.cache/girsanov.
     """
     from tqdm import tqdm
 
@@ -89,7 +92,7 @@ def run(
         return assist(spec, out)
     with ExitStack() as shown:
 
-        @cache  # drawn once there is something to say: an error at the door is one line
+        @once  # drawn once there is something to say: an error at the door is one line
         def bar() -> Any:
             form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
             return shown.enter_context(tqdm(total=1.0, desc=agent, bar_format=form))
@@ -109,7 +112,7 @@ def run(
             bar().n = share
             bar().set_postfix_str(_figures(row))
 
-        record = execute(spec, out, _command(), on_row, on_stage, _warn)
+        record = execute(spec, out, _command(), on_row, on_stage, _warn, cache)
     print(f"{spec.folder(out)}: {_figures(record['final'])}")
 
 
@@ -132,6 +135,7 @@ def compare(
     device: str = "auto",
     config: Path | None = None,
     dry_run: bool = False,
+    cache: bool = True,
 ) -> None:
     """Let agents learn environments at equal budgets, then write the report. Killed and started
     again, it goes on.
@@ -158,6 +162,8 @@ def compare(
         config: a JSON or YAML file of these settings; what else is given here comes on top of it.
             "girsanov schema compare" describes it.
         dry_run: check the settings of all runs, say which would be made, and stop.
+        cache: take references that other folders have computed for the same problems, and leave
+            ours, in $GIRSANOV_CACHE or ~/.cache/girsanov.
     """
     from girsanov.scoreboard.compare import Comparison, RunsFailed
     from girsanov.scoreboard.compare import compare as run_all
@@ -175,6 +181,7 @@ def compare(
         device,
         EvaluationPlan(points, paths, final_paths, reference_paths, samples, reference_starts),
         _command(),
+        cache,
     )
     if dry_run:
         return _foretell(comparison.specs(), out)
@@ -237,11 +244,30 @@ def report(out: Path = Path("runs/main")) -> None:
     Args:
         out: folder of a comparison.
     """
+    from girsanov.scoreboard.output.tensorboard import address
     from girsanov.scoreboard.report import report as write
 
     path = write(out, on_stage=lambda stage: print(stage, file=sys.stderr, flush=True))
     print(path.read_text())
-    print(f"written: {path}\ncurves:  tensorboard --logdir {out}")
+    print(f"written: {path}, and {path.with_suffix('.html')} for a browser")
+    print(f"curves:  tensorboard --logdir {out}\n         {address()}")
+
+
+def export(
+    to: Path,
+    out: Path = Path("runs/main"),
+    table: Literal["runs", "curves"] = "runs",
+) -> None:
+    """Write finished runs as a table for spreadsheets and data frames.
+
+    Args:
+        to: file to write: .csv, or .parquet, which needs girsanov[export].
+        out: folder of a comparison.
+        table: runs, a line a run with its final evaluation; or curves, a line an evaluation.
+    """
+    from girsanov.scoreboard.output.export import export as write
+
+    print(f"written: {write(out, to, table)}")
 
 
 def pretrain(
@@ -395,6 +421,7 @@ COMMANDS: dict[str, Any] = {
     "run": run,
     "compare": compare,
     "report": report,
+    "export": export,
     "list": list_names,
     "show": show,
     "schema": schema,

@@ -16,6 +16,7 @@ from ..envs.checks import check_device
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Problem
 from .archive import bounded, read, write
+from .checks import warn_of_temperature
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAgent")
 
@@ -61,6 +62,7 @@ class SavedAgent(BaseAlgorithm):
             "reward_queries": self.reward_queries,
             "n_updates": self._n_updates,
             "problem": signature(self.problem, self.action_space),
+            "temperature": float(self.problem.temperature),
         }
         write(path, tensors, settings)
 
@@ -116,6 +118,7 @@ class SavedAgent(BaseAlgorithm):
                 f"env must be the kind that the checkpoint was trained on, {str(theirs)[:500]};"
                 f" got {ours}"
             )
+        warn_of_temperature(path, settings.get("temperature"), problem_of(env).temperature)
         arguments = {
             **settings["hyperparameters"],
             "seed": settings["seed"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import warnings
 from collections.abc import Collection, Iterable
@@ -125,6 +126,20 @@ def seen(env: Any) -> Any:
         problem_of(env)
         warn_of_wrappers(env)
     return env
+
+
+def warn_of_temperature(path: Any, learnt: Any, given: float) -> None:
+    """Say so where a saved agent learnt at another temperature than it is loaded into.
+
+    Old files do not tell theirs.
+    """
+    if isinstance(learnt, (int, float)) and not math.isclose(learnt, given, rel_tol=1e-6):
+        warnings.warn(
+            f"{path} was learnt at temperature {learnt:g} and is loaded into {given:g}, at which"
+            " another policy is optimal; more learning takes it there",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def warn_of_wrappers(env: Any) -> None:

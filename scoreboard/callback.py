@@ -23,17 +23,18 @@ from .evaluation import (
     generator_on,
     policy_of,
 )
+from .output.tensorboard import (
+    Diagnostics,
+    log_hyperparameters,
+    log_row,
+    settings_of,
+    unit_of,
+)
 from .plots import grid_of
 from .spec import Budget, EvaluationPlan, Spent
 from .stopwatch import Stopwatch
 from .storage.records import Checkpoints
 
-#: The x-axes of TensorBoard, whose steps are integers: prefix of the tags, and the step.
-_AXES = (
-    ("eval", lambda spent: spent.env_steps),
-    ("eval_by_reward_queries", lambda spent: spent.reward_queries),
-    ("eval_by_milliseconds", lambda spent: round(1000 * spent.seconds)),
-)
 #: Pictures in a grid.
 PICTURES = 16
 
@@ -102,11 +103,13 @@ class ScoreCallback(BudgetCallback):
 
     Every evaluation is one row of ``progress.jsonl`` and the same TensorBoard scalars for every
     agent: ``eval/objective``, ``eval/objective_stderr``, ``eval/reward``, ``eval/kl``,
-        ``eval/score``, ``eval/success``, ``time/...`` against env steps,
-    and again as ``eval_by_reward_queries/...`` and ``eval_by_milliseconds/...``. All are dated by
-    training time, so that TensorBoard's relative axis is training time too. Where the problem
-    offers ``images(x)``, a grid of pictures comes along, from noises that are the same at every
-    look; one a prompt where it offers ``prompts_of(x)``, too.
+    ``eval/score``, ``eval/success``, ``time/...`` against the unit of the budget (env steps where
+    that is seconds), with the agent's own ``train/...`` and ``rollout/...``; and the evaluations
+    again as ``vs_env_steps/...``, ``vs_reward_queries/...`` and ``vs_milliseconds/...``. All are
+    dated by training time, so that TensorBoard's relative axis is training time too. Where the
+    problem offers ``images(x)``, grids of pictures come along, from noises that are the same at
+    every look, beside those of the pre-trained model; one a prompt where it offers
+    ``prompts_of(x)``, too.
 
     Args:
         problem: what is learnt, on the model's device.
@@ -146,11 +149,13 @@ class ScoreCallback(BudgetCallback):
         self.final: dict[str, Any] | None = None  #: the last row, once training has ended
         self._progress, self._tensorboard, self._on_row = progress, tensorboard, on_row
         self._due = plan.fractions()
+        self._unit, self._shown = unit_of(budget), False
 
     def _on_training_start(self) -> None:
         self._writer = SummaryWriter(str(self._tensorboard))
         self._start = time.time()
         super()._on_training_start()
+        self._listen()
         device, before = torch.device(self.model.device), self._resumed or {}
         self._clock = Stopwatch(device, before.get("seconds", 0.0))
         self._cpu = Stopwatch(device, before.get("cpu_seconds", 0.0), time.process_time)
@@ -161,6 +166,16 @@ class ScoreCallback(BudgetCallback):
             self._due, self._start = self._resumed["due"], self._resumed["start"]
             self._saved_at = self._resumed["seconds"]
         self._go_on()
+
+    def _listen(self) -> None:
+        """Let the events hold what the agent tells its logger, too."""
+        if self.model.logger is not None:  # a function's learner has none
+            self._diagnostics = Diagnostics(self._writer, self._now)
+            self.model.logger.output_formats.append(self._diagnostics)
+
+    def _now(self) -> tuple[int, float]:
+        """The step and the date of what happens now."""
+        return getattr(self.spent(), self._unit), self._start + self._clock.seconds
 
     def _go_on(self) -> None:
         self._clock.resume()
@@ -202,6 +217,8 @@ class ScoreCallback(BudgetCallback):
         self.final = self._row(self.plan.final_paths, FINAL_SEED)
         self.final_states = self._states
         self._show()
+        if self.model.logger is not None:
+            self.model.logger.output_formats.remove(self._diagnostics)
 
     def close(self) -> None:
         """Close the TensorBoard file."""
@@ -235,14 +252,14 @@ class ScoreCallback(BudgetCallback):
         with open(self._progress, "a") as file:
             file.write(json.dumps(row) + "\n")
         self._rows += 1
-        self._log(row, spent)
+        log_row(self._writer, row, spent, self._unit, self._start + spent.seconds)
         if self._on_row is not None:
             self._on_row(row)
         return row
 
-    def _evaluate(self, paths: int, stream: int) -> Evaluation:
-        """The present policy on noises that depend on the seed alone; training goes on as if nobody
-        had looked.
+    def _evaluate(self, paths: int, stream: int, controlled: bool = True) -> Evaluation:
+        """The present policy, or none, on noises that depend on the seed alone; training goes on as
+        if nobody had looked.
         """
         policy, seed = self.model.policy, stream + self.seed
         training, device = policy.training, torch.device(self.model.device)
@@ -251,20 +268,10 @@ class ScoreCallback(BudgetCallback):
         try:
             with torch.random.fork_rng(cuda), self._evaluations.paused():
                 torch.manual_seed(seed)  # for policies that average over noise of their own
-                acting = policy_of(self.model, self.problem)
+                acting = policy_of(self.model, self.problem) if controlled else None
                 return evaluate(self.problem, acting, paths, generator_on(self.problem, seed))
         finally:
             policy.set_training_mode(training)
-
-    def _log(self, row: dict[str, Any], spent: Spent) -> None:
-        date = self._start + spent.seconds
-        for prefix, step in _AXES:
-            for name in ("objective", "objective_stderr", "reward", "kl", "score", "success"):
-                if row[name] is not None:
-                    self._writer.add_scalar(f"{prefix}/{name}", row[name], step(spent), date)
-        for name, value in spent._asdict().items():
-            self._writer.add_scalar(f"time/{name}", value, spent.env_steps, date)
-        self._writer.flush()
 
     def _show(self) -> None:
         """Pictures of what the present policy makes of the first noises of the samples that a run
@@ -272,36 +279,29 @@ class ScoreCallback(BudgetCallback):
         """
         if not hasattr(self.problem, "images"):
             return
-        spent = self.spent()
-        states = self._evaluate(min(PICTURES, self.plan.samples), SAMPLE_SEED - self.seed).states
-        images = (2 * self.problem.images(states) - 1).float().cpu().numpy()
-        prompts_of = getattr(self.problem, "prompts_of", None)
-        prompts = [""] * len(images) if prompts_of is None else prompts_of(states)
-        for prompt in dict.fromkeys(prompts):
-            chosen = images[[i for i, other in enumerate(prompts) if other == prompt]]
-            tag = f"images/{prompt}" if prompt else "images"
-            self._writer.add_image(
-                tag,
-                grid_of(chosen),
-                spent.env_steps,
-                self._start + spent.seconds,
-                dataformats="HWC",
-            )
+        n, stream = min(PICTURES, self.plan.samples), SAMPLE_SEED - self.seed
+        states = {"fine-tuned": self._evaluate(n, stream).states}
+        if not self._shown:
+            states["pre-trained"] = self._evaluate(n, stream, controlled=False).states
+            self._shown = True
+        step, date = self._now()
+        for name, x in states.items():
+            images = (2 * self.problem.images(x) - 1).float().cpu().numpy()
+            prompts_of = getattr(self.problem, "prompts_of", None)
+            prompts = [""] * len(images) if prompts_of is None else prompts_of(x)
+            for prompt in dict.fromkeys(prompts):
+                chosen = images[[i for i, other in enumerate(prompts) if other == prompt]]
+                tag = f"images/{prompt}: {name}" if prompt else f"images/{name}"
+                self._writer.add_image(tag, grid_of(chosen), step, date, dataformats="HWC")
         self._writer.flush()
 
     def log_hyperparameters(self, settings: dict[str, Any]) -> None:
-        """Put the run into TensorBoard's HParams tab with its final figures."""
+        """Put the run into TensorBoard's HParams tab: these settings, all others of the agent, and
+        the final figures.
+        """
         assert self.final is not None
-        metrics = {
-            f"final/{name}": self.final[name]
-            for name in ("objective", "reward", "kl", "score", "seconds")
-        }
-        plain = {
-            key: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for key, value in settings.items()
-        }
-        known = {key: float(value) for key, value in metrics.items() if value is not None}
-        self._writer.add_hparams(plain, known, run_name=".")
+        every = {**settings_of(self.model), **settings}
+        log_hyperparameters(self._writer, every, self.final)
 
 
 def row_of(

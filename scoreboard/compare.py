@@ -54,6 +54,7 @@ class Comparison:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         plan: how to evaluate.
         command: how this was asked for, kept in the records.
+        cache: share references with other folders (``storage.references.cached_reference``).
     """
 
     agents: tuple[str, ...]
@@ -67,6 +68,7 @@ class Comparison:
     device: str = "auto"
     plan: EvaluationPlan = EvaluationPlan()
     command: str = ""
+    cache: bool = True
 
     def __post_init__(self) -> None:
         for name in ("agents", "envs", "seeds"):
@@ -226,7 +228,7 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
     with tqdm(
         total=len(specs), initial=done, disable=not progress, desc="runs", bar_format=_BAR
     ) as bar:
-        _prepare(missing, envs, comparison.out, bar)
+        _prepare(missing, envs, comparison, bar)
         bar.start_t = bar.last_print_t = (
             time.time()
         )  # what remains is judged by how runs go, not references
@@ -260,11 +262,14 @@ def checked(specs: list[RunSpec], out: Path) -> tuple[list[RunSpec], dict[str, P
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}{postfix}]"
 
 
-def _prepare(missing: list[RunSpec], envs: dict[str, ProblemEnv], out: Path, bar: Any) -> None:
+def _prepare(
+    missing: list[RunSpec], envs: dict[str, ProblemEnv], comparison: Comparison, bar: Any
+) -> None:
     """References first, once an environment, with all cores."""
     for env, shell in envs.items():
         bar.set_postfix_str(f"reference of {env}")
-        prepare_env(next(spec for spec in missing if spec.env == env), shell, out)
+        spec = next(spec for spec in missing if spec.env == env)
+        prepare_env(spec, shell, comparison.out, comparison.cache)
 
 
 def _run_all(missing: list[RunSpec], comparison: Comparison, bar: Any) -> list[str]:

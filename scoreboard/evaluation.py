@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +27,6 @@ from ..envs.certificates import (
 )
 from ..envs.env import device_of
 from ..envs.problem import Estimate, Objective, Policy, Problem, rollout
-from .storage.records import read_json, write_json
 
 #: Seeds of evaluation, far from those of training: one stream each for the reference, the curves,
 #: the end, the pictures, and the paths that policies lend.
@@ -315,36 +313,3 @@ def _closed_form(problem: Problem, n: int, generator: torch.Generator) -> Object
         return evaluate(problem, control, n, generator).value
     except ValueError:  # a closed form for other rewards than this problem's
         return None
-
-
-def cached_reference(problem: Problem, settings: dict[str, Any], path: Path) -> Reference:
-    """The reference of an environment from the file ``path``, computed and written if it is not
-    there.
-
-    ``settings`` (id, keyword arguments, ``reference_paths``, ``reference_starts`` if any) must be
-    those of the file, or ValueError names it.
-    """
-    if path.is_file():
-        found = read_json(path)
-        try:
-            made_with, reference = found["settings"], Reference.from_json(found["reference"])
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} holds no reference; delete it, or use another output folder ({error!r})"
-            ) from error
-        asked = settings.get("fingerprint")
-        if made_with.get("fingerprint", asked) != asked:
-            raise ValueError(
-                f"{path} belongs to another problem: its code, weights or model file have changed"
-                f" since; use another output folder, or delete {path.parent} to begin again"
-            )
-        if {**made_with, "fingerprint": asked} != {**settings, "fingerprint": asked}:
-            raise ValueError(
-                f"{path} was computed with {made_with}, not {settings}; use another output folder"
-            )
-        return reference
-    reference = reference_of(
-        problem, settings["reference_paths"], starts=settings.get("reference_starts", 0)
-    )
-    write_json(path, {"settings": settings, "reference": reference.to_json()})
-    return reference

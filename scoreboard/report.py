@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,7 +36,8 @@ from .intervals import (
     overall,
     wins,
 )
-from .spec import RunSpec, slug
+from .output import page, tensorboard
+from .spec import Budget, RunSpec, slug
 from .storage import archive
 from .storage.records import (
     RunFolder,
@@ -58,8 +58,8 @@ _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success",
 def report(
     out: Path, refine: bool = True, on_stage: Callable[[str], None] = lambda stage: None
 ) -> Path:
-    """Write ``report.md``, ``report.json``, plots and TensorBoard images for the finished runs
-    under ``out``.
+    """Write ``report.md``, ``report.html``, ``report.json``, plots and TensorBoard's mean runs for
+    the finished runs under ``out``.
 
     Args:
         out: folder of a comparison.
@@ -108,7 +108,14 @@ def report(
         text = markdown(summary)
     write_json(out / "report.json", summary)
     write_whole(out / "report.md", text.encode())
+    write_whole(out / "report.html", page.page(text, _drawings(out, environments)).encode())
     return out / "report.md"
+
+
+def _drawings(out: Path, environments: list[dict[str, Any]]) -> dict[str, str]:
+    """The pictures as SVG, by the paths that the report names them by."""
+    paths = [path for env in environments for path in env["pictures"].values()]
+    return {path: (out / path).with_suffix(".svg").read_text(encoding="utf-8") for path in paths}
 
 
 @contextmanager
@@ -295,7 +302,7 @@ def _draw(
     for name, figure in figures.items():
         for kind, content in plots.encoded(figure):
             write_whole(folder / f"{name}.{kind}", content)
-    _to_tensorboard(inside(out, folder / "report"), figures)
+    _to_tensorboard(out, folder, agents, figures, quantity)
     return {name: f"{slug(env)}/{name}.png" for name in figures}
 
 
@@ -322,18 +329,23 @@ def _states(out: Path, env: str, agents: dict[str, list[dict[str, Any]]]) -> dic
     return {agent: read_samples(inside(out, file)) for agent, file in files.items()}
 
 
-def _to_tensorboard(folder: Path, figures: dict[str, Any]) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
-        for name, figure in figures.items():
-            figure.canvas.draw()
-            writer.add_image(
-                f"report/{name}",
-                np.asarray(figure.canvas.buffer_rgba())[..., :3],
-                dataformats="HWC",
-            )
+def _to_tensorboard(
+    out: Path,
+    folder: Path,
+    agents: dict[str, list[dict[str, Any]]],
+    figures: dict[str, Any],
+    quantity: str,
+) -> None:
+    """The mean run of every agent, and the pictures, each in the folder that names it."""
+    pictures = {}
+    for name, figure in figures.items():
+        figure.canvas.draw()
+        pictures[f"report/{name}"] = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    tensorboard.write_pictures(inside(out, folder), pictures, quantity)
+    for agent, group in agents.items():
+        unit = tensorboard.unit_of(Budget(**group[0]["spec"]["budget"]))
+        rows = [record["rows"] for record in group]
+        tensorboard.write_means(inside(out, folder / slug(agent)), rows, unit)
 
 
 def _grouped(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:

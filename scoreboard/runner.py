@@ -29,7 +29,7 @@ from ..envs.fingerprint import fingerprint
 from ..envs.problem import Policy, Problem
 from .commands.arguments import check_names, unsuitable
 from .commands.rounds import few_rounds
-from .evaluation import SAMPLE_SEED, Reference, cached_reference, evaluate, generator_on, policy_of
+from .evaluation import SAMPLE_SEED, Reference, evaluate, generator_on, policy_of
 from .registry import find_agent, make_env, resolve_device
 from .spec import RunSpec
 from .storage import archive
@@ -44,26 +44,26 @@ from .storage.records import (
     write_json,
     write_whole,
 )
+from .storage.references import cached_reference
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 
-def prepare_env(spec: RunSpec, env: ProblemEnv, out: Path) -> Reference:
-    """The environment's reference; the first to come computes it and keeps samples of the
-    uncontrolled process.
+def prepare_env(spec: RunSpec, env: ProblemEnv, out: Path, cache: bool = True) -> Reference:
+    """The environment's reference; the first to come computes it, or finds it in the ``cache``, and
+    keeps samples of the uncontrolled process.
     """
     folder = spec.env_folder(out)
-    asked = spec.to_json()
     settings = {
         "env": spec.env,
-        "env_kwargs": asked["env_kwargs"],
+        "env_kwargs": spec.to_json()["env_kwargs"],
         "reference_paths": spec.plan.reference_paths,
     }
     if spec.plan.reference_starts:
         settings["reference_starts"] = spec.plan.reference_starts
     settings["fingerprint"] = getattr(env, "fingerprint", None) or fingerprint(env.problem)
-    reference = cached_reference(env.problem, settings, folder / "reference.json")
+    reference = cached_reference(env.problem, settings, folder / "reference.json", cache)
     before = folder / "samples_before.npy"
     if not before.is_file():
         _save_samples(env.problem, None, spec.plan.samples, before)
@@ -77,6 +77,7 @@ def execute(
     on_row: Callable[[dict[str, Any]], None] | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     on_warning: Callable[[str], None] = lambda words: None,
+    cache: bool = True,
 ) -> dict[str, Any]:
     """Make one run, unless its folder is finished, and return its record.
 
@@ -89,6 +90,7 @@ def execute(
         on_row: called with each row of progress.
         on_stage: called with a word on what begins.
         on_warning: called with what is allowed and yet may be unwise.
+        cache: share the reference with other folders.
     """
     check_names(spec.env, spec.agent)
     agent, folder = find_agent(spec.agent), RunFolder(out, spec)
@@ -104,7 +106,7 @@ def execute(
         on_warning(words)
     check_writable(out)
     on_stage(f"reference, {spec.plan.reference_paths:,} uncontrolled paths")
-    reference = prepare_env(spec, env, out)
+    reference = prepare_env(spec, env, out, cache)
     on_stage("learning" if resumed else f"first evaluation, {spec.plan.paths:,} paths")
     with folder.begin() as begun, terminable(folder.checkpoints, model):
         if not begun:

@@ -247,6 +247,6 @@ def _nested(name: str, value: Any) -> Any:
 
 def slug(name: str) -> str:
     """A folder name for an id or a ``module:attribute``: ``girsanov/Digits-v0`` gives
-    ``Digits-v0``.
+    ``Digits-v0``, and ``yours/Digits-v0`` gives ``yours+Digits-v0``.
     """
-    return name.replace("\\", "/").rsplit("/", 1)[-1].replace(":", ".")
+    return name.replace("\\", "/").removeprefix("girsanov/").replace("/", "+").replace(":", ".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from ..envs.certificates import Certificate
 from ..envs.problem import Estimate
@@ -39,9 +40,8 @@ def markdown(summary: dict[str, Any]) -> str:
     if summary["overall"]:
         parts += ["## All environments", _overall(summary["overall"])]
     if summary["unfinished"]:
-        parts.append(
-            f"**Not finished** (the same command continues): {', '.join(summary['unfinished'])}."
-        )
+        names = ", ".join(summary["unfinished"])
+        parts.append(f"**Not finished** (the same command continues): {names}.")
     parts.append(_made_with(summary))
     return "\n\n".join(parts) + "\n"
 
@@ -74,7 +74,9 @@ def _environment(env: dict[str, Any]) -> str:
             f"### Differences in {env['compared']}, paired by seed",
             _differences(env),
         ]
-    parts += [f"![{name.replace('_', ' ')}]({path})" for name, path in env["pictures"].items()]
+    parts += [
+        f"![{name.replace('_', ' ')}]({quote(path)})" for name, path in env["pictures"].items()
+    ]
     return "\n\n".join(parts)
 
 
@@ -323,14 +325,14 @@ def _made_with(summary: dict[str, Any]) -> str:
     for found in summary["hardware"]:
         gpu = f", {found['gpu']}" if found["gpu"] else ", no GPU"
         cores = f"{found['cores']} core{'s' * (found['cores'] != 1)}"
-        lines.append(
-            f"- Hardware: {found['cpu']}, {cores}{gpu}; {found['system']}; device"
+        told = (
+            f"{found['cpu']}, {cores}{gpu}; {found['system']}; device"
             f" {found['device']}, {found['threads']} thread(s) a run"
         )
+        lines.append(f"- Hardware: {told}")
     for versions in summary["versions"]:
-        lines.append(
-            "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items())
-        )
+        told = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines.append(f"- Versions: {told}")
     return "\n".join([lines[0], "", *lines[1:]])
 
 

@@ -55,7 +55,8 @@ def test_run_writes_a_folder_and_prints_its_last_row(
     assert main(arguments) == 0
     folder = tmp_path / "GaussianMixture-v0" / "ppo" / "seed0"
     names = {path.name for path in folder.iterdir()}
-    assert {"spec.json", "progress.jsonl", "record.json", "model.zip", "samples.npy", "tb"} <= names
+    assert {"spec.json", "progress.jsonl", "record.json", "model.zip", "samples.npy"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
     assert f"{folder}: J " in capsys.readouterr().out
     record = json.loads((folder / "record.json").read_text())
     assert (

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...envs.datasets import is_dataset, recording_of
 from ...envs.problem import Problem, Trajectories
 from ...envs.recording import RecordedPaths, Recording
 from ..networks import Value, encode
@@ -218,6 +219,8 @@ class Parts:
         self.problem, self.device, self.value = problem, device, value
         if isinstance(data, (str, os.PathLike)):
             data = RecordedPaths(data)
+        elif is_dataset(data):
+            data = recording_of(data, problem)
         self.data = [data] if isinstance(data, (Trajectories, Recording)) else data
         if not hasattr(self.data, "__iter__") or iter(self.data) is self.data:
             kinds = (

@@ -3,7 +3,7 @@ begun again.
 
 spec.json        what was asked, written first
 progress.jsonl   one row an evaluation
-tb/              TensorBoard events
+events.out...    TensorBoard events
 samples.npy      terminal states, float32
 model.zip        the learnt model
 checkpoint/      of a run that is under way, where the agent can go on exactly: the model and the
@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ...agents.archive import parse_json
 from ..spec import RunSpec
 from .files import check_writable as check_writable
@@ -35,7 +37,7 @@ from .files import escaped as escaped
 from .files import read_samples as read_samples
 
 _PARTIAL = (
-    *("progress.jsonl", "tb", "samples.npy", "model.zip", "error.txt", "warnings.txt"),
+    *("progress.jsonl", "samples.npy", "model.zip", "error.txt", "warnings.txt"),
     "checkpoint",
 )
 #: What every record holds and of which type, and every checkpoint's state.
@@ -151,7 +153,7 @@ class RunFolder:
         self.progress = self.path / "progress.jsonl"
         self.model = self.path / "model.zip"
         self.samples = self.path / "samples.npy"
-        self.tensorboard = self.path / "tb"
+        self.tensorboard = self.path  # the name of the run is that of its folder
         self.error = self.path / "error.txt"
         self.warnings = self.path / "warnings.txt"
         self.checkpoints = Checkpoints(self.path / "checkpoint", CHECKPOINT_SECONDS)
@@ -223,8 +225,9 @@ class RunFolder:
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        for pattern in (".*.partial", "events.out.tfevents.*"):
+            for partial in self.path.glob(pattern):
+                partial.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of progress so far; a last line cut off by a kill is left out."""
@@ -242,19 +245,16 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock that dies with the process, where the system has them."""
+    """Hold a lock that dies with the process."""
+    lock = FileLock(path, blocking=False)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{path.parent} is being written by another process") from None
+    try:
         yield
-        return
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link to another file is not that file
-    with os.fdopen(os.open(path, flags, 0o644), "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path.parent} is being written by another process") from None
-        yield
+    finally:
+        lock.release()
 
 
 def provenance() -> dict[str, Any]:

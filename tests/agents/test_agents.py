@@ -279,6 +279,15 @@ def test_bad_checkpoints_give_one_clear_error(agent, tmp_path):
         agent.load(path)
 
 
+@AGENTS
+def test_another_temperature_is_told(agent, tmp_path):
+    model = small(agent).learn(1)
+    model.save(tmp_path / "m")
+    hot = make_problem(MIXTURE, temperature=2 * model.problem.temperature)
+    with pytest.warns(UserWarning, match=r"learnt at temperature 0\.5 and is loaded into 1, at"):
+        agent.load(tmp_path / "m", env=hot)
+
+
 def _without_a_tensor(tensors, settings):
     del tensors[max(name for name in tensors if name.startswith("policy/"))]
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import make_problem
@@ -17,6 +18,7 @@ from girsanov.scoreboard.spec import Budget, EvaluationPlan
 
 PLAN = EvaluationPlan(points=4, paths=20, final_paths=40, reference_paths=512)
 PPO = {"n_envs": 4, "batch_size": 20, "n_epochs": 1}
+BEFORE = "pre-trained"
 SAC = {"n_envs": 4, "batch_size": 16, "gradient_steps": 1}
 
 
@@ -113,19 +115,31 @@ def test_tags_are_the_same_for_every_agent(
         rows = learn(model, problem, reference, Budget(40), tmp_path / name)
         events = EventAccumulator(str(tmp_path / name / "tb"))
         events.Reload()
-        tags.append(set(events.Tags()["scalars"]))
-        for axis, unit, scale in (
-            ("eval", "env_steps", 1),
-            ("eval_by_reward_queries", "reward_queries", 1),
+        every = set(events.Tags()["scalars"])
+        told = {tag for tag in every if tag.startswith(("train/", "rollout/"))}
+        tags.append(every - told)
+        for axis, unit in (
+            ("eval", "reward_queries"),  # of the budget
+            ("vs_reward_queries", "reward_queries"),
+            ("vs_env_steps", "env_steps"),
         ):
             found = [(event.step, event.value) for event in events.Scalars(f"{axis}/score")]
-            assert found == [
-                (row[unit] * scale, pytest.approx(row["score"], rel=1e-5)) for row in rows
-            ]
-        assert [e.step for e in events.Scalars("eval_by_milliseconds/kl")] == [
+            assert found == [(row[unit], pytest.approx(row["score"], rel=1e-5)) for row in rows]
+        assert [e.step for e in events.Scalars("vs_milliseconds/kl")] == [
             round(1000 * r["seconds"]) for r in rows
         ]
-        assert "_hparams_/session_start_info" in events.summary_metadata
+        # the diagnostics of the learner, against the same steps, and none after the run
+        loss = "train/value_loss" if name == "ppo" else "train/critic_loss"
+        assert {loss, "train/learning_rate"} <= told
+        steps = [event.step for event in events.Scalars(loss)]
+        assert steps == sorted(steps) and 0 < steps[0] and steps[-1] <= rows[-1]["reward_queries"]
+        assert not model.logger.output_formats
+        settings = events.summary_metadata["_hparams_/session_start_info"]
+        session = HParamsPluginData.FromString(settings.plugin_data.content).session_start_info
+        known = {key: value.number_value for key, value in session.hparams.items()}
+        assert known["gamma"] == 1 and known["batch_size"] == model.batch_size
+        assert known["learning_rate"] == pytest.approx(model.lr_schedule(1.0))
+        assert session.hparams["agent"].string_value == type(model).__name__
     assert tags[0] == tags[1]
     assert {
         f"eval/{name}" for name in ("objective", "objective_stderr", "reward", "kl", "score")
@@ -219,11 +233,15 @@ def test_pictures_of_the_same_noises_are_shown_at_every_look(
     )
     events = EventAccumulator(str(tmp_path / "tb"), {"images": 0})
     events.Reload()
-    assert set(events.Tags()["images"]) == {"images/left", "images/right"}
-    looks = events.Images("images/right")
+    assert set(events.Tags()["images"]) == {
+        f"images/{side}: {whose}" for side in ("left", "right") for whose in ("fine-tuned", BEFORE)
+    }
+    looks = events.Images("images/right: fine-tuned")
     assert [look.step for look in looks] == sorted({look.step for look in looks}) and len(
         looks
     ) == PLAN.points + 1
     assert (
         len({look.encoded_image_string for look in looks}) == 1
     )  # the policy does not move, and neither do the noises
+    (before,) = events.Images(f"images/right: {BEFORE}")
+    assert before.step == 0

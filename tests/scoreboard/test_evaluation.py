@@ -12,11 +12,11 @@ from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Problem, objective
 from girsanov.scoreboard.evaluation import (
     Reference,
-    cached_reference,
     evaluate,
     policy_of,
     reference_of,
 )
+from girsanov.scoreboard.storage.references import cached_reference
 
 MIXTURE = "girsanov/GaussianMixture-v0"
 
@@ -151,7 +151,7 @@ def test_reference_is_computed_once(
     path = tmp_path / "env" / "reference.json"
     first = cached_reference(problem, settings, path)
     monkeypatch.setattr(
-        "girsanov.scoreboard.evaluation.reference_of", None
+        "girsanov.scoreboard.storage.references.reference_of", None
     )  # would raise if called again
     assert cached_reference(problem, settings, path) == first
     with pytest.raises(

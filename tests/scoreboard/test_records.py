@@ -113,11 +113,11 @@ def test_what_an_interrupted_run_left_is_cleared(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SPEC)
     with folder.begin():
         folder.progress.write_text('{"a": 1}\n')
-        folder.tensorboard.mkdir()
-        (folder.tensorboard / "events").write_text("old")
+        events = folder.tensorboard / "events.out.tfevents.1"
+        events.write_text("old")
     (folder.path / "mine.txt").write_text("keep")
     with folder.begin():
-        assert folder.rows() == [] and not folder.tensorboard.exists()
+        assert folder.rows() == [] and not events.exists()
         assert (folder.path / "mine.txt").read_text() == "keep"
 
 
@@ -237,7 +237,9 @@ def test_a_checkpoint_names_a_model_in_its_own_folder(
     assert state is not None and state["model"] == folder / "3.zip"
 
 
-@pytest.mark.parametrize("name", ["tb", "progress.jsonl", ".lock", "checkpoint", "record.json"])
+@pytest.mark.parametrize(
+    "name", ["model.zip", "progress.jsonl", ".lock", "checkpoint", "record.json"]
+)
 def test_links_out_of_a_run_are_refused(name: str, tmp_path: Path) -> None:
     folder, elsewhere = RunFolder(tmp_path / "out", SPEC), tmp_path / "elsewhere"
     folder.path.mkdir(parents=True)

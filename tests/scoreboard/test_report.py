@@ -1,75 +1,20 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from finished_runs import comparison
+from finished_runs import row as _row
+from finished_runs import run as _run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from girsanov.envs.certificates import Certificate
-from girsanov.envs.problem import Estimate
 from girsanov.scoreboard import plots
-from girsanov.scoreboard.evaluation import Reference
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 from girsanov.scoreboard.storage.files import printable
-from girsanov.scoreboard.storage.records import RunFolder, provenance, write_json
-
-
-def _row(x: float, score: float | None, seconds: float) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "env_steps": int(50 * x),
-        "reward_queries": int(x),
-        "seconds": seconds,
-        "paths": 10,
-    }
-    for name, value in {
-        "score": score,
-        "objective": x / 50 - 4 if score is None else -4 + 3 * score,
-        "reward": 1.0,
-        "kl": 0.5,
-        "success": None,
-    }.items():
-        row |= {name: value, f"{name}_stderr": None if value is None else 0.01}
-    return row | {"certificate_holds": None if score is None else True}
-
-
-def _run(
-    out: Path,
-    agent: str,
-    seed: int,
-    scores: list[float | None],
-    seconds: float,
-    ess: float,
-    shape: tuple[int, ...],
-) -> None:
-    spec = RunSpec("girsanov/Fake-v0", agent, seed, Budget(100), {"steps": 50})
-    folder = RunFolder(out, spec)
-    reference = Reference(
-        Estimate(-4.0, 0.1), Certificate(-1.0, 0.1, -1.2, -0.8, ess, 1000), None, None, None
-    )
-    rows = [
-        _row(100 * i / (len(scores) - 1), s, seconds * i / (len(scores) - 1))
-        for i, s in enumerate(scores)
-    ]
-    with folder.begin():
-        folder.progress.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        np.save(folder.samples, np.full((5, *shape), 1.0, np.float32))
-        np.save(spec.env_folder(out) / "samples_before.npy", np.zeros((5, *shape), np.float32))
-        record = {
-            "spec": spec.to_json(),
-            "final": rows[-1],
-            "reference": reference.to_json(),
-            "access": f"what {agent} needs",
-            "temperature": 0.3,
-            "horizon": 50,
-            "command": "train.py compare",
-            "device": "cpu",
-            "threads": 1,
-            **provenance(),
-        }
-        write_json(folder.record, record)
+from girsanov.scoreboard.storage.records import RunFolder
 
 
 def test_a_closer_certificate_is_told(finished: Path) -> None:
@@ -92,10 +37,7 @@ def _cells(text: str, start: str) -> list[str]:
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    for seed, gain in enumerate((0.0, 0.1, 0.5)):
-        _run(tmp_path, "pde", seed, [0.0, 0.3 + gain, 0.4 + gain], 10.0, 200.0, (1, 2, 2))
-        _run(tmp_path, "ppo", seed, [0.0, 0.1 + gain, 0.2 + gain], 40.0, 200.0, (1, 2, 2))
-    return tmp_path
+    return comparison(tmp_path)
 
 
 def test_table_and_differences(finished: Path) -> None:
@@ -199,10 +141,10 @@ def test_pictures_are_drawn_and_logged(finished: Path) -> None:
     for name in ("learning_curves", "samples"):
         assert (finished / "Fake-v0" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"</svg>" in (finished / "Fake-v0" / f"{name}.svg").read_bytes()
-    events = EventAccumulator(str(finished / "Fake-v0" / "report"))
+    events = EventAccumulator(str(finished / "Fake-v0"))
     events.Reload()
     assert events.Tags()["images"] == ["report/learning_curves", "report/samples"]
-    assert len(list((finished / "Fake-v0" / "report").iterdir())) == 1
+    assert len(list((finished / "Fake-v0").glob("events*"))) == 1
 
 
 def test_nothing_uncertified_looks_certified(tmp_path: Path) -> None:

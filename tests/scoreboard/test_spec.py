@@ -48,8 +48,10 @@ def test_spec_survives_json_and_names_its_folder() -> None:
         EvaluationPlan(points=2),
     )
     assert RunSpec.from_json(spec.to_json()) == spec
-    assert spec.folder(Path("o")) == Path("o/B-v0/m.make/seed3")
+    assert spec.folder(Path("o")) == Path("o/a+B-v0/m.make/seed3")
     assert slug("my_problem:make") == "my_problem.make"
+    assert slug("girsanov/X-v0") == "X-v0" and slug("a/X") == slug("a\\X") == "a+X"
+    assert len({slug(name) for name in ("girsanov/X", "a/X", "b/X", "a:X")}) == 4
 
 
 def test_evaluation_points_begin_at_zero_and_stop_before_the_end() -> None:

@@ -1,0 +1,1 @@
+"""What is made of runs for other programs: TensorBoard, browsers, spreadsheets."""
