@@ -11,7 +11,6 @@ import torch
 
 from girsanov.envs.pretraining.latent_digits import make_scheduler
 
-
 #: Stable Diffusion v1's own scheduler configuration.
 SD_SCHEDULER = {
     "beta_start": 0.00085,
