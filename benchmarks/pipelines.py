@@ -11,6 +11,16 @@ import torch
 
 from girsanov.envs.pretraining.latent_digits import make_scheduler
 
+#: Stable Diffusion v1's own scheduler configuration.
+SD_SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
 
 def characters() -> dict[str, int]:
     """CLIP's vocabulary without merges: 256 byte characters, the same at a word's end, and two
