@@ -70,7 +70,8 @@ _OPTIMIZERS: dict[str, dict[str, Callable[[Any], Any]]] = {
     },
 }
 _LOOSE = {"PPO": (), "SAC": ("log_ent_coef", "ent_coef_tensor")}
-_COUNTERS = (
+#: What both count.
+COUNTERS = (
     *("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps"),
     "_num_timesteps_at_start",
 )
@@ -109,27 +110,23 @@ def save_sb3(
     env: Any = model.get_env()
     if env is None:
         raise ValueError("model must have its environment to be saved; got one without")
-    tensors = {f"policy/{key}": value for key, value in model.policy.state_dict().items()}
-    for key, optimizer in _optimizers(name, model).items():
-        tensors.update({f"{key}/{k}": v for k, v in flatten(optimizer.state_dict()).items()})
-    for key in _LOOSE[name]:
-        if getattr(model, key, None) is not None:
-            tensors[key] = getattr(model, key)
+    tensors = loose_tensors(model)
+    for key, part in parts_of(model).items():
+        tensors.update({f"{key}/{k}": v for k, v in flatten(part.state_dict()).items()})
     settings = {
         "agent": name,
         "policy": _name_of("policy", model.policy_class, POLICIES[name]),
         "policy_kwargs": _policy_as_data(model.policy_kwargs),
         "arguments": {key: _as_data(key, getattr(model, key)) for key in ARGUMENTS[name]},
-        "counters": {key: int(getattr(model, key)) for key in _COUNTERS},
+        "counters": {key: int(getattr(model, key)) for key in COUNTERS},
         "lanes": env.num_envs,
         "observation": env.get_attr("observation")[0].name,
         "problem": signature(problem_of(env), env.action_space),
     }
     if replay_buffer and name == "SAC":
         buffer: Any = model.replay_buffer  # type: ignore[attr-defined]
-        filled = buffer.buffer_size if buffer.full else buffer.pos
-        for key in _rows_of(buffer):
-            tensors[f"buffer/{key}"] = torch.from_numpy(getattr(buffer, key)[:filled].copy())
+        for key, rows in buffer_rows(buffer).items():
+            tensors[f"buffer/{key}"] = torch.from_numpy(rows.copy())
         settings["buffer"] = {"pos": buffer.pos, "full": bool(buffer.full)}
     write(path, tensors, settings)
 
@@ -192,45 +189,64 @@ _SAID_OF_MISFITS = (
 
 
 def _fill(model: Any, name: str, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
-    parts = {"policy": model.policy, **_optimizers(name, model)}
-    for key, part in parts.items():
+    for key, part in parts_of(model).items():
         chosen = {
             k.removeprefix(f"{key}/"): v for k, v in tensors.items() if k.startswith(f"{key}/")
         }
         restore(part, chosen)
-    for key in _LOOSE[name]:
-        held = getattr(model, key, None)
-        if held is not None:
-            if tensors[key].shape != held.shape:
-                raise ValueError(f"{key} has the shape {tuple(tensors[key].shape)}")
-            held.data.copy_(tensors[key])
-    for key in _COUNTERS:
+    for key, held in loose_tensors(model).items():
+        if tensors[key].shape != held.shape:
+            raise ValueError(f"{key} has the shape {tuple(tensors[key].shape)}")
+        held.data.copy_(tensors[key])
+    for key in COUNTERS:
         setattr(model, key, _whole(key, settings["counters"][key]))
     if "buffer" in settings and name == "SAC":
-        _fill_buffer(model.replay_buffer, tensors, settings["buffer"])
+        rows = {key: tensors[f"buffer/{key}"].numpy() for key in _rows_of(model.replay_buffer)}
+        fill_buffer(model.replay_buffer, rows, **settings["buffer"])
 
 
-def _fill_buffer(buffer: Any, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
-    filled = len(tensors["buffer/rewards"])
+def buffer_rows(buffer: Any) -> dict[str, np.ndarray]:
+    """SAC's past steps by what they hold, as far as its buffer is filled."""
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    return {key: getattr(buffer, key)[:filled] for key in _rows_of(buffer)}
+
+
+def fill_buffer(buffer: Any, rows: Mapping[str, np.ndarray], pos: Any, full: Any) -> None:
+    """Put ``buffer_rows`` back, the next of them to ``pos``.
+
+    Raises:
+        ValueError: they are of another shape, or not filled to ``pos``.
+    """
+    filled = len(rows["rewards"])
     for key in _rows_of(buffer):
-        array, there = tensors[f"buffer/{key}"].numpy(), getattr(buffer, key)
+        array, there = rows[key], getattr(buffer, key)
         if len(array) != filled or filled > len(there) or array.shape[1:] != there.shape[1:]:
             raise ValueError(f"buffer/{key} has the shape {array.shape}")
         there[:filled] = array
-    buffer.pos, buffer.full = _whole("pos", state["pos"]), state["full"] is True
+    buffer.pos, buffer.full = _whole("pos", pos), full is True
     if buffer.pos >= buffer.buffer_size or filled != (
         buffer.buffer_size if buffer.full else buffer.pos
     ):
-        raise ValueError(f"buffer must be filled to its position; got {state} and {filled} rows")
+        raise ValueError(
+            f"buffer must be filled to its position; got {pos}, full {full}, and {filled} rows"
+        )
 
 
 def _rows_of(buffer: Any) -> tuple[str, ...]:
     return (*_BUFFER, "prices") if isinstance(buffer, PricedReplayBuffer) else _BUFFER
 
 
-def _optimizers(name: str, model: Any) -> dict[str, torch.optim.Optimizer]:
-    found = {key: of(model) for key, of in _OPTIMIZERS[name].items()}
-    return {key: optimizer for key, optimizer in found.items() if optimizer is not None}
+def parts_of(model: Any) -> dict[str, Any]:
+    """A model's policy and its optimizers, by name."""
+    found = {key: of(model) for key, of in _OPTIMIZERS[type(model).__name__].items()}
+    optimizers = {key: optimizer for key, optimizer in found.items() if optimizer is not None}
+    return {"policy": model.policy, **optimizers}
+
+
+def loose_tensors(model: Any) -> dict[str, Tensor]:
+    """A model's tensors that belong to no module, by name."""
+    held = {key: getattr(model, key, None) for key in _LOOSE[type(model).__name__]}
+    return {key: tensor for key, tensor in held.items() if tensor is not None}
 
 
 def _lanes_and_bound(lanes: Any, problem: Any) -> tuple[int, float]:

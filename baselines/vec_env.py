@@ -16,7 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ..envs.env import ProblemVectorEnv, as_env, problem_of, shell_of
+from ..envs.env import ProblemVectorEnv, as_env, device_of, problem_of, shell_of
 
 
 class ProblemVecEnv(VecEnv):
@@ -124,6 +124,24 @@ class ProblemVecEnv(VecEnv):
             }
             for observation, (total, reward, kl) in zip(_numpy(last), sums, strict=True)
         ]
+
+    def training_state(self) -> dict[str, Any]:
+        """Where the lanes are between two steps, as tensors and numbers."""
+        sums = {"return": self._return, "reward": self._reward, "kl": self._kl}
+        return {
+            "lanes": self._lanes.training_state(),
+            "sums": sums,
+            "reward_queries": self.reward_queries,
+        }
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from where lanes like these were."""
+        self._lanes.set_training_state(state["lanes"])
+        sums, device = state["sums"], device_of(self.problem)
+        self._return, self._reward, self._kl = (
+            torch.as_tensor(sums[name], device=device) for name in ("return", "reward", "kl")
+        )
+        self.reward_queries = state["reward_queries"]
 
     def close(self) -> None:
         """Nothing is held open."""

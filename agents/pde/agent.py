@@ -20,6 +20,7 @@ controls the gradient of f, hence the control ``a = J_z^T grad log f``. ``PDE.it
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ from ..base import ProblemAgent
 from ..checks import check_whole
 from ..control import ControlPolicy
 from ..networks import NetworkValue
+from ..trees import to
 from .choosing.candidates import network_for
 from .choosing.contest import Contest
 from .classes.linear import LinearValue
@@ -271,8 +273,28 @@ class PDE(Regression):
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
-        rewards = {"rewards": self.rewards} if self.collection.imagined else {}
-        return {**super().networks(), **rewards}
+        found = super().networks()
+        if self.collection.imagined:
+            found |= {"rewards": self.rewards, "rewards_optimizer": self.rewards.optimizer}
+        if isinstance(self.policy, ModelPolicy):
+            found["transition_optimizer"] = self.policy.model.optimizer
+        return found
+
+    def training_state(self) -> dict[str, Any]:
+        """See SavedAgent."""
+        chosen = {"policy_kwargs": self.policy_kwargs, "rounds": self.rounds}
+        return {**super().training_state(), **chosen}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """See SavedAgent; a function class that was chosen is made anew."""
+        if state["policy_kwargs"] != json.loads(json.dumps(self.policy_kwargs)):
+            self.policy_kwargs = state["policy_kwargs"]
+            self.policy = self.policy_class(
+                self.observation_space, self.action_space, self.problem, **self.policy_kwargs
+            ).to(self.device)
+            self._start_learner()
+        super().set_training_state(state)
+        self.rounds = [Replay(*to(parts, self.device)) for parts in state["rounds"]]
 
     def forget(self) -> None:
         """See ProblemAgent."""

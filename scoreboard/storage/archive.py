@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..spec import RunSpec, slug
-from .records import RunFolder, read_json, read_record, write_json, write_whole
+from .files import read_json, write_json, write_whole
+from .records import RunFolder, read_record
 
 FILE = "runs.jsonl"
 Line = dict[str, Any]
