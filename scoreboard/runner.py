@@ -330,7 +330,8 @@ def main() -> int:
     _die_with_parent()
     torch.set_num_threads(request["threads"])
     try:
-        execute(RunSpec.from_json(request["spec"]), Path(request["out"]), request["command"])
+        spec, out = RunSpec.from_json(request["spec"]), Path(request["out"])
+        execute(spec, out, request["command"], saving=Saving(**request["saving"]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

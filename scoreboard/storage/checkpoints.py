@@ -76,8 +76,7 @@ class Checkpoints:
         """
         tensors, tree = packed({**state, "files": self._lengths()})
         archive.write(self.path / f"{number}.zip", tensors, {"agent": _KIND, **tree})
-        for old in self._files()[self.saving.keep :]:
-            old.unlink(missing_ok=True)
+        self.prune()
         if self.stopping:
             raise Terminated("the run has ended at a checkpoint, as it was asked to")
 
@@ -120,9 +119,14 @@ class Checkpoints:
             elif length < file.stat().st_size:
                 os.truncate(file, length)
 
-    def any(self) -> bool:
-        """Whether there are some."""
-        return bool(self._files())
+    def newest(self) -> Path | None:
+        """Its file; None if there is none."""
+        return next(iter(self._files()), None)
+
+    def prune(self) -> None:
+        """Remove those that are too old."""
+        for old in self._files()[self.saving.keep :]:
+            old.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove all."""

@@ -146,27 +146,34 @@ class RunFolder:
             ValueError: another process writes here.
         """
         fresh = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path / ".lock"):
+        with self.held():
             if self.finished():  # asked again, now that nobody else can write
                 yield False
                 return
             if resumed is None:
-                self._clear()
+                self.clear()
             else:
                 self.checkpoints.cut(resumed)
             write_json(self.path / "spec.json", self.spec.to_json())
             try:
                 yield True
             except Exception:
-                if self.checkpoints.any():
+                if self.checkpoints.newest() is not None:
                     raise
-                self._clear()
+                self.clear()
                 if fresh:
                     shutil.rmtree(self.path, ignore_errors=True)
                 raise
 
-    def _clear(self) -> None:
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against other processes; a ValueError if one holds it already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path / ".lock"):
+            yield
+
+    def clear(self) -> None:
+        """Remove what an unfinished run has left."""
         for name in _PARTIAL:
             target = self.path / name
             if target.is_dir() and not target.is_symlink():
