@@ -1,8 +1,11 @@
-"""PPO and SAC between two rounds: all from which they go on as if they had never stopped."""
+"""What PPO and SAC consist of, and what they are between two rounds: all from which they go on as
+if they had never stopped.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,24 @@ from torch import Tensor
 
 from ..agents.checkpoint import set_state_of, state_of
 from .kl_policies import MeanPriced, PricedReplayBuffer, RatioKept
-from .sb3_checkpoint import COUNTERS, buffer_rows, fill_buffer, loose_tensors, parts_of
 from .vec_env import ProblemVecEnv
 
+#: Optimizers by the name of what holds them, and tensors that are no module's.
+_OPTIMIZERS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "PPO": {"policy.optimizer": lambda model: model.policy.optimizer},
+    "SAC": {
+        "actor.optimizer": lambda model: model.actor.optimizer,
+        "critic.optimizer": lambda model: model.critic.optimizer,
+        "ent_coef_optimizer": lambda model: model.ent_coef_optimizer,
+    },
+}
+_LOOSE = {"PPO": (), "SAC": ("log_ent_coef", "ent_coef_tensor")}
+#: What both count.
+COUNTERS = (
+    *("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps"),
+    "_num_timesteps_at_start",
+)
+_BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _COUNTERS = (*COUNTERS, "_current_progress_remaining")
 _BUFFERS = (ReplayBuffer, NStepReplayBuffer, PricedReplayBuffer)
 #: What the lanes said last.
@@ -93,3 +111,55 @@ def _lanes(model: Any) -> ProblemVecEnv | None:
     while isinstance(env, VecEnvWrapper) and type(env) in (MeanPriced, RatioKept):
         env = env.venv
     return env if type(env) is ProblemVecEnv else None
+
+
+def buffer_rows(buffer: Any) -> dict[str, np.ndarray]:
+    """SAC's past steps by what they hold, as far as its buffer is filled."""
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    return {key: getattr(buffer, key)[:filled] for key in rows_of(buffer)}
+
+
+def fill_buffer(buffer: Any, rows: Mapping[str, np.ndarray], pos: Any, full: Any) -> None:
+    """Put ``buffer_rows`` back, the next of them to ``pos``.
+
+    Raises:
+        ValueError: they are of another shape, or not filled to ``pos``.
+    """
+    filled = len(rows["rewards"])
+    for key in rows_of(buffer):
+        array, there = rows[key], getattr(buffer, key)
+        if len(array) != filled or filled > len(there) or array.shape[1:] != there.shape[1:]:
+            raise ValueError(f"buffer/{key} has the shape {array.shape}")
+        there[:filled] = array
+    buffer.pos, buffer.full = whole("pos", pos), full is True
+    if buffer.pos >= buffer.buffer_size or filled != (
+        buffer.buffer_size if buffer.full else buffer.pos
+    ):
+        raise ValueError(
+            f"buffer must be filled to its position; got {pos}, full {full}, and {filled} rows"
+        )
+
+
+def rows_of(buffer: Any) -> tuple[str, ...]:
+    """What SAC's buffer holds of each step, by name."""
+    return (*_BUFFER, "prices") if isinstance(buffer, PricedReplayBuffer) else _BUFFER
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """A model's policy and its optimizers, by name."""
+    found = {key: of(model) for key, of in _OPTIMIZERS[type(model).__name__].items()}
+    optimizers = {key: optimizer for key, optimizer in found.items() if optimizer is not None}
+    return {"policy": model.policy, **optimizers}
+
+
+def loose_tensors(model: Any) -> dict[str, Tensor]:
+    """A model's tensors that belong to no module, by name."""
+    held = {key: getattr(model, key, None) for key in _LOOSE[type(model).__name__]}
+    return {key: tensor for key, tensor in held.items() if tensor is not None}
+
+
+def whole(name: str, value: Any) -> int:
+    """``value`` itself; a ValueError unless it is a whole number."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{name} must be a whole number; got {str(value)[:100]}")
+    return value
