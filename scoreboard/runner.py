@@ -329,6 +329,7 @@ def main() -> int:
     request = json.loads(sys.argv[1])
     _die_with_parent()
     torch.set_num_threads(request["threads"])
+    sys.path.extend(request["path"])
     try:
         spec, out = RunSpec.from_json(request["spec"]), Path(request["out"])
         execute(spec, out, request["command"], saving=Saving(**request["saving"]))

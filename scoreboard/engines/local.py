@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,10 @@ class Worker:
         spec: what to run.
         job: where.
         threads: of the process.
-        path: where it looks for modules; as this process was told, if absent.
+        path: where it looks for modules that are found nowhere else.
     """
 
-    def __init__(
-        self, spec: RunSpec, job: Job, threads: int, path: list[str] | None = None
-    ) -> None:
+    def __init__(self, spec: RunSpec, job: Job, threads: int, path: Sequence[str] = ()) -> None:
         self.spec, self.folder = spec, RunFolder(job.out, spec)
         request = {
             "spec": spec.to_json(),
@@ -60,10 +58,9 @@ class Worker:
             "command": job.command,
             "threads": threads,
             "saving": asdict(job.saving),
+            "path": list(path),
         }
         environment = {"OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
-        if path is not None:
-            environment["PYTHONPATH"] = os.pathsep.join(path)
         self._errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [sys.executable, "-m", _RUNNER, json.dumps(request)],

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ from ..storage.records import RunFolder
 from .engine import Job, Lost, drive
 from .local import Worker
 
-#: Times that a run may lose its machine.
-LOSSES = 5
 Files = dict[str, bytes]
 
 
@@ -39,6 +38,7 @@ class RayCluster:
             belongs to); absent: the one that ``RAY_ADDRESS`` names, else one is started here.
         cpus_per_run: cores of each run, which are its threads.
         gpus_per_run: GPUs of each run; 0.25 lets four runs share one.
+        losses: times that a run may lose its machine before it is given up.
 
     Raises:
         ValueError: a number that is not allowed.
@@ -47,8 +47,10 @@ class RayCluster:
     address: str | None = None
     cpus_per_run: int = 1
     gpus_per_run: float = 0.0
+    losses: int = 5
 
     def __post_init__(self) -> None:
+        check_integer("losses", self.losses, 0)
         check_integer("cpus_per_run", self.cpus_per_run, 1)
         if not 0 <= self.gpus_per_run < float("inf"):
             raise ValueError(f"gpus_per_run must be at least 0; got {self.gpus_per_run!r}")
@@ -57,17 +59,17 @@ class RayCluster:
         """See Engine."""
         with self._connected() as ray:
             host = ray.remote(**self._share)(Host)
-            losses: dict[Path, int] = {}
+            left: dict[Path, int] = {spec.folder(job.out): self.losses for spec in missing}
 
             def begin(spec: RunSpec) -> _Remote:
-                return _Remote(ray, host, spec, job, self.cpus_per_run, losses)
+                return _Remote(ray, host, spec, job, self.cpus_per_run, left)
 
             return drive(missing, begin, lambda: self._room(ray), bar)
 
     def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         """See Engine; all at once, each again where its machine is lost."""
         with self._connected() as ray:
-            task = ray.remote(**self._share, max_retries=LOSSES)(function)
+            task = ray.remote(**self._share, max_retries=self.losses)(function)
             return ray.get([task.remote(*call) for call in calls])
 
     @property
@@ -129,8 +131,7 @@ class Host:
         for name, content in before.items():
             write_whole(out / name, content)
         made = RunSpec.from_json(spec)
-        # modules of your own are found where this process finds them
-        self.worker = Worker(made, job._replace(out=out), threads, [p for p in sys.path if p])
+        self.worker = Worker(made, job._replace(out=out), threads, _own_path())
         self._sent: dict[str, tuple[int, int]] = {}
         self._ended: Report | None = None
 
@@ -171,14 +172,21 @@ class Host:
         return news
 
 
+def _own_path() -> list[str]:
+    """Where this process finds modules that come neither with Python nor with a package."""
+    installed = [Path(place) for place in sysconfig.get_paths().values()]
+    given = [Path(place).resolve() for place in sys.path if place]
+    return [str(p) for p in given if not any(p.is_relative_to(place) for place in installed)]
+
+
 class _Remote:
     """A run on another machine, seen from here; its folder here is held meanwhile."""
 
     def __init__(
-        self, ray: Any, host: Any, spec: RunSpec, job: Job, threads: int, losses: dict[Path, int]
+        self, ray: Any, host: Any, spec: RunSpec, job: Job, threads: int, left: dict[Path, int]
     ) -> None:
         self.spec, self.folder = spec, RunFolder(job.out, spec, job.saving)
-        self._ray, self._losses = ray, losses
+        self._ray, self._left = ray, left
         self._report = Report(False, None, {})
         self._actor: Any = None
         self._begun = False  #: a machine has been found, and has reported
@@ -242,10 +250,9 @@ class _Remote:
             if getattr(error, "actor_init_failed", False):
                 self._report = Report(True, str(error).strip().splitlines()[-1], {})
                 return
-            losses = self._losses.get(self.folder.path, 0) + 1
-            self._losses[self.folder.path] = losses
-            if losses > LOSSES:
-                self._report = Report(True, f"its machine was lost {losses} times", {})
+            self._left[self.folder.path] -= 1
+            if self._left[self.folder.path] < 0:
+                self._report = Report(True, "its machine was lost too often", {})
                 return
             raise Lost("its machine was lost; it goes on from its last checkpoint") from None
         if report.ended:  # all of it has come
