@@ -144,12 +144,12 @@ class Host:
     def stop(self) -> Report:
         """End it at a checkpoint; what it leaves."""
         self.worker.stop()
-        return self._last()
+        return self._last(asked=True)
 
-    def _last(self) -> Report:
+    def _last(self, asked: bool = False) -> Report:
         if self._ended is not None:
             return self._ended
-        complaint = self.worker.complaint()
+        complaint = None if asked else self.worker.complaint()
         folder = self.worker.folder.path
         files = [file for file in folder.rglob("*") if file.is_file()]
         last = {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != ".lock"}
@@ -161,7 +161,7 @@ class Host:
         """Rows, and a new checkpoint with what belongs to it."""
         folder, found = self.worker.folder, [self.worker.folder.progress]
         newest = folder.checkpoints.newest()
-        if newest is not None and newest.name not in self._sent:
+        if newest is not None and str(newest.relative_to(folder.path)) not in self._sent:
             found += [*folder.tensorboard.glob("*"), folder.path / "spec.json", newest]
         news = {}
         for file in found:
@@ -234,7 +234,7 @@ class _Remote:
     def stop(self) -> None:
         """See Running."""
         if self._begun and not self._report.ended:
-            with contextlib.suppress(Lost, self._ray.exceptions.GetTimeoutError):
+            with contextlib.suppress(Lost, OSError, self._ray.exceptions.GetTimeoutError):
                 self._take(self._asked, timeout=60)
         self._leave()
 
@@ -245,9 +245,12 @@ class _Remote:
             report: Report = self._ray.get(asked, timeout=timeout)
         except errors.ActorUnavailableError:
             return
-        except errors.RayActorError as error:
+        except errors.GetTimeoutError:
+            raise
+        except errors.RayError as error:
             self._leave()
-            if getattr(error, "actor_init_failed", False):
+            lost = isinstance(error, errors.RayActorError)
+            if not lost or getattr(error, "actor_init_failed", False):
                 self._report = Report(True, str(error).strip().splitlines()[-1], {})
                 return
             self._left[self.folder.path] -= 1

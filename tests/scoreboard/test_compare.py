@@ -17,6 +17,7 @@ import torch
 from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.engines import local
 from girsanov.scoreboard.engines.local import threads_of
+from girsanov.scoreboard.engines.ray_cluster import RayCluster
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 from girsanov.scoreboard.storage.checkpoints import Checkpoints
@@ -377,3 +378,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         kept is not None and kept["number"] == 7 and torch.equal(kept["model"]["a"], torch.ones(3))
     )
     assert [file.name for file in checkpoints.path.iterdir()] == ["7.zip"]
+
+
+def test_shares_of_machines_are_checked() -> None:
+    with pytest.raises(ValueError, match="gpus_per_run must be at least 0; got -1"):
+        RayCluster(gpus_per_run=-1)
+    with pytest.raises(ValueError, match="cpus_per_run must be an integer of at least 1; got 0"):
+        RayCluster(cpus_per_run=0)

@@ -180,10 +180,3 @@ def test_a_study_is_the_same(nodes: Nodes, tmp_path: Path) -> None:
     ]
     assert [t.value for t in found[0].trials] == [t.value for t in found[1].trials]
     assert all(t.user_attrs["cpu_seconds"] > 0 for t in found[1].trials)
-
-
-def test_bad_addresses_are_told() -> None:
-    with pytest.raises(ValueError, match="gpus_per_run must be at least 0; got -1"):
-        RayCluster(gpus_per_run=-1)
-    with pytest.raises(ValueError, match="cpus_per_run must be an integer of at least 1; got 0"):
-        RayCluster(cpus_per_run=0)
