@@ -134,9 +134,10 @@ class SavedAgent(BaseAlgorithm):
         if it were this agent, to the bit on a CPU. A subclass adds what is in none of its
         ``networks``.
         """
+        policy: Any = self.policy
         return {
             "networks": {name: state_of(part) for name, part in self.networks().items()},
-            "policy": self.policy.training_state(),
+            "policy": policy.training_state(),
             "generator": self.generator.get_state(),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
@@ -145,7 +146,8 @@ class SavedAgent(BaseAlgorithm):
         """Take over what ``training_state`` gave."""
         for name, part in self.networks().items():
             set_state_of(part, state["networks"][name])
-        self.policy.set_training_state(state["policy"])
+        policy: Any = self.policy
+        policy.set_training_state(state["policy"])
         counters = {name: state["counters"][name] for name in _COUNTERS}
         vars(self).update(counters)
         self._set_stream(state["generator"], counters["num_timesteps"])

@@ -86,6 +86,7 @@ class Dyna(ProblemAgent):
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DynaPolicy}
     policy: DynaPolicy
+    seen: list[Replay]  #: real paths, a round each
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("imagined", "ppo"),
@@ -165,7 +166,7 @@ class Dyna(ProblemAgent):
 
     def forget(self) -> None:
         """See ProblemAgent."""
-        self.seen: list[Replay] = []
+        self.seen = []
 
     def iterate(self) -> None:
         """Real paths, rewards, dreams."""

@@ -39,6 +39,10 @@ class ProblemVecEnv(VecEnv):
         observation: ``"state"`` or ``"features"``; the environment's own if absent.
     """
 
+    _reward: Tensor | float
+    _kl: Tensor | float
+    _return: Tensor | float
+
     def __init__(
         self,
         env: Any,

@@ -289,9 +289,10 @@ class PDE(Regression):
         """See SavedAgent; a function class that was chosen is made anew."""
         if state["policy_kwargs"] != json.loads(json.dumps(self.policy_kwargs)):
             self.policy_kwargs = state["policy_kwargs"]
-            self.policy = self.policy_class(
+            made: Any = self.policy_class(
                 self.observation_space, self.action_space, self.problem, **self.policy_kwargs
-            ).to(self.device)
+            )
+            self.policy = made.to(self.device)
             self._start_learner()
         super().set_training_state(state)
         self.rounds = [Replay(*to(parts, self.device)) for parts in state["rounds"]]

@@ -61,12 +61,13 @@ def take_over(model: Any, state: dict[str, Any]) -> None:
 
 
 def _random_streams() -> dict[str, Any]:
-    kind, key, position, has_gauss, gauss = np.random.get_state()
+    numpy: Any = np.random.get_state()
+    kind, key, position, has_gauss, gauss = numpy
     version, words, second = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, key.astype(np.int64), position, has_gauss, gauss],  # type: ignore[union-attr]
+        "numpy": [kind, key.astype(np.int64), position, has_gauss, gauss],
         "python": [version, np.array(words, np.int64), second],
     }
 

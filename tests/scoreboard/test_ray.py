@@ -5,7 +5,6 @@ node.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import threading
@@ -41,7 +40,6 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        os.environ["RAY_raylet_start_wait_time_s"] = "600"  # on a busy machine
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
         self.cluster.wait_for_nodes()
