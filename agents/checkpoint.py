@@ -127,6 +127,11 @@ class SavedAgent(BaseAlgorithm):
             raise ValueError(f"{misfit} ({' '.join(str(error).split())[:1000]})") from error
         return agent
 
+    @property
+    def resumes(self) -> bool:
+        """Whether ``training_state`` holds all that lives on."""
+        return True
+
     def training_state(self) -> dict[str, Any]:
         """All that lives on from round to round, as a tree of tensors and plain values (``trees``).
 

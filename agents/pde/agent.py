@@ -280,6 +280,11 @@ class PDE(Regression):
             found["transition_optimizer"] = self.policy.model.optimizer
         return found
 
+    @property
+    def resumes(self) -> bool:
+        """See SavedAgent; the agents of a contest are in no state."""
+        return self.contest is None
+
     def training_state(self) -> dict[str, Any]:
         """See SavedAgent."""
         chosen = {"policy_kwargs": self.policy_kwargs, "rounds": self.rounds}

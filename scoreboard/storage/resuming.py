@@ -22,10 +22,11 @@ _SAID_OF_MISFITS = (
 
 def resumable(model: Any) -> bool:
     """Whether a learner can be saved between two rounds: it has ``training_state`` and
-    ``set_training_state``, as our agents have, or is stable-baselines3's PPO or SAC on our lanes.
+    ``set_training_state``, as our agents have (and no ``resumes`` that is False), or is
+    stable-baselines3's PPO or SAC on our lanes.
     """
     own = all(hasattr(model, name) for name in ("training_state", "set_training_state"))
-    return own or sb3_state.resumable(model)
+    return bool(getattr(model, "resumes", True)) if own else sb3_state.resumable(model)
 
 
 def state_of(model: Any) -> dict[str, Any]:

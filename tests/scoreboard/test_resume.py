@@ -12,12 +12,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from girsanov.agents import PIFT
+from girsanov.agents import PDE, PIFT
 from girsanov.agents.archive import read
 from girsanov.agents.pde import agent as pde
 from girsanov.baselines import dyna
 from girsanov.scoreboard import callback
-from girsanov.scoreboard.registry import AGENTS
+from girsanov.scoreboard.registry import AGENTS, make_env
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 from girsanov.scoreboard.storage import resuming
@@ -67,6 +67,7 @@ CASES = {
     "pde, noise": _pde("NoisePolicy", policy_kwargs=NET),
     "pde, model": _pde("ModelPolicy", policy_kwargs={**NET, "model_hidden": [8], "model_steps": 3}),
     "pde, imagined": _pde("MlpPolicy", policy_kwargs=NET, imagined=8),
+    "pde-mou": Case("pde-mou", {"n_trajectories": 8, "policy_kwargs": {"centres": 5}}),
     "pi-ft": _form("MlpPolicy"),
     "pi-ft, values": _form("ValuePolicy"),
     "pi-ft, pathwise": _form("PathwisePolicy"),
@@ -74,6 +75,9 @@ CASES = {
     "pi-ft, fitted": _form("FittedPolicy"),
     "pi-ft, functional": _form("FunctionalPolicy", policy_kwargs={**NET, "draws": 1})._replace(
         budget=700
+    ),
+    "pi-ft-algorithm1": Case(
+        "pi-ft-algorithm1", {**FINE, "policy_kwargs": {**NET, "draws": 1}}, budget=700
     ),
     "pi-ft, linear": _form("LinearPolicy", policy_kwargs={}),
     "pi-ft, exact": Case("pi-ft", {"policy": "ExactPolicy", "n_trajectories": 8}, *LINE),
@@ -115,6 +119,7 @@ def same(spec: RunSpec, one: Path, other: Path) -> None:
     samples = [np.load(folder / "samples.npy") for folder in folders]
     np.testing.assert_array_equal(*samples)
     name = {"ppo": "PPO", "sac": "SAC", "pde": "PDE", "pi-ft": "PIFT", "dyna": "Dyna"}
+    name |= {"pde-mou": "MouPDE", "pi-ft-algorithm1": "PIFT"}
     kind = name.get(spec.agent.removesuffix("-control"))
     kinds = [kind] if kind else ["DPOK", "DDPO", "AdjointMatching", "GRPO", "DRaFT"]
     models = [read(folder / "model.zip", kinds) for folder in folders]
@@ -184,6 +189,13 @@ def test_what_cannot_be_saved_begins_again(tmp_path: Path, monkeypatch: pytest.M
         steps = killed_at(patch, 0)
         assert execute(spec, tmp_path)["final"]["reward_queries"] == 32
     assert len(steps) == 20  # all four rounds
+
+
+def test_a_contest_of_classes_begins_again() -> None:
+    env = make_env("girsanov/GaussianMixture-v0", {"steps": 5})
+    assert not resuming.resumable(PDE("auto", env, device="cpu"))
+    assert resuming.resumable(PDE("MlpPolicy", env, device="cpu"))
+    assert not resuming.resumable(object())
 
 
 def interrupted(spec: RunSpec, out: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> Path:
