@@ -20,7 +20,6 @@ controls the gradient of f, hence the control ``a = J_z^T grad log f``. ``PDE.it
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -33,7 +32,6 @@ from ..base import ProblemAgent
 from ..checks import check_whole
 from ..control import ControlPolicy
 from ..networks import NetworkValue
-from ..trees import to
 from .choosing.candidates import network_for
 from .choosing.contest import Contest
 from .classes.linear import LinearValue
@@ -273,34 +271,15 @@ class PDE(Regression):
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
-        found = super().networks()
-        if self.collection.imagined:
-            found |= {"rewards": self.rewards, "rewards_optimizer": self.rewards.optimizer}
-        if isinstance(self.policy, ModelPolicy):
-            found["transition_optimizer"] = self.policy.model.optimizer
-        return found
+        if not self.collection.imagined:
+            return super().networks()
+        own = {"rewards": self.rewards, "rewards_optimizer": self.rewards.optimizer}
+        return {**super().networks(), **own}
 
     @property
     def resumes(self) -> bool:
         """See SavedAgent; the agents of a contest are in no state."""
         return self.contest is None
-
-    def training_state(self) -> dict[str, Any]:
-        """See SavedAgent."""
-        chosen = {"policy_kwargs": self.policy_kwargs, "rounds": self.rounds}
-        return {**super().training_state(), **chosen}
-
-    def set_training_state(self, state: dict[str, Any]) -> None:
-        """See SavedAgent; a function class that was chosen is made anew."""
-        if state["policy_kwargs"] != json.loads(json.dumps(self.policy_kwargs)):
-            self.policy_kwargs = state["policy_kwargs"]
-            made: Any = self.policy_class(
-                self.observation_space, self.action_space, self.problem, **self.policy_kwargs
-            )
-            self.policy = made.to(self.device)
-            self._start_learner()
-        super().set_training_state(state)
-        self.rounds = [Replay(*to(parts, self.device)) for parts in state["rounds"]]
 
     def forget(self) -> None:
         """See ProblemAgent."""
@@ -351,14 +330,6 @@ class PDE(Regression):
             self._regress(data, min(chunk, gradient_steps - done))
             bar.update(chunk)
         bar.close()
-
-    def _set_up_logger(self) -> None:
-        from stable_baselines3.common import utils
-
-        if not self._custom_logger and not hasattr(self, "_logger"):
-            self._logger = utils.configure_logger(
-                self.verbose, self.tensorboard_log, type(self).__name__, True
-            )
 
     def _record_error(self, data: Replay) -> None:
         """The Sobolev error on the newest data, where the optimum is known and a log is kept."""
