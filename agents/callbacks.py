@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
@@ -74,6 +76,6 @@ def _flat(callback: BaseCallback) -> list[BaseCallback]:
     return [one for inner in callback.callbacks for one in _flat(inner)]
 
 
-def _all(callbacks: list[BaseCallback]) -> bool:
+def _all(callbacks: Sequence[BaseCallback]) -> bool:
     """Whether all go on; each is called, as SB3's ``CallbackList`` does."""
     return all([callback.on_step() for callback in callbacks])
