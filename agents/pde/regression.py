@@ -50,10 +50,10 @@ class Regression(ProblemAgent):
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
-        optimizers = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        own: dict[str, Any] = {} if self.optimizer is None else {"optimizer": self.optimizer}
         if isinstance(self.policy, ModelPolicy):
-            optimizers["transition_optimizer"] = self.policy.model.optimizer
-        return {**super().networks(), "learner": self.learner, **optimizers}
+            own["transition_optimizer"] = self.policy.model.optimizer
+        return {**super().networks(), "learner": self.learner, **own}
 
     def training_state(self) -> dict[str, Any]:
         """See SavedAgent."""
