@@ -38,6 +38,8 @@ def run(
     reference_starts: int = 0,
     samples: int = 256,
     device: str = "auto",
+    checkpoint_minutes: float = 5.0,
+    keep_checkpoints: int = 2,
     config: Path | None = None,
     dry_run: bool = False,
     cache: bool = True,
@@ -63,6 +65,8 @@ def run(
         reference_starts: initial states for a closer certificate, 4,096 paths of each; 0: none.
         samples: terminal states kept.
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
+        checkpoint_minutes: between two checkpoints of a run; one after every evaluation, too.
+        keep_checkpoints: of each run, until it is finished.
         config: a JSON or YAML file of these settings, such as benchmarks/configs/*.json; what else
             is given here comes on top of it. "girsanov schema run" describes it.
         dry_run: check the settings, say what would run, and stop.
@@ -73,7 +77,9 @@ def run(
 
     from girsanov.scoreboard.runner import assist, assists, execute
     from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+    from girsanov.scoreboard.storage.checkpoints import Saving
 
+    saving = Saving(checkpoint_minutes, keep_checkpoints)
     spec = RunSpec(
         env,
         agent,
@@ -112,7 +118,7 @@ def run(
             bar().n = share
             bar().set_postfix_str(_figures(row))
 
-        record = execute(spec, out, _command(), on_row, on_stage, _warn, cache)
+        record = execute(spec, out, _command(), on_row, on_stage, _warn, saving, cache)
     print(f"{spec.folder(out)}: {_figures(record['final'])}")
 
 
@@ -124,6 +130,10 @@ def compare(
     budget_unit: Unit = "reward_queries",
     out: Path = Path("runs/main"),
     workers: int = 2,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    cpus_per_run: int = 1,
+    gpus_per_run: float = 0.0,
     env_kwargs: tuple[str, ...] = (),
     agent_kwargs: tuple[str, ...] = (),
     points: int = 10,
@@ -133,6 +143,8 @@ def compare(
     reference_starts: int = 0,
     samples: int = 256,
     device: str = "auto",
+    checkpoint_minutes: float = 5.0,
+    keep_checkpoints: int = 2,
     config: Path | None = None,
     dry_run: bool = False,
     cache: bool = True,
@@ -149,7 +161,12 @@ def compare(
         budget: how long each run learns, in budget-unit.
         budget_unit: env_steps, reward_queries (terminal rewards seen) or seconds of training.
         out: folder of everything.
-        workers: runs at a time; cores are shared out evenly.
+        workers: runs at a time on this machine; cores are shared out evenly.
+        engine: local processes, or a Ray cluster, which has as many runs at a time as there is room
+            for; needs girsanov[ray].
+        address: of the Ray cluster; auto is the one that this machine belongs to.
+        cpus_per_run: on the Ray cluster.
+        gpus_per_run: on the Ray cluster; 0.25 lets four runs share one.
         env_kwargs: key=value pairs for every problem, such as temperature=0.3.
         agent_kwargs: agent.key=value pairs, such as ppo.learning_rate=1e-3.
         points: evaluations while learning.
@@ -159,6 +176,8 @@ def compare(
         reference_starts: initial states for a closer certificate, 4,096 paths of each; 0: none.
         samples: terminal states kept of each agent.
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
+        checkpoint_minutes: between two checkpoints of a run; one after every evaluation, too.
+        keep_checkpoints: of each run, until it is finished.
         config: a JSON or YAML file of these settings; what else is given here comes on top of it.
             "girsanov schema compare" describes it.
         dry_run: check the settings of all runs, say which would be made, and stop.
@@ -168,6 +187,7 @@ def compare(
     from girsanov.scoreboard.compare import Comparison, RunsFailed
     from girsanov.scoreboard.compare import compare as run_all
     from girsanov.scoreboard.spec import Budget, EvaluationPlan
+    from girsanov.scoreboard.storage.checkpoints import Saving
 
     comparison = Comparison(
         agents,
@@ -181,6 +201,8 @@ def compare(
         device,
         EvaluationPlan(points, paths, final_paths, reference_paths, samples, reference_starts),
         _command(),
+        Saving(checkpoint_minutes, keep_checkpoints),
+        _engine(engine, address, cpus_per_run, gpus_per_run),
         cache,
     )
     if dry_run:
@@ -364,6 +386,15 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def _engine(name: str, address: str | None, cpus: int, gpus: float) -> Any:
+    """None: processes of this machine."""
+    if name == "local":
+        return None
+    from girsanov.scoreboard.engines.ray_cluster import RayCluster
+
+    return RayCluster(address, cpus, gpus)
+
+
 def _foretell(specs: list[Any], out: Path) -> None:
     """Check the settings of runs, and say what would be made."""
     from girsanov.scoreboard.compare import checked
@@ -386,6 +417,10 @@ def tune(
     budget: float = 2000,
     trials: int = 10,
     minutes: float = 20.0,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    cpus_per_run: int = 1,
+    gpus_per_run: float = 0.0,
     out: Path = Path("runs/tuning"),
 ) -> None:
     """Search each agent's settings by Optuna: the same trials and CPU minutes for all.
@@ -402,6 +437,10 @@ def tune(
         budget: of every run, in reward queries.
         trials: at most; the default settings are the first of them.
         minutes: of CPU time at most, all trials of an agent together.
+        engine: this process, or a Ray cluster, where a trial's tasks and seeds run side by side.
+        address: of the Ray cluster; auto is the one that this machine belongs to.
+        cpus_per_run: on the Ray cluster.
+        gpus_per_run: on the Ray cluster.
         out: folder of the journals, one a study.
     """
     from girsanov.scoreboard.spec import Budget
@@ -410,8 +449,10 @@ def tune(
     from girsanov.scoreboard.tuning.summary import write
 
     chosen = tuple(pairs("tasks", task.split(",")) for task in tasks) or ({},)
+    where = _engine(engine, address, cpus_per_run, gpus_per_run)
     for agent in agents:
-        study = search(Tuning(agent, env, chosen, seeds, Budget(budget), trials, minutes), out)
+        tuning = Tuning(agent, env, chosen, seeds, Budget(budget), trials, minutes)
+        study = search(tuning, out, engine=where)
         print(f"{agent}: {study.best_value:.3f} by {study.best_trial.user_attrs['settings']}")
     print(f"written: {write(out)}")
 

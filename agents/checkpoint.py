@@ -132,13 +132,45 @@ class SavedAgent(BaseAlgorithm):
             raise ValueError(f"{misfit} ({' '.join(str(error).split())[:1000]})") from error
         return agent
 
-    def _restore(self, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-        """Take over networks, optimizers, the random stream and the counters."""
-        stream = tensors.pop("generator")
+    @property
+    def resumes(self) -> bool:
+        """Whether ``training_state`` holds all that lives on."""
+        return True
+
+    def training_state(self) -> dict[str, Any]:
+        """All that lives on from round to round, as a tree of tensors and plain values (``trees``).
+
+        A twin that was made by the same arguments and takes it over between two rounds goes on as
+        if it were this agent, to the bit on a CPU. A subclass adds what is in none of its
+        ``networks``.
+        """
+        policy: Any = self.policy
+        return {
+            "networks": {name: state_of(part) for name, part in self.networks().items()},
+            "policy": policy.training_state(),
+            "generator": self.generator.get_state(),
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+        }
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """Take over what ``training_state`` gave."""
+        for name, part in self.networks().items():
+            set_state_of(part, state["networks"][name])
+        policy: Any = self.policy
+        policy.set_training_state(state["policy"])
+        counters = {name: state["counters"][name] for name in _COUNTERS}
+        vars(self).update(counters)
+        self._set_stream(state["generator"], counters["num_timesteps"])
+
+    def _set_stream(self, stream: Tensor, past: int) -> None:
         if stream.shape == self.generator.get_state().shape:
             self.generator.set_state(stream)
         else:  # the CPU's random streams are none of a GPU's: go on with another
-            self.generator.manual_seed((settings["seed"] or 0) + settings["num_timesteps"])
+            self.generator.manual_seed((self.seed or 0) + past)
+
+    def _restore(self, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+        """Take over networks, optimizers, the random stream and the counters."""
+        self._set_stream(tensors.pop("generator"), settings["num_timesteps"])
         for name, part in self.networks().items():
             state = {
                 key.removeprefix(f"{name}/"): value
@@ -151,6 +183,11 @@ class SavedAgent(BaseAlgorithm):
         )
 
 
+#: What an agent counts.
+_COUNTERS = (
+    *("num_timesteps", "reward_queries", "_n_updates", "_episode_num"),
+    *("_total_timesteps", "_num_timesteps_at_start", "_current_progress_remaining"),
+)
 #: What ``load`` reads of a checkpoint's settings, and the type of each.
 _READ: dict[str, Any] = {
     "policy": str,
@@ -197,6 +234,42 @@ def _plain(value: Any, name: str) -> Any:
             f"{name} must be a plain number to be saved; got {value!r}: a checkpoint holds no code"
         )
     return value.item() if isinstance(value, np.generic) else value
+
+
+def state_of(part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
+    """A module's or an optimizer's state as a tree: tensors by name; by number, with the settings
+    of each group.
+    """
+    if isinstance(part, nn.Module):
+        return dict(part.state_dict())
+    state = part.state_dict()
+    return {
+        "state": {str(i): dict(slot) for i, slot in state["state"].items()},
+        "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
+    }
+
+
+def set_state_of(part: nn.Module | torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of ``state_of``, into ``part``.
+
+    Raises:
+        RuntimeError, ValueError: names or shapes are not those of ``part``.
+    """
+    if isinstance(part, nn.Module):
+        part.load_state_dict(state)
+        return
+    own = part.state_dict()["param_groups"]
+    groups = [
+        {**group, "params": mine["params"]}
+        for group, mine in zip(state["groups"], own, strict=True)
+    ]
+    slots = {int(i): slot for i, slot in state["state"].items()}
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    for i, slot in slots.items():
+        for key, value in slot.items():
+            if value.dim() and value.shape != parameters[i].shape:
+                raise ValueError(f"{key!r} of tensor {i} has the shape {tuple(value.shape)}")
+    part.load_state_dict({"state": slots, "param_groups": groups})
 
 
 def flatten(state: dict[str, Any]) -> dict[str, Tensor]:

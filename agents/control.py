@@ -35,9 +35,6 @@ class ControlPolicy(BasePolicy):
         self._dtype: torch.dtype | None = None
         self.action_bound = float(np.max(action_space.high))
 
-    #: Whether a saved agent goes on exactly as if it had never stopped: nothing but networks and
-    #: counters lives on.
-    resumes: ClassVar[bool] = False
     #: Whether several processes may share the paths of each gradient.
     shares_paths: ClassVar[bool] = False
 
@@ -56,6 +53,13 @@ class ControlPolicy(BasePolicy):
 
         ``k`` an int or one step per row.
         """
+
+    def training_state(self) -> dict[str, Any]:
+        """What lives on from round to round beside parameters and buffers (``trees``)."""
+        return {}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """Take over what ``training_state`` gave."""
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         # float64 is taken too, as SB3's own policies take it

@@ -19,11 +19,12 @@ from ..agents.checks import check_whole
 from ..agents.control import ControlPolicy
 from ..agents.pde.learned_rewards import ImaginedProblem, LearnedRewards
 from ..agents.pde.replay import Replay
+from ..agents.trees import to
 from ..envs.env import as_env, problem_of
 from ..envs.features import encode
 from ..envs.problem import Policy, Problem
 from ..envs.recording import Recording
-from . import hyperparameters
+from . import hyperparameters, sb3_state
 from .hyperparameters import settings_for
 from .sb3 import make_ppo
 
@@ -85,6 +86,7 @@ class Dyna(ProblemAgent):
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DynaPolicy}
     policy: DynaPolicy
+    seen: list[Replay]  #: real paths, a round each
     hyperparameters: ClassVar[tuple[str, ...]] = (
         *ProblemAgent.hyperparameters,
         *("imagined", "ppo"),
@@ -145,12 +147,26 @@ class Dyna(ProblemAgent):
 
     def networks(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """See ProblemAgent."""
-        optimizer = self.dreamer.policy.optimizer
-        return {**super().networks(), "rewards": self.rewards, "optimizer": optimizer}
+        return {
+            **super().networks(),
+            **{"rewards": self.rewards, "rewards_optimizer": self.rewards.optimizer},
+            "optimizer": self.dreamer.policy.optimizer,
+        }
+
+    def training_state(self) -> dict[str, Any]:
+        """See SavedAgent."""
+        past = {"dreamer": sb3_state.training_state(self.dreamer), "seen": self.seen}
+        return {**super().training_state(), **past}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """See SavedAgent."""
+        super().set_training_state(state)
+        sb3_state.set_training_state(self.dreamer, state["dreamer"])
+        self.seen = [Replay(*to(parts, self.device)) for parts in state["seen"]]
 
     def forget(self) -> None:
         """See ProblemAgent."""
-        self.seen: list[Replay] = []
+        self.seen = []
 
     def iterate(self) -> None:
         """Real paths, rewards, dreams."""

@@ -180,7 +180,8 @@ def link(model: BaseAlgorithm) -> Any:
     """
     venv: Any = model.get_env()
     if isinstance(venv, MeanPriced | RatioKept):
-        venv.policy = model.policy
+        policy: Any = model.policy
+        venv.policy = policy
     buffer = getattr(model, "replay_buffer", None)
     if isinstance(venv, RatioKept) and isinstance(buffer, NStepReplayBuffer):
         model.replay_buffer = PricedReplayBuffer(buffer, venv)  # type: ignore[attr-defined]

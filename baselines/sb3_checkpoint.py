@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from ..agents.archive import bounded, read, write
 from ..agents.checkpoint import flatten, restore, signature
 from ..envs.env import problem_of
 from ..envs.observations import OBSERVATIONS
-from .kl_policies import KLActorCriticPolicy, KLSACPolicy, PricedReplayBuffer
+from .kl_policies import KLActorCriticPolicy, KLSACPolicy
 from .sb3 import GentleSACPolicy, lanes_for, link
+from .sb3_state import COUNTERS, buffer_rows, fill_buffer, loose_tensors, parts_of, rows_of, whole
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "SAC": SAC}
 #: What a file may name: by algorithm, the policy classes that it can have.
@@ -60,21 +61,6 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         *("target_update_interval", "target_entropy"),
     ),
 }
-#: Optimizers by the name of what holds them, and tensors that are no module's.
-_OPTIMIZERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "PPO": {"policy.optimizer": lambda model: model.policy.optimizer},
-    "SAC": {
-        "actor.optimizer": lambda model: model.actor.optimizer,
-        "critic.optimizer": lambda model: model.critic.optimizer,
-        "ent_coef_optimizer": lambda model: model.ent_coef_optimizer,
-    },
-}
-_LOOSE = {"PPO": (), "SAC": ("log_ent_coef", "ent_coef_tensor")}
-_COUNTERS = (
-    *("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps"),
-    "_num_timesteps_at_start",
-)
-_BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 #: Bytes of paths that a model may keep at most: SAC's buffer, PPO's rollout.
 MEMORY_LIMIT = 8 * 2**30
 
@@ -109,27 +95,23 @@ def save_sb3(
     env: Any = model.get_env()
     if env is None:
         raise ValueError("model must have its environment to be saved; got one without")
-    tensors = {f"policy/{key}": value for key, value in model.policy.state_dict().items()}
-    for key, optimizer in _optimizers(name, model).items():
-        tensors.update({f"{key}/{k}": v for k, v in flatten(optimizer.state_dict()).items()})
-    for key in _LOOSE[name]:
-        if getattr(model, key, None) is not None:
-            tensors[key] = getattr(model, key)
+    tensors = loose_tensors(model)
+    for key, part in parts_of(model).items():
+        tensors.update({f"{key}/{k}": v for k, v in flatten(part.state_dict()).items()})
     settings = {
         "agent": name,
         "policy": _name_of("policy", model.policy_class, POLICIES[name]),
         "policy_kwargs": _policy_as_data(model.policy_kwargs),
         "arguments": {key: _as_data(key, getattr(model, key)) for key in ARGUMENTS[name]},
-        "counters": {key: int(getattr(model, key)) for key in _COUNTERS},
+        "counters": {key: int(getattr(model, key)) for key in COUNTERS},
         "lanes": env.num_envs,
         "observation": env.get_attr("observation")[0].name,
         "problem": signature(problem_of(env), env.action_space),
     }
     if replay_buffer and name == "SAC":
         buffer: Any = model.replay_buffer  # type: ignore[attr-defined]
-        filled = buffer.buffer_size if buffer.full else buffer.pos
-        for key in _rows_of(buffer):
-            tensors[f"buffer/{key}"] = torch.from_numpy(getattr(buffer, key)[:filled].copy())
+        for key, rows in buffer_rows(buffer).items():
+            tensors[f"buffer/{key}"] = torch.from_numpy(rows.copy())
         settings["buffer"] = {"pos": buffer.pos, "full": bool(buffer.full)}
     write(path, tensors, settings)
 
@@ -192,71 +174,40 @@ _SAID_OF_MISFITS = (
 
 
 def _fill(model: Any, name: str, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
-    parts = {"policy": model.policy, **_optimizers(name, model)}
-    for key, part in parts.items():
+    for key, part in parts_of(model).items():
         chosen = {
             k.removeprefix(f"{key}/"): v for k, v in tensors.items() if k.startswith(f"{key}/")
         }
         restore(part, chosen)
-    for key in _LOOSE[name]:
-        held = getattr(model, key, None)
-        if held is not None:
-            if tensors[key].shape != held.shape:
-                raise ValueError(f"{key} has the shape {tuple(tensors[key].shape)}")
-            held.data.copy_(tensors[key])
-    for key in _COUNTERS:
-        setattr(model, key, _whole(key, settings["counters"][key]))
+    for key, held in loose_tensors(model).items():
+        if tensors[key].shape != held.shape:
+            raise ValueError(f"{key} has the shape {tuple(tensors[key].shape)}")
+        held.data.copy_(tensors[key])
+    for key in COUNTERS:
+        setattr(model, key, whole(key, settings["counters"][key]))
     if "buffer" in settings and name == "SAC":
-        _fill_buffer(model.replay_buffer, tensors, settings["buffer"])
-
-
-def _fill_buffer(buffer: Any, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
-    filled = len(tensors["buffer/rewards"])
-    for key in _rows_of(buffer):
-        array, there = tensors[f"buffer/{key}"].numpy(), getattr(buffer, key)
-        if len(array) != filled or filled > len(there) or array.shape[1:] != there.shape[1:]:
-            raise ValueError(f"buffer/{key} has the shape {array.shape}")
-        there[:filled] = array
-    buffer.pos, buffer.full = _whole("pos", state["pos"]), state["full"] is True
-    if buffer.pos >= buffer.buffer_size or filled != (
-        buffer.buffer_size if buffer.full else buffer.pos
-    ):
-        raise ValueError(f"buffer must be filled to its position; got {state} and {filled} rows")
-
-
-def _rows_of(buffer: Any) -> tuple[str, ...]:
-    return (*_BUFFER, "prices") if isinstance(buffer, PricedReplayBuffer) else _BUFFER
-
-
-def _optimizers(name: str, model: Any) -> dict[str, torch.optim.Optimizer]:
-    found = {key: of(model) for key, of in _OPTIMIZERS[name].items()}
-    return {key: optimizer for key, optimizer in found.items() if optimizer is not None}
+        rows = {key: tensors[f"buffer/{key}"].numpy() for key in rows_of(model.replay_buffer)}
+        fill_buffer(model.replay_buffer, rows, **settings["buffer"])
 
 
 def _lanes_and_bound(lanes: Any, problem: Any) -> tuple[int, float]:
     bound = float(problem["action_bound"])
     if not 0 < bound < float("inf"):
         raise ValueError(f"action_bound must be a positive number; got {bound}")
-    if not 1 <= _whole("lanes", lanes) <= 2**20:
+    if not 1 <= whole("lanes", lanes) <= 2**20:
         raise ValueError(f"lanes must be between 1 and {2**20}; got {lanes}")
     return lanes, bound
 
 
 def _check_memory(name: str, arguments: Mapping[str, Any], venv: Any) -> None:
     sizes = [int(np.prod(space.shape)) for space in (venv.observation_space, venv.action_space)]
-    rows = _whole("n_steps", arguments["n_steps"]) * venv.num_envs
+    rows = whole("n_steps", arguments["n_steps"]) * venv.num_envs
     if name == "SAC":
-        rows = _whole("buffer_size", arguments["buffer_size"])
+        rows = whole("buffer_size", arguments["buffer_size"])
     asked = 4 * rows * (2 * sizes[0] + sizes[1] + 4)
     if asked > MEMORY_LIMIT:
         limit = MEMORY_LIMIT / 2**30
         raise ValueError(f"its steps must take at most {limit:g} GiB; got {asked / 2**30:.3g} GiB")
-
-
-def _whole(name: str, value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number; got {str(value)[:100]}")
-    return value
 
 
 def _name_of(what: str, value: Any, table: Mapping[str, Any]) -> str:

@@ -17,7 +17,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ..envs.checks import check_integer
-from ..envs.env import ProblemVectorEnv, as_env, finite_observation, problem_of, shell_of
+from ..envs.env import (
+    ProblemVectorEnv,
+    as_env,
+    device_of,
+    finite_observation,
+    problem_of,
+    shell_of,
+)
 
 
 class ProblemVecEnv(VecEnv):
@@ -39,6 +46,10 @@ class ProblemVecEnv(VecEnv):
         actions: ``"control"`` or ``"noise"``; the environment's own if absent.
         observation: ``"state"`` or ``"features"``; the environment's own if absent.
     """
+
+    _reward: Tensor | float
+    _kl: Tensor | float
+    _return: Tensor | float
 
     def __init__(
         self,
@@ -134,6 +145,24 @@ class ProblemVecEnv(VecEnv):
             }
             for observation, (total, reward, kl) in zip(_numpy(last), sums, strict=True)
         ]
+
+    def training_state(self) -> dict[str, Any]:
+        """Where the lanes are between two steps, as tensors and numbers."""
+        sums = {"return": self._return, "reward": self._reward, "kl": self._kl}
+        return {
+            "lanes": self._lanes.training_state(),
+            "sums": sums,
+            "reward_queries": self.reward_queries,
+        }
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from where lanes like these were."""
+        self._lanes.set_training_state(state["lanes"])
+        sums, device = state["sums"], device_of(self.problem)
+        self._return, self._reward, self._kl = (
+            torch.as_tensor(sums[name], device=device) for name in ("return", "reward", "kl")
+        )
+        self.reward_queries = state["reward_queries"]
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -325,6 +325,20 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             return self._restart(), *out, infos
         return self._seen(), *out, infos
 
+    def training_state(self) -> dict[str, Any]:
+        """Where the lanes are between two steps, as tensors and numbers."""
+        stream = self._generator.get_state()
+        return {"k": self._k, "x": self._x, "return": self._return, "generator": stream}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from where lanes like these were."""
+        x, device = state["x"], self._generator.device
+        if tuple(x.shape) != (self.num_envs, *self.problem.state_shape):
+            raise ValueError(f"the lanes' states have the shape {tuple(x.shape)}")
+        self._k, self._x = state["k"], x.to(device)
+        self._return, self._path = torch.as_tensor(state["return"], device=device), [self._x]
+        self._generator.set_state(state["generator"])
+
     def render(self) -> tuple[Any, ...] | None:
         """One ``(H, W, 3)`` uint8 picture a lane; None unless ``render_mode="rgb_array"``."""
         if self.render_mode is None:

@@ -1,8 +1,9 @@
-"""What a problem is, in one line: its code, its tensors and its numbers. Two problems of the same
-name whose fingerprints differ are not the same problem.
+"""What a problem is, in one line: its code, its tensors, its numbers and the files that it names.
+Two problems of the same name whose fingerprints differ are not the same problem.
 
 Code counts by its meaning: comments, docstrings and layout do not. Of a large tensor some of its
-entries are read, so that a network of a billion weights costs no more than a second.
+entries are read and the bits of all are summed, of a large file parts are read, so that a network
+of a billion weights costs no more than a second.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 #: Entries read of a tensor, evenly spaced.
 _ENTRIES = 4096
+#: Bytes read of a file at a time, and at how many places of it at most.
+_BLOCK, _BLOCKS = 2**16, 64
 #: Nested this deep, things count by their types alone.
 _DEPTH = 6
 _PACKAGE = __name__.partition(".")[0]
@@ -33,7 +36,7 @@ _SEAM = f"{_PACKAGE}.envs.problem"
 
 def fingerprint(problem: Any) -> str:
     """32 hexadecimal digits. Attributes that begin with an underscore count only where they are
-    functions: problems keep what they have computed there.
+    functions or networks: problems keep what they have computed there.
     """
     digest = hashlib.sha256()
     for part in _parts(problem, _DEPTH, set()):
@@ -46,6 +49,11 @@ def _parts(value: Any, depth: int, seen: set[int]) -> Iterator[str | bytes]:
     yield type(value).__name__
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         yield repr(value)
+        if isinstance(value, str):
+            yield from _file(value)
+    elif isinstance(value, os.PathLike):
+        yield os.fsdecode(value)
+        yield from _file(value)
     elif isinstance(value, (torch.dtype, torch.Size)):
         yield str(value)
     elif isinstance(value, (Tensor, np.ndarray)):
@@ -71,7 +79,13 @@ def _parts(value: Any, depth: int, seen: set[int]) -> Iterator[str | bytes]:
     elif isinstance(value, (FunctionType, MethodType)):
         seen.add(id(value))
         yield from _function(value, depth, seen)
-    elif not isinstance(value, (ModuleType, type, torch.device, torch.Generator)):
+    elif isinstance(value, partial):
+        for part in (value.func, value.args, value.keywords):
+            yield from _parts(part, depth - 1, seen)
+    elif isinstance(value, type):
+        yield value.__qualname__
+        yield from _code(value)
+    elif not isinstance(value, (ModuleType, torch.device, torch.Generator)):
         seen.add(id(value))
         yield from _object(value, depth, seen)
 
@@ -86,10 +100,29 @@ def _object(value: Any, depth: int, seen: set[int]) -> Iterator[str | bytes]:
     for name in sorted(attributes):
         found = attributes[name]
         cached = isinstance(getattr(type(value), name, None), cached_property)
-        if cached or (name.startswith("_") and not isinstance(found, (FunctionType, MethodType))):
+        if cached or (name.startswith("_") and not isinstance(found, _MEANT)):
             continue
         yield name
         yield from _parts(found, depth - 1, seen)
+
+
+#: What counts whatever it is called.
+_MEANT = (FunctionType, MethodType, partial, nn.Module)
+
+
+def _file(path: Any) -> Iterator[str | bytes]:
+    """What is in a file, if ``path`` names one."""
+    try:
+        size = os.stat(path).st_size if os.path.isfile(path) else None
+        if size is None:
+            return
+        yield f"file of {size}"
+        with open(path, "rb") as file:
+            for start in range(0, size, max(_BLOCK, -(-size // _BLOCKS))):
+                file.seek(start)
+                yield file.read(_BLOCK)
+    except (OSError, ValueError):  # no file name, or one that can't be read
+        return
 
 
 def _function(value: Any, depth: int, seen: set[int]) -> Iterator[str | bytes]:
@@ -100,7 +133,7 @@ def _function(value: Any, depth: int, seen: set[int]) -> Iterator[str | bytes]:
     source = list(_reached(value.__module__, value.__qualname__.partition(".")[0], set()))
     yield from source or [value.__code__.co_code]  # typed at a prompt: no file to read
     cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    for part in (*cells, *(value.__defaults__ or ())):
+    for part in (*cells, *(value.__defaults__ or ()), value.__kwdefaults__):
         yield from _parts(part, depth - 1, seen)
 
 
@@ -117,6 +150,12 @@ def _entries(tensor: Tensor) -> Iterator[str | bytes]:
     yield f"{tuple(tensor.shape)} {tensor.dtype}"
     chosen = flat[:: max(1, -(-len(flat) // _ENTRIES))].cpu().contiguous()
     yield chosen.view(torch.uint8).numpy().tobytes()
+    if len(flat) > _ENTRIES and flat.element_size() in _BITS:
+        yield str(int(flat.contiguous().view(_BITS[flat.element_size()]).sum(dtype=torch.int64)))
+
+
+#: Integers of as many bytes.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _code(kind: type) -> Iterator[str]:

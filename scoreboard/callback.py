@@ -33,7 +33,8 @@ from .output.tensorboard import (
 from .plots import grid_of
 from .spec import Budget, EvaluationPlan, Spent
 from .stopwatch import Stopwatch
-from .storage.records import Checkpoints
+from .storage.checkpoints import Checkpoints
+from .storage.resuming import resumable, state_of, take_over
 
 #: Pictures in a grid.
 PICTURES = 16
@@ -45,8 +46,8 @@ class BudgetCallback(BatchCallback):
     Args:
         problem: what is learnt.
         budget: when to stop.
-        resumed: what an earlier process saved, for a run that goes on: ``base`` is what the model
-            had spent before the run.
+        resumed: what an earlier process saved, for a run that goes on: taken over when the first
+            round begins.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class BudgetCallback(BatchCallback):
         self._base, self._over = Spent(0, 0, 0.0), False
 
     def _on_training_start(self) -> None:
-        # a loaded model has a past
-        self._base = (
-            self.spent()._replace(seconds=0.0)
-            if self._resumed is None
-            else Spent(*self._resumed["base"])
-        )
+        self._base = self.spent()._replace(seconds=0.0)  # a loaded model has a past
+
+    def _on_rollout_start(self) -> None:
+        if self._resumed is not None:
+            take_over(self.model, self._resumed)
+            self._over = self._resumed["instrument"]["over"]
+            self._resumed = None
 
     def spent(self) -> Spent:
         """What training has used since it began; no seconds are counted here."""
@@ -121,8 +123,8 @@ class ScoreCallback(BudgetCallback):
         progress: the JSONL file.
         tensorboard: folder of the events.
         on_row: called with each row.
-        checkpoints: where to save, at the end of a round, a model whose policy says that it
-            ``resumes``; nowhere if absent.
+        checkpoints: where to save a model that is ``resumable``, between two rounds; nowhere if
+            absent.
         resumed: what an earlier process saved there, for a run that goes on.
         evaluations: of the model that the agent learns with; not counted if absent.
     """
@@ -143,8 +145,7 @@ class ScoreCallback(BudgetCallback):
     ) -> None:
         super().__init__(problem, budget, resumed)
         self._evaluations = Evaluations() if evaluations is None else evaluations
-        self._checkpoints, self._saved_at = checkpoints, 0.0
-        self._rows = 0 if resumed is None else resumed["rows"]
+        self._checkpoints, self._saved_at, self._looked = checkpoints, 0.0, False
         self.reference, self.plan, self.seed = reference, plan, seed
         self.final: dict[str, Any] | None = None  #: the last row, once training has ended
         self._progress, self._tensorboard, self._on_row = progress, tensorboard, on_row
@@ -156,15 +157,10 @@ class ScoreCallback(BudgetCallback):
         self._start = time.time()
         super()._on_training_start()
         self._listen()
-        device, before = torch.device(self.model.device), self._resumed or {}
-        self._clock = Stopwatch(device, before.get("seconds", 0.0))
-        self._cpu = Stopwatch(device, before.get("cpu_seconds", 0.0), time.process_time)
-        self._evaluations.count = before.get("model_evaluations", self._evaluations.count)
+        self._set_clocks(0.0, 0.0)
         if self._resumed is None:
             self._look()
-        else:
-            self._due, self._start = self._resumed["due"], self._resumed["start"]
-            self._saved_at = self._resumed["seconds"]
+        self._looked = False  # a run that has learnt nothing yet has nothing to lose
         self._go_on()
 
     def _listen(self) -> None:
@@ -177,6 +173,11 @@ class ScoreCallback(BudgetCallback):
         """The step and the date of what happens now."""
         return getattr(self.spent(), self._unit), self._start + self._clock.seconds
 
+    def _set_clocks(self, seconds: float, cpu_seconds: float) -> None:
+        device = torch.device(self.model.device)
+        self._clock = Stopwatch(device, seconds)
+        self._cpu = Stopwatch(device, cpu_seconds, time.process_time)
+
     def _go_on(self) -> None:
         self._clock.resume()
         self._cpu.resume()
@@ -185,23 +186,35 @@ class ScoreCallback(BudgetCallback):
         self._clock.pause()
         self._cpu.pause()
 
-    def _on_rollout_end(self) -> None:
-        resumes = self._checkpoints is not None and getattr(self.model.policy, "resumes", False)
-        if not resumes or self._clock.seconds - self._saved_at < self._checkpoints.every:  # type: ignore[union-attr]
-            return
-        self._stand_still()
-        self._saved_at = self._clock.seconds
-        state = {
-            "base": list(self._base),
+    def _on_rollout_start(self) -> None:
+        if self._resumed is not None:
+            before = self._resumed["instrument"]
+            super()._on_rollout_start()
+            self._due, self._start, self._saved_at = (
+                before[name] for name in ("due", "start", "seconds")
+            )
+            self._evaluations.count = before["model_evaluations"]
+            self._set_clocks(before["seconds"], before["cpu_seconds"])
+            self._go_on()
+        elif self._checkpoints is not None:
+            late = self._clock.seconds - self._saved_at >= 60 * self._checkpoints.saving.minutes
+            if (late or self._looked or self._checkpoints.stopping) and resumable(self.model):
+                self._stand_still()
+                self._save(self._checkpoints)
+                self._go_on()
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        self._saved_at, self._looked = self._clock.seconds, False
+        self._writer.flush()
+        instrument = {
+            "over": self._over,
             "due": self._due,
             "start": self._start,
             "seconds": self._saved_at,
             "cpu_seconds": self._cpu.seconds,
             "model_evaluations": self._evaluations.count,
         }
-        progress = {"env_steps": self.spent().env_steps, "rows": self._rows}
-        self._checkpoints.save(self.model, {**state, **progress})  # type: ignore[union-attr]
-        self._go_on()
+        checkpoints.save(self.spent().env_steps, {**state_of(self.model), "instrument": instrument})
 
     def _on_step(self) -> bool:
         goes_on = super()._on_step()
@@ -243,6 +256,7 @@ class ScoreCallback(BudgetCallback):
         self._due = [due for due in self._due if due > fraction]
         self._row(self.plan.paths, CURVE_SEED)
         self._show()
+        self._looked = True
 
     def _row(self, paths: int, stream: int) -> dict[str, Any]:
         spent = self.spent()
@@ -251,7 +265,6 @@ class ScoreCallback(BudgetCallback):
         row = row_of(evaluation, self.reference, spent, paths)
         with open(self._progress, "a") as file:
             file.write(json.dumps(row) + "\n")
-        self._rows += 1
         log_row(self._writer, row, spent, self._unit, self._start + spent.seconds)
         if self._on_row is not None:
             self._on_row(row)

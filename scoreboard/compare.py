@@ -7,11 +7,8 @@ none that is finished.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,12 +27,14 @@ from ..envs.checks import (
 )
 from ..envs.env import ProblemEnv
 from .commands.arguments import check_names
+from .engines.engine import Engine, Job
+from .engines.local import LocalProcesses
 from .registry import find_agent, make_env
 from .runner import check_settings, prepare_env
 from .spec import Budget, EvaluationPlan, RunSpec, slug
 from .storage import archive
-from .storage.files import printable
-from .storage.records import RunFolder, check_writable, cores
+from .storage.checkpoints import Saving
+from .storage.records import RunFolder, check_writable
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,14 @@ class Comparison:
         seeds: of the agents.
         budget: the same for all.
         out: folder of everything.
-        workers: runs at a time; the machine's cores are shared out evenly.
+        workers: runs at a time on this machine; its cores are shared out evenly.
         env_kwargs: of every environment.
         agent_kwargs: by agent.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         plan: how to evaluate.
         command: how this was asked for, kept in the records.
+        saving: how often runs under way are saved.
+        engine: where runs are executed; in ``workers`` processes of this machine if absent.
         cache: share references with other folders (``storage.references.cached_reference``).
     """
 
@@ -68,6 +69,8 @@ class Comparison:
     device: str = "auto"
     plan: EvaluationPlan = EvaluationPlan()
     command: str = ""
+    saving: Saving = Saving()
+    engine: Engine | None = None
     cache: bool = True
 
     def __post_init__(self) -> None:
@@ -120,86 +123,6 @@ class Comparison:
         ]
 
 
-class _Worker:
-    """One run in its process."""
-
-    def __init__(self, spec: RunSpec, comparison: Comparison) -> None:
-        self.spec = spec
-        self.folder = RunFolder(comparison.out, spec)
-        threads = threads_of(comparison.workers)
-        request = {
-            "spec": spec.to_json(),
-            "out": str(comparison.out),
-            "command": comparison.command,
-            "threads": threads,
-        }
-        self._errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.runner", json.dumps(request)],
-            stdin=subprocess.PIPE,  # its end of file tells the worker that we are gone
-            stdout=self._errors,
-            stderr=self._errors,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"},
-        )
-
-    def progress(self) -> tuple[float, str]:
-        """Share of the budget spent, and a word on how it goes."""
-        try:
-            rows = self.folder.rows()
-        except ValueError:
-            rows = []
-        name = f"{slug(self.spec.agent)}/{self.spec.seed}"
-        if not rows:
-            return 0.0, name
-        last = rows[-1]
-        fraction = min(1.0, last[self.spec.budget.unit] / self.spec.budget.amount)
-        figure = (
-            f"J {last['objective']:.3g}" if last["score"] is None else f"score {last['score']:.2f}"
-        )
-        return fraction, f"{name} {fraction:.0%} {figure}"
-
-    def stop(self) -> None:
-        """End the process and wait for it."""
-        if self.process.poll() is None:
-            self.process.terminate()  # it stops at a checkpoint
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self.process.wait()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
-    def complaint(self) -> str | None:
-        """None if the run is finished, else one line on what went wrong; the whole of it is kept in
-        ``error.txt``.
-        """
-        self.stop()
-        self._errors.seek(0)
-        text = self._errors.read().decode("utf-8", errors="replace").strip()
-        self._errors.close()
-        if self.process.returncode == 0 and self.folder.finished():
-            if text:
-                self.folder.warnings.write_text(text + "\n", encoding="utf-8")
-            return None
-        lines = text.splitlines() or [f"the process ended with code {self.process.returncode}"]
-        name = f"{self.folder.path}"
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        self.folder.error.write_text(text + "\n", encoding="utf-8")
-        if self.process.returncode == 2:
-            return f"{name}: {lines[-1].removeprefix('error: ')}"
-        return f"{name}: {lines[-1]} (all of it: {self.folder.error})"
-
-
-def threads_of(workers: int) -> int:
-    """Threads of each of so many workers: its share of the cores that this process may use, and no
-    more than OMP_NUM_THREADS where it is set.
-    """
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    most = int(asked) if asked.isdecimal() and int(asked) > 0 else cores()
-    return max(1, min(most, cores() // workers))
-
-
 def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
     """Make every run that is not finished and return the folders of all.
 
@@ -232,7 +155,9 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
         bar.start_t = bar.last_print_t = (
             time.time()
         )  # what remains is judged by how runs go, not references
-        complaints = _run_all(missing, comparison, bar)
+        engine = comparison.engine or LocalProcesses(comparison.workers)
+        job = Job(comparison.out, comparison.command, comparison.saving)
+        complaints = engine.run(missing, job, bar)
     if complaints:
         raise RunsFailed(
             f"{len(complaints)} of {len(specs)} runs failed; the first: {complaints[0]}"
@@ -270,46 +195,3 @@ def _prepare(
         bar.set_postfix_str(f"reference of {env}")
         spec = next(spec for spec in missing if spec.env == env)
         prepare_env(spec, shell, comparison.out, comparison.cache)
-
-
-def _run_all(missing: list[RunSpec], comparison: Comparison, bar: Any) -> list[str]:
-    waiting, done = list(missing), bar.n
-    active: list[_Worker] = []
-    complaints: list[str] = []
-    try:
-        while waiting or active:
-            while waiting and len(active) < comparison.workers:
-                active.append(_Worker(waiting.pop(0), comparison))
-            time.sleep(0.2)
-            for worker in [w for w in active if w.process.poll() is not None]:
-                active.remove(worker)
-                complaint = worker.complaint()
-                if complaint is None:
-                    done += 1
-                else:
-                    complaints.append(complaint)
-                    bar.write(_printable(f"failed: {complaint}"), file=sys.stderr)
-            shares = [worker.progress() for worker in active]
-            _show(bar, done, [(0.0, f"{len(complaints)} failed")] * bool(complaints) + shares)
-    finally:  # Ctrl-C among others: what is finished stays, what is not will be begun again
-        for worker in active:
-            worker.process.terminate()
-        for worker in active:
-            worker.stop()
-    return complaints
-
-
-def _show(bar: Any, done: int, shares: list[tuple[float, str]]) -> None:
-    """Redraw when something has changed: a log file that takes the bar should not grow with the
-    time.
-    """
-    n, words = done + sum(fraction for fraction, _ in shares), "; ".join(word for _, word in shares)
-    if (n, words) != (bar.n, bar.postfix):
-        bar.n = n
-        bar.set_postfix_str(words)
-
-
-def _printable(text: str) -> str:
-    """As much of a text as the terminal can show."""
-    encoding, text = getattr(sys.stderr, "encoding", None) or "ascii", printable(text)
-    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -33,10 +33,9 @@ from .evaluation import SAMPLE_SEED, Reference, evaluate, generator_on, policy_o
 from .registry import find_agent, make_env, resolve_device
 from .spec import RunSpec
 from .storage import archive
+from .storage.checkpoints import Checkpoints, Saving, Terminated
 from .storage.records import (
-    Checkpoints,
     RunFolder,
-    Terminated,
     check_writable,
     cores,
     provenance,
@@ -77,11 +76,13 @@ def execute(
     on_row: Callable[[dict[str, Any]], None] | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     on_warning: Callable[[str], None] = lambda words: None,
+    saving: Saving | None = None,
     cache: bool = True,
 ) -> dict[str, Any]:
     """Make one run, unless its folder is finished, and return its record.
 
-    A killed run begins again, or goes on from its checkpoint where the agent can do so exactly.
+    A killed run goes on from its last checkpoint; it begins again where the agent is your own and
+    can't be saved (``storage.resuming.resumable``).
 
     Args:
         spec: what to run.
@@ -90,10 +91,11 @@ def execute(
         on_row: called with each row of progress.
         on_stage: called with a word on what begins.
         on_warning: called with what is allowed and yet may be unwise.
+        saving: how often the run is saved; every five minutes and after every evaluation if absent.
         cache: share the reference with other folders.
     """
     check_names(spec.env, spec.agent)
-    agent, folder = find_agent(spec.agent), RunFolder(out, spec)
+    agent, folder = find_agent(spec.agent), RunFolder(out, spec, saving)
     archive.restore(spec, out)
     if folder.finished():
         return read_record(folder.record)
@@ -108,7 +110,7 @@ def execute(
     on_stage(f"reference, {spec.plan.reference_paths:,} uncontrolled paths")
     reference = prepare_env(spec, env, out, cache)
     on_stage("learning" if resumed else f"first evaluation, {spec.plan.paths:,} paths")
-    with folder.begin() as begun, terminable(folder.checkpoints, model):
+    with folder.begin(resumed) as begun, terminable(folder.checkpoints, model):
         if not begun:
             return read_record(folder.record)
         callback = ScoreCallback(
@@ -125,7 +127,7 @@ def execute(
             *(folder.checkpoints, resumed, evaluations),
         )
         try:
-            _learn(model, spec, env, callback, resumed)
+            _learn(model, spec, env, callback)
             _save_samples(
                 env.problem, policy_of(model, env.problem), spec.plan.samples, folder.samples
             )
@@ -188,10 +190,12 @@ def terminable(checkpoints: Checkpoints, model: Any, grace: float = 20.0) -> Ite
         yield
         return
 
+    from .storage.resuming import resumable  # imports SB3
+
     def asked(signum: int, frame: Any) -> None:
-        if checkpoints.stopping or not getattr(model.policy, "resumes", False):
+        if checkpoints.stopping or not resumable(model):
             raise Terminated(f"signal {signum}")
-        checkpoints.stopping, checkpoints.every = True, 0.0
+        checkpoints.stopping = True
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, grace)
 
@@ -221,7 +225,7 @@ def assist(spec: RunSpec, out: Path) -> None:
     from .callback import BudgetCallback
 
     env, _, model, resumed = _prepare(spec, folder)
-    _learn(model, spec, env, BudgetCallback(env.problem, spec.budget, resumed), resumed)
+    _learn(model, spec, env, BudgetCallback(env.problem, spec.budget, resumed))
 
 
 def _prepare(
@@ -231,12 +235,15 @@ def _prepare(
     earlier process left; of several processes each on a GPU of its own.
     """
     from ..agents.pi_ft.lora import processes
+    from .storage.resuming import resumable
 
     team = processes(torch.device(resolve_device(spec.device)))
     env = make_env(spec.env, spec.env_kwargs, spec.device)
-    resumed = folder.checkpoints.state()
+    resumed = folder.checkpoints.latest()
     problem, evaluations = counted(env.problem)
-    model = _model(spec, ProblemEnv(problem, **shell_of(env)), resumed)
+    model = _model(spec, ProblemEnv(problem, **shell_of(env)))
+    if resumed is not None and not resumable(model):
+        resumed = None
     if team is not None:
         if not getattr(model.policy, "shares_paths", False):
             name = type(model.policy).__name__
@@ -253,10 +260,8 @@ def _prepare(
     return env, evaluations, model, resumed
 
 
-def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None) -> BaseAlgorithm:
+def _model(spec: RunSpec, env: ProblemEnv) -> BaseAlgorithm:
     agent = find_agent(spec.agent)
-    if resumed is not None and agent.load is not None:
-        return agent.load(str(resumed["model"]), env, spec.device)
     if spec.load is not None:
         if agent.load is None:
             raise ValueError(f"agent {spec.agent!r} can't be loaded; leave out load")
@@ -283,22 +288,12 @@ def _model(spec: RunSpec, env: ProblemEnv, resumed: dict[str, Any] | None = None
     return model
 
 
-def _learn(
-    model: BaseAlgorithm,
-    spec: RunSpec,
-    env: ProblemEnv,
-    callback: Any,
-    resumed: dict[str, Any] | None = None,
-) -> None:
+def _learn(model: BaseAlgorithm, spec: RunSpec, env: ProblemEnv, callback: Any) -> None:
+    """A run that goes on asks for all of its budget, too: the callback knows what is spent."""
     from .callback import episode_length
 
     total = spec.budget.timesteps(episode_length(model, env.problem), model.n_envs)
-    if resumed is None:
-        model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
-    elif total > resumed["env_steps"]:
-        model.learn(total - resumed["env_steps"], callback=callback, reset_num_timesteps=False)
-    else:  # killed after its last round
-        model.learn(0, callback=callback, reset_num_timesteps=False)
+    model.learn(total, callback=callback, reset_num_timesteps=spec.load is None)
 
 
 def _save_samples(problem: Problem, policy: Policy | None, n: int, path: Path) -> None:
@@ -338,8 +333,10 @@ def main() -> int:
     request = json.loads(sys.argv[1])
     _die_with_parent()
     torch.set_num_threads(request["threads"])
+    sys.path.extend(request["path"])
     try:
-        execute(RunSpec.from_json(request["spec"]), Path(request["out"]), request["command"])
+        spec, out = RunSpec.from_json(request["spec"]), Path(request["out"])
+        execute(spec, out, request["command"], saving=Saving(**request["saving"]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

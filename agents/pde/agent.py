@@ -270,8 +270,15 @@ class PDE(Regression):
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
-        rewards = {"rewards": self.rewards} if self.collection.imagined else {}
-        return {**super().networks(), **rewards}
+        if not self.collection.imagined:
+            return super().networks()
+        own = {"rewards": self.rewards, "rewards_optimizer": self.rewards.optimizer}
+        return {**super().networks(), **own}
+
+    @property
+    def resumes(self) -> bool:
+        """See SavedAgent; the agents of a contest are in no state."""
+        return self.contest is None
 
     def forget(self) -> None:
         """See ProblemAgent."""
@@ -322,14 +329,6 @@ class PDE(Regression):
             self._regress(data, min(chunk, gradient_steps - done))
             bar.update(chunk)
         bar.close()
-
-    def _set_up_logger(self) -> None:
-        from stable_baselines3.common import utils
-
-        if not self._custom_logger and not hasattr(self, "_logger"):
-            self._logger = utils.configure_logger(
-                self.verbose, self.tensorboard_log, type(self).__name__, True
-            )
 
     def _record_error(self, data: Replay) -> None:
         """The Sobolev error on the newest data, where the optimum is known and a log is kept."""

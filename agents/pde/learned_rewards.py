@@ -51,7 +51,7 @@ class LearnedRewards(nn.Module):
         self.scale: Tensor
         self.units: Tensor
         self.bounds: Tensor
-        self._optimizer: torch.optim.Optimizer | None = None  # a loaded one starts afresh
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=_RATE)
 
     def regress(self, data: Replay, steps: int, generator: torch.Generator) -> tuple[float, float]:
         """Fit all paths seen at every step.
@@ -65,11 +65,9 @@ class LearnedRewards(nn.Module):
         for i, seen in enumerate((running, terminal)):
             self.units[i] = torch.stack([seen.mean(), seen.std().clamp(min=1e-6)])
             self.bounds[i] = torch.stack([seen.min(), seen.max()])
-        if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(self.parameters(), lr=_RATE)
         losses = torch.zeros(2)
         for i in range(steps):
-            for group in self._optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = _RATE * max(1 - i / steps, 0.02)
             row, end = (
                 torch.randint(data.n, (_BATCH,), generator=generator, device=inputs.device)
@@ -86,9 +84,9 @@ class LearnedRewards(nn.Module):
                     for miss, unit in zip(misses, self.units[:, 1], strict=True)
                 ]
             )
-            self._optimizer.zero_grad()
+            self.optimizer.zero_grad()
             losses.sum().backward()
-            self._optimizer.step()
+            self.optimizer.step()
         return float(losses[0].detach()), float(losses[1].detach())
 
     def _running(self, k: int | Tensor, inputs: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class LearnedTransition(nn.Module):
         self.centre: Tensor
         self.scale: Tensor
         self.change: Tensor
-        self._optimizer: torch.optim.Optimizer | None = None  # a loaded one starts afresh
+        self.optimizer = torch.optim.Adam(self.network.parameters())
 
     def forward(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Encoded next states ``(n, p)`` of ``x`` ``(n, p)`` and ``z`` ``(n, noises)``.
@@ -100,11 +100,9 @@ class LearnedTransition(nn.Module):
         pushed = (data.noises + data.controls).flatten(2).float()
         visits = pushed.shape[1]
         chances = chances[:, :visits].flatten()
-        if self._optimizer is None:
-            self._optimizer = torch.optim.Adam(self.network.parameters(), lr=rate)
         loss = torch.zeros(())
         for i in range(steps):
-            for group in self._optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = rate * max(1 - i / steps, 0.05)
             pick = torch.multinomial(chances, batch_size, replacement=True, generator=generator)
             row, visit = pick // visits, pick % visits
@@ -115,9 +113,9 @@ class LearnedTransition(nn.Module):
             )
             guess = self._changed(k, x, pushed[row, visit])
             loss = nn.functional.smooth_l1_loss(guess, (later - x) / self.change, beta=_JUMP)
-            self._optimizer.zero_grad()
+            self.optimizer.zero_grad()
             loss.backward()
-            self._optimizer.step()
+            self.optimizer.step()
         return float(loss.detach())
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from ..base import ProblemAgent, descend
 from ..networks import NetworkValue, Value, encode
+from ..trees import to
 from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .classes.linear import ExponentialValue, LinearValue
+from .learned_transition import ModelPolicy
 from .lookahead import LOOKAHEADS, FreshNoise, Lookahead, Observed
 from .policies import NoisePolicy, ValuePolicy
 from .replay import Replay, Spans, sample_spans, spans, wider
@@ -47,8 +50,35 @@ class Regression(ProblemAgent):
 
     def networks(self) -> dict[str, Any]:
         """See ProblemAgent."""
-        optimizer = {} if self.optimizer is None else {"optimizer": self.optimizer}
-        return {**super().networks(), "learner": self.learner, **optimizer}
+        own: dict[str, Any] = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        if isinstance(self.policy, ModelPolicy):
+            own["transition_optimizer"] = self.policy.model.optimizer
+        return {**super().networks(), "learner": self.learner, **own}
+
+    def training_state(self) -> dict[str, Any]:
+        """See SavedAgent."""
+        chosen = {"policy_kwargs": self.policy_kwargs, "rounds": self.rounds}
+        return {**super().training_state(), **chosen}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """See SavedAgent; a function class that was chosen is made anew."""
+        if state["policy_kwargs"] != json.loads(json.dumps(self.policy_kwargs)):
+            self.policy_kwargs = state["policy_kwargs"]
+            made: Any = self.policy_class(
+                self.observation_space, self.action_space, self.problem, **self.policy_kwargs
+            )
+            self.policy = made.to(self.device)
+            self._start_learner()
+        super().set_training_state(state)
+        self.rounds = [Replay(*to(parts, self.device)) for parts in state["rounds"]]
+
+    def _set_up_logger(self) -> None:
+        from stable_baselines3.common import utils
+
+        if not self._custom_logger and not hasattr(self, "_logger"):
+            self._logger = utils.configure_logger(
+                self.verbose, self.tensorboard_log, type(self).__name__, True
+            )
 
     def _begin(self, data: Replay, anew: bool) -> None:
         """Units and bounds from the first data.

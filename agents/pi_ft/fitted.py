@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...envs.problem import Problem, Trajectories
 from ..networks import NeuralValue
+from ..trees import to
 from .form import Iteration, IterationPolicy, NetworkControl
 from .value_gradients import ValueGradients, gains, value_gradients
 
@@ -54,6 +55,15 @@ class FittedPolicy(IterationPolicy):
     def forget(self) -> None:
         """See IterationPolicy."""
         self.recent = ()
+
+    def training_state(self) -> dict[str, Any]:
+        """See ControlPolicy."""
+        return {"recent": list(self.recent)}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """See ControlPolicy."""
+        device = self.device
+        self.recent = [Evaluation(*to(parts, device)) for parts in state["recent"]]
 
     def improve(self, agent: Iteration) -> None:
         """Sample, evaluate, and regress on the paths of the last ``agent.memory`` iterations."""

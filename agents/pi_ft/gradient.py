@@ -37,7 +37,6 @@ class GradientPolicy(IterationPolicy):
     """
 
     n_trajectories = 10  # as in the paper's experiments
-    resumes = True
     #: The most paths that are sampled and differentiated at once, to bound memory; all of a
     #: gradient's if None.
     micro_batch: int | None = None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...agents.checks import check_whole
 from ...agents.networks import EnsembleMLP
+from ...agents.trees import to
 from ...envs.problem import Trajectories, check_positive
 from ..fine_tuning import FineTuner, Steps, move, returns_to_go
 from ..hyperparameters import DPOK as TUNED
@@ -151,6 +152,15 @@ class DPOK(FineTuner):
         """See ProblemAgent."""
         super().forget()
         self.rounds = []
+
+    def training_state(self) -> dict[str, Any]:
+        """See SavedAgent."""
+        return {**super().training_state(), "rounds": self.rounds}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """See SavedAgent."""
+        super().set_training_state(state)
+        self.rounds = [Steps(*to(parts, self.device)) for parts in state["rounds"]]
 
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Steps:
         """The buffer with the new round in it; each row's return to go becomes its advantage over

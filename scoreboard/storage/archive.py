@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from ...agents.archive import parse_json
 from ..spec import RunSpec, slug
-from .files import content_of
-from .records import RunFolder, read_json, read_record, write_json, write_whole
+from .files import content_of, read_json, write_json, write_whole
+from .records import RunFolder, read_record
 from .shapes import check_run
 
 FILE = "runs.jsonl"

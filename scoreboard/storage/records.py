@@ -6,8 +6,7 @@ progress.jsonl   one row an evaluation
 events.out...    TensorBoard events
 samples.npy      terminal states, float32
 model.zip        the learnt model
-checkpoint/      of a run that is under way, where the agent can go on exactly: the model and the
-                 instrument's state
+checkpoint/      of a run that is under way: the last states to go on from, each in a file
 warnings.txt     what a worker of ``compare`` has said though it succeeded
 record.json      the result, written last and atomically: where it is, the run is finished
 
@@ -18,10 +17,8 @@ leads out of it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,22 +28,22 @@ from filelock import FileLock, Timeout
 
 from ...agents.archive import parse_json
 from ..spec import RunSpec
+from .checkpoints import Checkpoints, Saving
 from .files import check_writable as check_writable
-from .files import content_of, inside, read_json, write_json, write_whole
+from .files import content_of, inside, read_json, write_json
 from .files import escaped as escaped
 from .files import read_samples as read_samples
+from .files import write_whole as write_whole
 
 _PARTIAL = (
     *("progress.jsonl", "samples.npy", "model.zip", "error.txt", "warnings.txt"),
     "checkpoint",
 )
-#: What every record holds and of which type, and every checkpoint's state.
+#: What every record holds and of which type.
 _OF_RECORDS: dict[str, type] = {
     **{"spec": dict, "final": dict, "reference": dict, "command": str, "device": str},
     **{"threads": int, "versions": dict, "hardware": dict},
 }
-_OF_STATES: dict[str, type] = {"model": str, "rows": int, "env_steps": int}
-CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -91,62 +88,10 @@ def _checked(value: Any, types: dict[str, type]) -> Any:
     return f"has something else for {wrong}" if wrong else found
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM)."""
-
-
-class Checkpoints:
-    """The last checkpoint of a run under way, in whole or not at all.
-
-    Args:
-        path: a folder of its own.
-        every: seconds of training between two of them.
-    """
-
-    def __init__(self, path: Path, every: float) -> None:
-        self.path, self.every = path, every
-        self.stopping = False  #: the next one is the last: the run is asked to end
-
-    def save(self, model: Any, state: dict[str, Any]) -> None:
-        """Replace the checkpoint: the new model, then the state that names it, then away with the
-        old model.
-        """
-        name = f"{state['env_steps']}.zip"
-        model.save(self.path / name)
-        write_json(self.path / "state.json", {**state, "model": name})
-        for other in self.path.glob("*.zip"):
-            if other.name != name:
-                other.unlink()
-        if self.stopping:
-            raise Terminated("the run has ended at a checkpoint, as it was asked to")
-
-    def state(self) -> dict[str, Any] | None:
-        """The state saved last, its ``model`` a path; None if there is none."""
-        file = self.path / "state.json"
-        if not file.is_file():
-            return None
-        state = _checked(read_json(file), _OF_STATES)
-        remedy = f"delete {self.path} to begin the run again"
-        if isinstance(state, str):
-            raise ValueError(f"{file} must be the state of a checkpoint; it {state}; {remedy}")
-        if not re.fullmatch(r"\d+\.zip", state["model"]):  # as ``save`` names it, and in here
-            raise ValueError(
-                f"{file} must name a model beside it; got {state['model'][:200]!r}; {remedy}"
-            )
-        model = inside(self.path, self.path / state["model"])
-        if not model.is_file():
-            raise ValueError(f"{file} names a model that is not there, {model}; {remedy}")
-        return {**state, "model": model}
-
-    def clear(self) -> None:
-        """Remove it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
 class RunFolder:
     """One run on disk."""
 
-    def __init__(self, out: Path, spec: RunSpec) -> None:
+    def __init__(self, out: Path, spec: RunSpec, saving: Saving | None = None) -> None:
         self.out, self.spec = out, spec
         self.path = spec.folder(out)
         self.record = self.path / "record.json"
@@ -156,7 +101,7 @@ class RunFolder:
         self.tensorboard = self.path  # the name of the run is that of its folder
         self.error = self.path / "error.txt"
         self.warnings = self.path / "warnings.txt"
-        self.checkpoints = Checkpoints(self.path / "checkpoint", CHECKPOINT_SECONDS)
+        self.checkpoints = Checkpoints(self.path, saving)
 
     def finished(self) -> bool:
         """True when the result is there. A ValueError names the folder if it belongs to a run with
@@ -188,37 +133,49 @@ class RunFolder:
         return self.record.is_file()
 
     @contextlib.contextmanager
-    def begin(self) -> Iterator[bool]:
+    def begin(self, resumed: dict[str, Any] | None = None) -> Iterator[bool]:
         """Hold the folder against other processes; clear what an interrupted run left, and clear it
         again on an error.
 
-        With a checkpoint nothing is cleared, but the rows that were written after it. False, and
-        nothing is touched: another process has finished the run meanwhile.
+        Args:
+            resumed: the checkpoint that the run goes on from. Then nothing is cleared but what was
+                written after it.
+
+        Yields:
+            False: another process has finished the run meanwhile, and nothing is touched.
+
+        Raises:
+            ValueError: another process writes here.
         """
         fresh = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path / ".lock"):
+        with self.held():
             if self.finished():  # asked again, now that nobody else can write
                 yield False
                 return
-            state = self.checkpoints.state()
-            if state is None:
-                self._clear()
+            if resumed is None:
+                self.clear()
             else:
-                kept = self.rows()[: state["rows"]]
-                write_whole(self.progress, "".join(json.dumps(row) + "\n" for row in kept).encode())
+                self.checkpoints.cut(resumed)
             write_json(self.path / "spec.json", self.spec.to_json())
             try:
                 yield True
             except Exception:
-                if self.checkpoints.state() is not None:
+                if self.checkpoints.newest() is not None:
                     raise
-                self._clear()
+                self.clear()
                 if fresh:
                     shutil.rmtree(self.path, ignore_errors=True)
                 raise
 
-    def _clear(self) -> None:
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against other processes; a ValueError if one holds it already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path / ".lock"):
+            yield
+
+    def clear(self) -> None:
+        """Remove what an unfinished run has left."""
         for name in _PARTIAL:
             target = self.path / name
             if target.is_dir() and not target.is_symlink():

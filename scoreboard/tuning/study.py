@@ -14,12 +14,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ...envs.env import ProblemEnv, shell_of
 from ..callback import episode_length
+from ..engines.engine import Engine
+from ..engines.local import LocalProcesses
 from ..evaluation import FINAL_SEED, Reference, evaluate, generator_on, policy_of, reference_of
 from ..registry import find_agent, make_env
 from ..spec import Budget, slug
@@ -70,13 +72,14 @@ class Tuning:
         return f"{slug(self.env)}-{slug(self.agent)}"
 
 
-def tune(tuning: Tuning, out: Path, say: Any = print) -> Any:
+def tune(tuning: Tuning, out: Path, say: Any = print, engine: Engine | None = None) -> Any:
     """Run the study, or what is missing of it, and return it as Optuna's ``Study``.
 
     Args:
         tuning: what to try.
         out: folder of the journals, one a study.
         say: called with one line a trial.
+        engine: where the runs of a trial are made; one after the other in this process if absent.
     """
     import optuna
     from optuna.trial import TrialState
@@ -94,13 +97,13 @@ def tune(tuning: Tuning, out: Path, say: Any = print) -> Any:
         trial = study.ask()
         # the default itself, in the place of a first draw
         chosen = {} if not done else _suggested(trial, tuning.agent)
-        begun = time.process_time()
-        scores = [
-            _score(tuning, task, seed, chosen, reference)
+        calls = [
+            (tuning, task, seed, chosen, reference)
             for task, reference in zip(tuning.tasks, references, strict=True)
             for seed in tuning.seeds
         ]
-        cpu = time.process_time() - begun
+        runs = (engine or LocalProcesses()).map(_timed_score, calls)
+        scores, cpu = [run.score for run in runs], sum(run.cpu_seconds for run in runs)
         for key, value in {"settings": chosen, "scores": scores, "cpu_seconds": cpu}.items():
             trial.set_user_attr(key, value)
         value = sum(max(score, FLOOR) for score in scores) / len(scores)
@@ -132,6 +135,17 @@ def _suggested(trial: Any, agent: str) -> dict[str, Any]:
 
 def _reference(tuning: Tuning, task: Mapping[str, Any]) -> Reference:
     return reference_of(make_env(tuning.env, task, "cpu").problem, tuning.reference_paths)
+
+
+class _Scored(NamedTuple):
+    score: float
+    cpu_seconds: float
+
+
+def _timed_score(*call: Any) -> _Scored:
+    begun = time.process_time()
+    score = _score(*call)
+    return _Scored(score, time.process_time() - begun)
 
 
 def _score(

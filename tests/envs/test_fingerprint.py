@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,42 @@ def test_weights_and_models_count() -> None:
     before = fingerprint(reacher)
     reacher.engine.model.body_mass[1] *= 1.1
     assert fingerprint(reacher) != before
+
+
+def test_files_hidden_networks_and_what_wraps_functions_count(walk: Any, tmp_path: Path) -> None:
+    def different(change: Any, *values: Any) -> bool:
+        found = set()
+        for value in values:
+            problem = walk()
+            change(problem, value)
+            found.add(fingerprint(problem))
+        return len(found) == len(values)
+
+    def written(problem: Any, word: str) -> None:
+        file = tmp_path / "judge.onnx"
+        file.write_bytes(b"0" * 10**6 + word.encode() + b"0" * 100)
+        problem.judge = str(file)
+        problem.path = file
+
+    assert different(written, "a", "b", "ab")
+    assert different(lambda p, w: setattr(p, "_net", torch.nn.Linear(1, 1, bias=w)), True, False)
+    assert different(lambda p, w: setattr(p, "reward", partial(torch.mul, w)), 1.0, 2.0)
+    assert different(lambda p, w: setattr(p, "kind", w), int, type(walk()))
+
+    def one_of_many(problem: Any, place: int) -> None:
+        problem.table = torch.zeros(20_001)
+        problem.table[place] = 1.0  # in between those that are read
+
+    assert different(one_of_many, 0, 3) and not different(lambda p, w: None, 1, 2)
+
+
+def test_default_arguments_by_name_count() -> None:
+    def of(scale: float) -> Any:
+        def reward(x: Any, *, by: float = scale) -> Any:
+            return x * by
+
+        return reward
+
+    one, two = (make_problem("girsanov/GaussianMixture-v0", steps=5) for _ in range(2))
+    one.extra, two.extra = of(1.0), of(2.0)  # type: ignore[attr-defined]
+    assert fingerprint(one) != fingerprint(two)

@@ -1,17 +1,26 @@
 """Whole comparisons in processes of their own: killed, continued, failing."""
 
+import errno
 import importlib
 import json
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from girsanov.scoreboard.compare import Comparison, compare, threads_of
-from girsanov.scoreboard.spec import Budget, EvaluationPlan
+from girsanov.scoreboard.compare import Comparison, compare
+from girsanov.scoreboard.engines import local
+from girsanov.scoreboard.engines.local import threads_of
+from girsanov.scoreboard.engines.ray_cluster import RayCluster
+from girsanov.scoreboard.runner import execute
+from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
+from girsanov.scoreboard.storage.checkpoints import Checkpoints
 from girsanov.scoreboard.storage.records import cores
 
 PROBLEM = """
@@ -152,7 +161,8 @@ def test_killed_and_continued(mine: Path) -> None:
             {row["reward_queries"] for row in rows[:-1]} | {12}
         )
         assert rows[-1] == json.loads((run / "record.json").read_text())["final"]
-        assert len(list(run.glob("events*"))) == 2  # the curves and the hyperparameters, of one run
+        # the curves and the hyperparameters of one run, or those of one that went on
+        assert len(list(run.glob("events*"))) in (2, 3)
         assert (run / "model.zip").is_file() and (run / "samples.npy").is_file()
     assert "mine:agent (2 seeds)" in (out / "report.md").read_text()
 
@@ -264,8 +274,7 @@ def test_a_failure_shows_in_the_bar_and_in_the_report(
 
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules[Comparison.__module__]
-    monkeypatch.setattr(module, "cores", lambda: 6)
+    monkeypatch.setattr(local, "cores", lambda: 6)
     for asked, wanted in (("", [6, 3, 1]), ("2", [2, 2, 1]), ("4,2", [4, 3, 1]), ("x", [6, 3, 1])):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert [threads_of(workers) for workers in (1, 2, 9)] == wanted
@@ -308,3 +317,71 @@ def test_a_problem_that_has_changed_is_not_scored_against_the_old_reference(mine
     with pytest.raises(ValueError, match=r"reference\.json belongs to another problem: its code"):
         compare(_comparison(out, seeds=(0, 1)), progress=False)
     assert not (out / "mine.Walk" / "mine.agent" / "seed1").exists()
+
+
+@pytest.mark.parametrize("agent", ["pi-ft", "dpok", "ppo"])
+@pytest.mark.parametrize("kind", ["InterruptedError", "ConnectionResetError"])
+def test_what_a_reward_raises_ends_the_run(mine: Path, agent: str, kind: str) -> None:
+    (mine / "remote.py").write_text(
+        "from mine import Walk\n"
+        "class Remote(Walk):\n"
+        "    asked = 0\n"
+        "    def terminal_reward(self, x):\n"
+        "        Remote.asked += 1\n"
+        f"        if Remote.asked > 12: raise {kind}('the judge is gone')\n"
+        "        return super().terminal_reward(x)\n"
+    )
+    sys.modules.pop("remote", None)
+    spec = RunSpec("remote:Remote", agent, 0, Budget(2000), device="cpu", plan=PLAN)
+    with pytest.raises(OSError, match="the judge is gone"):
+        execute(spec, mine / "out")
+    assert not (spec.folder(mine / "out") / "record.json").exists()
+
+
+def test_a_full_disk_fails_runs_and_not_the_comparison(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files end at a size, as they do on a full disk; what a worker said can't be kept either."""
+    begin = subprocess.Popen
+
+    def crowded(*args: Any, **kwargs: Any) -> Any:
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))  # noqa: E731
+        return begin(*args, **kwargs, preexec_fn=limit)
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local.subprocess, "Popen", crowded)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ValueError, match="2 of 2 runs failed; the first: .*(too large|space)"):
+        compare(_comparison(mine / "out", seeds=(0, 1)), progress=False)
+    assert not list((mine / "out").glob("*/*/seed*/record.json"))
+    monkeypatch.undo()
+    monkeypatch.chdir(mine)
+    compare(_comparison(mine / "out", seeds=(0, 1)), progress=False)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(7, {"model": {"a": torch.ones(3)}, "random": {}, "instrument": {}})
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("girsanov.agents.archive._write", full)
+    with pytest.raises(OSError, match="a file that can be written .No space left .*9.zip"):
+        checkpoints.save(9, {"model": {}, "random": {}, "instrument": {}})
+    kept = checkpoints.latest()
+    assert (
+        kept is not None and kept["number"] == 7 and torch.equal(kept["model"]["a"], torch.ones(3))
+    )
+    assert [file.name for file in checkpoints.path.iterdir()] == ["7.zip"]
+
+
+def test_shares_of_machines_are_checked() -> None:
+    with pytest.raises(ValueError, match="gpus_per_run must be at least 0; got -1"):
+        RayCluster(gpus_per_run=-1)
+    with pytest.raises(ValueError, match="cpus_per_run must be an integer of at least 1; got 0"):
+        RayCluster(cpus_per_run=0)

@@ -23,7 +23,8 @@ from girsanov.scoreboard import runner
 from girsanov.scoreboard.compare import Comparison, compare
 from girsanov.scoreboard.registry import make_env
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
-from girsanov.scoreboard.storage.records import Checkpoints, Terminated, read_json
+from girsanov.scoreboard.storage.checkpoints import Checkpoints, Terminated
+from girsanov.scoreboard.storage.records import read_json
 
 PLAN = EvaluationPlan(points=2, paths=2, final_paths=2, reference_paths=4, samples=2)
 
@@ -97,7 +98,7 @@ def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(
 ) -> None:
     root = Path(__file__).parents[2]
     start = (
-        "import sys; from girsanov.scoreboard import records; records.CHECKPOINT_SECONDS = 0.0; "
+        "import sys\n"
         "from girsanov.agents import PIFT; from girsanov.train import main\n"
         "improve, rounds = PIFT.iterate, []\n"
         "def iterate(self):\n"
@@ -143,7 +144,7 @@ def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(
                 "--final-paths",
                 "2",
             ),
-            *("--reference-paths", "4"),
+            *("--reference-paths", "4", "--checkpoint-minutes", "1e-9"),
         ]
         team = {
             "WORLD_SIZE": "2",
@@ -181,35 +182,35 @@ def test_a_launched_run_killed_and_resumed_equals_one_that_was_not(
         assert torch.equal(p, q)
 
 
-class Interrupted:
-    """What ``terminable`` sees of a model."""
+class Resumable:
+    """What ``terminable`` sees of a model that can be saved."""
 
-    def __init__(self, resumes: bool) -> None:
-        self.policy = type("Policy", (), {"resumes": resumes})()
+    def training_state(self) -> dict[str, Any]:
+        return {}
 
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+STATE: dict[str, Any] = {"model": {}, "random": {}, "instrument": {}}
 
 
 def test_sigterm_ends_a_run_at_its_next_checkpoint(tmp_path: Path) -> None:
-    checkpoints, before = Checkpoints(tmp_path, 300.0), signal.getsignal(signal.SIGTERM)
-    model = Interrupted(True)
-    with pytest.raises(Terminated), runner.terminable(checkpoints, model):
+    checkpoints, before = Checkpoints(tmp_path), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), runner.terminable(checkpoints, Resumable()):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert checkpoints.every == 0.0  # the next round's end is a checkpoint
-        checkpoints.save(model, {"env_steps": 7, "rows": 2})
+        assert checkpoints.stopping  # the next round begins with a checkpoint
+        checkpoints.save(7, STATE)
         raise AssertionError("it went on")
-    state = Checkpoints(tmp_path, 300.0).state()
-    assert state is not None and state["env_steps"] == 7
+    state = Checkpoints(tmp_path).latest()
+    assert state is not None and state["number"] == 7
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_sigterm_does_not_wait_for_ever(tmp_path: Path) -> None:
-    for resumes, grace, low, high in ((True, 0.2, 0.2, 5.0), (False, 60.0, 0.0, 5.0)):
+    for model, grace, low, high in ((Resumable(), 0.2, 0.2, 5.0), (object(), 60.0, 0.0, 5.0)):
         start = time.monotonic()
-        checkpoints = Checkpoints(tmp_path, 300.0)
-        with pytest.raises(Terminated), runner.terminable(checkpoints, Interrupted(resumes), grace):
+        with pytest.raises(Terminated), runner.terminable(Checkpoints(tmp_path), model, grace):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
         assert low <= time.monotonic() - start < high
@@ -235,7 +236,7 @@ def test_sigterm_in_a_run_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> No
     with pytest.raises(Terminated):
         runner.execute(spec, tmp_path, on_row=on_row)
     folder = spec.folder(tmp_path)
-    assert (folder / "checkpoint" / "state.json").is_file() and len(rows) == 2
+    assert list((folder / "checkpoint").iterdir()) and len(rows) == 2
     assert not (folder / "record.json").exists()
     again = runner.execute(spec, tmp_path)["final"]
     wanted = runner.execute(spec, tmp_path / "whole")["final"]

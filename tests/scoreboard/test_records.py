@@ -1,3 +1,4 @@
+import io
 import json
 import os
 from dataclasses import replace
@@ -6,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from girsanov.agents import archive
+from girsanov.agents.trees import packed, unpacked
 from girsanov.scoreboard.spec import Budget, RunSpec
 from girsanov.scoreboard.storage import files
+from girsanov.scoreboard.storage.checkpoints import Checkpoints, Saving
 from girsanov.scoreboard.storage.records import (
-    Checkpoints,
     RunFolder,
     check_writable,
     cores,
@@ -56,11 +60,10 @@ def test_foreign_records_and_states_are_named(tmp_path: Path) -> None:
         ValueError, match=r"record\.json must be the record of a finished run; it lacks \['command'"
     ):
         read_record(tmp_path / "record.json")
-    (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"state\.json must be the state of a checkpoint; it lacks .*; delete"
-    ):
-        Checkpoints(tmp_path, 1.0).state()
+    (tmp_path / "checkpoint").mkdir()
+    archive.write(tmp_path / "checkpoint" / "3.zip", {}, {"agent": "a run under way", "tree": {}})
+    with pytest.raises(ValueError, match=r"3\.zip must hold the state of a run; .*; delete"):
+        Checkpoints(tmp_path).latest()
 
 
 def test_corrupt_json_is_named(tmp_path: Path) -> None:
@@ -208,33 +211,73 @@ def test_a_file_too_large_and_a_pipe_are_not_read(
         read_json(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("../../evil.zip", "must name a model beside it"),
-        ("{elsewhere}/evil.zip", "must name a model beside it"),
-        ("3.zip/../../evil.zip", "must name a model beside it"),
-        ("4.zip", "must lie in"),  # a link
-        ("5.zip", "names a model that is not there"),
-        (7, r"has something else for \['model'\]"),
-    ],
-)
-def test_a_checkpoint_names_a_model_in_its_own_folder(
-    model: Any, message: str, tmp_path: Path
+STATE: dict[str, Any] = {"model": {}, "random": {}, "instrument": {}}
+
+
+def test_a_checkpoint_speaks_of_its_own_folder_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, elsewhere = tmp_path / "run" / "checkpoint", tmp_path / "elsewhere"
-    for path in (folder, elsewhere):
-        path.mkdir(parents=True)
-    for path in (folder / "3.zip", tmp_path / "evil.zip", elsewhere / "evil.zip"):
-        path.write_text("")
-    (folder / "4.zip").symlink_to(elsewhere / "evil.zip")
-    name = model.format(elsewhere=elsewhere) if isinstance(model, str) else model
-    write_json(folder / "state.json", {"model": name, "rows": 1, "env_steps": 3})
-    with pytest.raises(ValueError, match=f"{message}.*; delete|{message}"):
-        Checkpoints(folder, 1.0).state()
-    write_json(folder / "state.json", {"model": "3.zip", "rows": 1, "env_steps": 3})
-    state = Checkpoints(folder, 1.0).state()
-    assert state is not None and state["model"] == folder / "3.zip"
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    checkpoints = Checkpoints(run)
+    checkpoints.save(3, STATE)
+    archive.write(elsewhere / "evil.zip", *packed({**STATE, "files": {}}))
+    (run / "checkpoint" / "4.zip").symlink_to(elsewhere / "evil.zip")
+    (run / "checkpoint" / "..5.zip").write_text("")
+    state = checkpoints.latest()
+    assert state is not None and state["number"] == 3
+    assert "4.zip must lie in" in capsys.readouterr().err
+    # and cuts off nothing elsewhere
+    (elsewhere / "events").write_text("long")
+    (run / "tb").mkdir()
+    (run / "tb" / "events").symlink_to(elsewhere / "events")
+    (run / "tb" / "later").write_text("later")
+    (run / "progress.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "evil").write_text("mine")
+    lengths = {"../evil": 0, str(tmp_path / "evil"): 0, "events": 0, "progress.jsonl": 3}
+    checkpoints.cut({**state, "files": lengths})
+    assert (elsewhere / "events").read_text() == "long" and (tmp_path / "evil").exists()
+    assert (run / "progress.jsonl").read_text() == "{}\n" and not (run / "tb" / "later").exists()
+    assert not (run / "checkpoint" / "4.zip").exists()  # later ones go, the link and not the file
+    assert (elsewhere / "evil.zip").exists()
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, Saving(keep=3))
+    for number in (1, 2, 10, 9, 11):
+        checkpoints.save(number, STATE)
+    kept = sorted(int(file.stem) for file in checkpoints.path.iterdir())
+    assert kept == [9, 10, 11] and checkpoints.newest() == checkpoints.path / "11.zip"
+    for wrong in ({"keep": 0}, {"minutes": 0.0}, {"minutes": float("nan")}):
+        with pytest.raises(ValueError, match="_checkpoints must be|checkpoint_minutes must be"):
+            Saving(**wrong)  # type: ignore[arg-type]
+
+
+def test_trees_come_back_as_they_were() -> None:
+    shared = torch.arange(3.0)
+    tree = {
+        "a": [shared, shared[1:], None, True, 2**80, "word"],
+        "b": {"c": np.arange(4, dtype=np.int64), "d": 0.1 + 0.2, "e": np.float64(0.5)},
+        "f": (torch.zeros(0), torch.tensor(float("inf")), torch.tensor(True)),
+    }
+    file = io.BytesIO()
+    packing = packed(tree)
+    archive.write(file, packing.tensors, {"agent": "x", **packing.settings})
+    back = unpacked(archive.Checkpoint(*archive.read(file, "x")))
+    assert back["a"][2:] == [None, True, 2**80, "word"] and back["b"]["d"] == 0.1 + 0.2
+    assert torch.equal(back["a"][0], shared) and torch.equal(back["a"][1], shared[1:])
+    np.testing.assert_array_equal(back["b"]["c"], tree["b"]["c"])  # type: ignore[call-overload]
+    assert [t.tolist() for t in back["f"]] == [[], float("inf"), True]
+    for bad, message in (
+        ({"a": object()}, "must be a tensor or a plain value"),
+        ({"a": float("nan")}, "must be a tensor or a plain value"),
+        ({1: 2}, "keys must be words"),
+        ({"$tensor": "a"}, "keys must be words"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            packed(bad)
+    with pytest.raises(ValueError, match="it lacks the tensor 'b'"):
+        unpacked(archive.Checkpoint({}, {"tree": {"a": {"$tensor": "b"}}}))
 
 
 @pytest.mark.parametrize(

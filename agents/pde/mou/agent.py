@@ -9,6 +9,7 @@ from ....envs.recording import Recording
 from ...base import ProblemAgent
 from ...checks import check_whole
 from ...control import ControlPolicy
+from ...trees import to
 from ..policies import RadialPolicy
 from ..replay import Replay
 from .estimator import Inequality, observed, solve
@@ -76,6 +77,16 @@ class MouPDE(ProblemAgent):
         solve(value, self._seen)
         self._n_updates += 1
         self.logger.record("train/active_weights", int((value.weights > 0).sum()))
+
+    def training_state(self) -> dict[str, Any]:
+        """See SavedAgent."""
+        return {**super().training_state(), "seen": self._seen}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """See SavedAgent."""
+        super().set_training_state(state)
+        seen = state["seen"]
+        self._seen = None if seen is None else Inequality(*to(seen, self.device))
 
     def forget(self) -> None:
         """See ProblemAgent."""
