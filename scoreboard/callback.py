@@ -28,6 +28,7 @@ from .output.tensorboard import (
     log_hyperparameters,
     log_row,
     settings_of,
+    told,
     unit_of,
 )
 from .plots import grid_of
@@ -194,6 +195,8 @@ class ScoreCallback(BudgetCallback):
                 before[name] for name in ("due", "start", "seconds")
             )
             self._evaluations.count = before["model_evaluations"]
+            for name, value in before["told"].items():
+                self.model.logger.record(name, value)
             self._set_clocks(before["seconds"], before["cpu_seconds"])
             self._go_on()
         elif self._checkpoints is not None:
@@ -206,6 +209,7 @@ class ScoreCallback(BudgetCallback):
     def _save(self, checkpoints: Checkpoints) -> None:
         self._saved_at, self._looked = self._clock.seconds, False
         self._writer.flush()
+        logger = self.model.logger
         instrument = {
             "over": self._over,
             "due": self._due,
@@ -213,6 +217,7 @@ class ScoreCallback(BudgetCallback):
             "seconds": self._saved_at,
             "cpu_seconds": self._cpu.seconds,
             "model_evaluations": self._evaluations.count,
+            "told": told(logger.name_to_value, logger.name_to_excluded),  # and not yet written
         }
         checkpoints.save(self.spent().env_steps, {**state_of(self.model), "instrument": instrument})
 

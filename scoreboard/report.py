@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ from .storage.records import (
     write_json,
     write_whole,
 )
+from .storage.shapes import told_of
 from .tables import markdown
 
 #: Paths of a pooled certificate at most: those of learnt policies carry far more than free ones.
@@ -63,12 +63,10 @@ def report(
 
     Args:
         out: folder of a comparison.
-        refine: let the policies of the runs lend their paths to the bound where this was not done
-            for the same runs before (``<env>/pooled.json``).
+        refine: let the runs' policies lend their paths to the bound (``<env>/pooled.json``).
         on_stage: called with a word on what begins and takes long.
 
-    Returns:
-        The path of ``report.md``.
+    Returns the path of ``report.md``.
 
     Raises:
         ValueError: no finished run there, or the folder can't be written to.
@@ -90,10 +88,9 @@ def report(
         if not (path / "record.json").is_file()
         and any((path / sign).is_file() for sign in ("spec.json", "error.txt"))
     )
-    environments = []
-    for group in _grouped(records, "env").values():
-        with _told_of(out / slug(group[0]["spec"]["env"])):
-            environments.append(summarise(out, group, refine, on_stage))
+    with told_of(out):
+        groups = _grouped(records, "env").values()
+        environments = [summarise(out, group, refine, on_stage) for group in groups]
     summary = {
         "environments": environments,
         "overall": overall(environments),
@@ -104,30 +101,12 @@ def report(
         ),
         "versions": _distinct(record["versions"] for record in records),
     }
-    with _told_of(out):
+    with told_of(out):
         text = markdown(summary)
     write_json(out / "report.json", summary)
     write_whole(out / "report.md", text.encode())
-    write_whole(out / "report.html", page.page(text, _drawings(out, environments)).encode())
+    write_whole(out / "report.html", page.page(text, page.drawings(out, environments)).encode())
     return out / "report.md"
-
-
-def _drawings(out: Path, environments: list[dict[str, Any]]) -> dict[str, str]:
-    """The pictures as SVG, by the paths that the report names them by."""
-    paths = [path for env in environments for path in env["pictures"].values()]
-    return {path: (out / path).with_suffix(".svg").read_text(encoding="utf-8") for path in paths}
-
-
-@contextmanager
-def _told_of(folder: Path) -> Iterator[None]:
-    """Surprises at what files hold become one ValueError."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"{folder} must hold what runs have left; no report can be made of it"
-            f" ({type(error).__name__}: {error}): delete what was changed in it"
-        ) from error
 
 
 def summarise(
@@ -142,9 +121,8 @@ def summarise(
     records = [_measured(record, reference) for record in records]
     agents = _grouped(records, "agent")
     rows = {agent: [record["rows"] for record in group] for agent, group in agents.items()}
-    quantity = (
-        "score" if all(record["final"]["score"] is not None for record in records) else "objective"
-    )
+    scored = all(record["final"]["score"] is not None for record in records)
+    quantity = "score" if scored else "objective"
     pictures = _draw(out, env, agents, rows, quantity, reference)
     pairs = differences(agents, quantity)
     spec = records[0]["spec"]
@@ -153,9 +131,7 @@ def summarise(
         "env_kwargs": spec["env_kwargs"],
         "temperature": records[0]["temperature"],
         "horizon": records[0]["horizon"],
-        "budgets": _distinct(
-            RunSpec.from_json(record["spec"]).to_json()["budget"] for record in records
-        ),
+        "budgets": _distinct(RunSpec.from_json(r["spec"]).to_json()["budget"] for r in records),
         "reference": reference.to_json(),
         "uncontrolled_score": 0.0 if quantity == "score" else None,
         "closed_form_score": _closed_form_score(reference),

@@ -202,7 +202,7 @@ class PDE(Regression):
             data: whole trajectories, a ``Recording`` (of paths seen at random times, say), the name
                 of a file that ``Recording.save`` wrote, or anything that yields these in parts
                 whenever it is iterated over (``RecordedPaths``, ``SimulatedPaths``, a list): linear
-                classes never hold more than one part. Or a Minari dataset (``envs.datasets``).
+                classes never hold more than one part. Or a Minari dataset (``agents.datasets``).
             gradient_steps: of networks, annealed over this call.
             progress_bar: show one.
 

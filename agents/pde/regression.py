@@ -140,8 +140,7 @@ class Regression(ProblemAgent):
             self._warm_up(data)
 
     def _warm(self, data: Replay) -> bool:
-        # a terminal reward alone is better approached from its level: what few paths of no control
-        # earn at their ends is mostly chance, and a network that has learnt it is slow to forget
+        # what few free paths earn at their ends alone is mostly chance, and not soon forgotten
         return self.policy.warm and data.paid_on_the_way
 
     def _warm_up(self, data: Replay, steps: int = 150) -> None:
@@ -339,16 +338,13 @@ class Regression(ProblemAgent):
         )
 
 
-#: Mean distance to an observed target where all paths are of the current policy, and so carry
-#: little noise.
+#: Mean distance to an observed target where all paths are of the current, hence calm policy.
 _IMAGINED_SPAN = 10.0
 #: Gradient steps after which the chances of being drawn are found anew.
 _REDRAWN = 25
-#: Paths among which they are drawn until then: to weigh every visit of many would take longer than
-#: the steps.
+#: Paths among which they are drawn until then: to weigh all would take longer than the steps.
 _AT_ONCE = 2048
-#: Passes over the data before settings are compared: the reward to go, and two of Newton's steps
-#: from there.
+#: Passes over the data before settings are compared: the reward to go, and two of Newton's steps.
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).
 _RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)

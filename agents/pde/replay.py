@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...envs.datasets import is_dataset, recording_of
 from ...envs.problem import Problem, Trajectories
 from ...envs.recording import RecordedPaths, Recording
+from ..datasets import is_dataset, recording_of
 from ..networks import Value, encode
 
 #: Anything that an agent learns from without an environment.

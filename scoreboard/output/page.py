@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -134,3 +135,9 @@ def _inline(svg: str, prefix: str, label: str) -> str:
     svg = re.sub(r'href="#', f'href="#{prefix}', svg)
     svg = svg.replace("url(#", f"url(#{prefix}")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def drawings(out: Path, environments: list[dict[str, Any]]) -> dict[str, str]:
+    """The pictures as SVG, by the paths that the report names them by."""
+    paths = [path for env in environments for path in env["pictures"].values()]
+    return {path: (out / path).with_suffix(".svg").read_text(encoding="utf-8") for path in paths}

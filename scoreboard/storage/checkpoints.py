@@ -140,7 +140,7 @@ class Checkpoints:
 
     def _written(self) -> list[Path]:
         """What a run writes bit by bit."""
-        found = [self.folder / "progress.jsonl", *(self.folder / "tb").glob("*")]
+        found = [self.folder / "progress.jsonl", *self.folder.glob("events.out.tfevents.*")]
         return [file for file in found if file.is_file() and not file.is_symlink()]
 
     def _lengths(self) -> dict[str, int]:

@@ -4,7 +4,9 @@ anybody.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _NUMBERS = (
@@ -73,3 +75,15 @@ def _is_positive(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+@contextmanager
+def told_of(folder: Path) -> Iterator[None]:
+    """Surprises at what files hold become one ValueError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{folder} must hold what runs have left; no report can be made of it"
+            f" ({type(error).__name__}: {error}): delete what was changed in it"
+        ) from error

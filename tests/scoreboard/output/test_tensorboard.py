@@ -85,7 +85,8 @@ def test_only_finite_numbers_of_training_that_are_meant_for_it() -> None:
 def test_a_functions_learner_has_no_settings_that_we_know() -> None:
     env = ProblemEnv(make_problem("girsanov/GaussianMixture-v0", steps=5))
     assert (
-        settings_of(FunctionLearner(lambda observations: observations, CountedEnv(env), 1.0)) == {}
+        settings_of(FunctionLearner(lambda observations: observations, CountedEnv(env), 1.0, 1.0))
+        == {}
     )
 
 

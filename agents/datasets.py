@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .problem import Problem, device_of
-from .recording import Recording
+from ..envs.problem import Problem, device_of
+from ..envs.recording import Recording
 
 #: Of every step's ``info``, and of the reset's.
 _NEEDED = ("state", "noise", "log_ratio", "task_reward")

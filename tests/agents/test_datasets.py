@@ -13,8 +13,8 @@ import torch
 
 import girsanov  # noqa: F401
 from girsanov.agents import PDE
+from girsanov.agents.datasets import is_dataset, recording_of
 from girsanov.envs import make_problem
-from girsanov.envs.datasets import is_dataset, recording_of
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.recording import Recording
 
