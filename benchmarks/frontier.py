@@ -21,7 +21,7 @@ from frontier_report import HERE, report
 from learning import Curve
 from mixture import Reference, Yardstick, mixture
 
-from girsanov.baselines import hyperparameters_control
+from girsanov.baselines import hyperparameters, hyperparameters_control
 from girsanov.baselines.hyperparameters import settings_for
 
 BETAS, REFERENCE_PATHS = (2.0, 0.5, 0.1), 1 << 17
@@ -32,6 +32,8 @@ _PDE = {"policy": "MlpPolicy", "gradient_steps": 150}
 AGENTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "pde": ("pde", _PDE, 2_000),
     "pde-off": ("pde", {**_PDE, "adaptive": False}, 2_000),
+    "ppo-noise": ("ppo", {}, 4_000),
+    "sac-noise": ("sac", {}, 1_000),
     "ppo": ("ppo-control", {}, 16_000),
     "sac": ("sac-control", {}, 4_000),
 }
@@ -88,6 +90,8 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     tables = {
         "ppo-control": hyperparameters_control.PPO,
         "sac-control": hyperparameters_control.SAC,
+        "ppo": hyperparameters.PPO,
+        "sac": hyperparameters.SAC,
     }
     told = settings_for(tables[agent], problem) if agent in tables else settings
     return {"outcome": outcome, **curve.spent(), "hyperparameters": told, "rows": curve.rows}

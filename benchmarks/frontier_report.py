@@ -17,8 +17,15 @@ THRESHOLD = 0.9
 #: Scores whose cost the report tells.
 LEVELS = (0.5, 0.8, THRESHOLD, 0.95, 0.98)
 #: Agents in their order everywhere, as they are called in the report.
-NAMES = {"pde": "PDE (adaptive)", "pde-off": "PDE (off-policy)", "ppo": "PPO", "sac": "SAC"}
-SIDES = {"PDE": ("pde", "pde-off"), "RL": ("ppo", "sac")}
+NAMES = {
+    "pde": "PDE (adaptive)",
+    "pde-off": "PDE (off-policy)",
+    "ppo-noise": "PPO",
+    "sac-noise": "SAC",
+    "ppo": "PPO, control form",
+    "sac": "SAC, control form",
+}
+SIDES = {"PDE": ("pde", "pde-off"), "RL": ("ppo-noise", "sac-noise", "ppo", "sac")}
 UNITS = {"queries": "reward queries", "seconds": "CPU seconds"}
 #: Runs of one cell, by agent; cells by dimension and beta.
 Agents = Mapping[str, Sequence[bench.Line]]

@@ -19,7 +19,10 @@ NAMES = {
     "adjoint-matching": "adjoint matching",
     "grpo": "GRPO",
     "draft": "DRaFT-K",
+    "log-variance": "log-variance loss",
     "dyna": "Dyna",
+    "pde-mou": "Mou's estimator",
+    "pi-ft-algorithm1": "PI-FT, Algorithm 1",
 }
 
 
@@ -34,6 +37,8 @@ def table(report: str, environment: str = "") -> str:
     success = found["reference"]["success"] is not None
     scored = any(agent["score"] for agent in found["agents"])
     told = all(agent.get("access_class") for agent in found["agents"])
+    counted = all(agent.get("model_evaluations") for agent in found["agents"])
+    costs = ("model_evaluations", "cpu_seconds") if counted else ("seconds",)
     head = [
         "agent",
         *(["may use"] if told else []),
@@ -41,7 +46,7 @@ def table(report: str, environment: str = "") -> str:
         "KL",
         *(["success"] if success else []),
         "queries",
-        "seconds",
+        *(["model evaluations", "CPU seconds"] if counted else ["seconds"]),
     ]
     rows = []
     for agent in found["agents"]:
@@ -52,7 +57,7 @@ def table(report: str, environment: str = "") -> str:
             f"{_middle(agent['kl']):.2f}",
             *([f"{_middle(agent['success']):.0%}"] if success else []),
             f"{_middle(agent['reward_queries']):,.0f}",
-            f"{_middle(agent['seconds']):,.0f}",
+            *(f"{_middle(agent[cost]):,.0f}" for cost in costs),
         ]
         rows.append(row)
     return _markdown(head, rows)
