@@ -149,7 +149,8 @@ def _entries(tensor: Tensor) -> Iterator[str | bytes]:
     flat = tensor.detach().flatten()
     yield f"{tuple(tensor.shape)} {tensor.dtype}"
     chosen = flat[:: max(1, -(-len(flat) // _ENTRIES))].cpu().contiguous()
-    yield chosen.view(torch.uint8).numpy().tobytes()
+    if len(chosen):
+        yield chosen.view(torch.uint8).numpy().tobytes()
     if len(flat) > _ENTRIES and flat.element_size() in _BITS:
         yield str(int(flat.contiguous().view(_BITS[flat.element_size()]).sum(dtype=torch.int64)))
 

@@ -91,6 +91,11 @@ class Comparison:
                         f" {folders[slug(str(item))]!r} would share {slug(str(item))!r}"
                     )
         check_whole("workers", self.workers, 1)
+        check_flag("cache", self.cache)
+        if not isinstance(self.saving, Saving):
+            raise ValueError(f"saving must be a Saving; got {shown(self.saving)}")
+        if self.engine is not None and not hasattr(self.engine, "run"):
+            raise ValueError(f"engine must be an Engine; got {shown(self.engine)}")
         if not isinstance(self.out, (str, os.PathLike)):
             raise ValueError(f"out must be a folder; got {shown(self.out)}")
         object.__setattr__(self, "out", Path(self.out))

@@ -150,7 +150,7 @@ def _curves(
 
 def _blur(runs: Sequence[Rows], quantity: str) -> float:
     """Half of the interval in which 95% of the evaluations before learning fall; 0 if unknown."""
-    errors = [rows[0].get(f"{quantity}_stderr") for rows in runs if not rows[0]["env_steps"]]
+    errors = [rows[0].get(f"{quantity}_stderr") for rows in runs if not rows[0].get("env_steps", 1)]
     known = [error for error in errors if error is not None]
     return 1.96 * float(np.median(known)) if known else 0.0
 

@@ -165,7 +165,8 @@ def test_arguments(
     tally = Tally("arguments")
     # it would fill the disk with what it is asked for
     left_out = {"PDE.save", "PIFT.save", "Recording.save", "compare"} | test_doors.UNCHECKED
-    names = sorted(set(test_doors.EVERY) - left_out)
+    # states come from files alone, whose shapes are looked at there
+    names = sorted(n for n in set(test_doors.EVERY) - left_out if "training_state" not in n)
     for i, rng in cases(request, "arguments"):
         name = rng.choice(names)
         subject = test_doors.EVERY[name]

@@ -214,7 +214,7 @@ BAD = {
     ),
     "temperature in words": (
         {"--env-kwargs": ["temperature=hot"]},
-        "temperature must be a positive number; got 'hot'",
+        "temperature must be a finite number; got 'hot'",
     ),
     "unknown argument": (
         {"--env-kwargs": ["colour=1"]},
@@ -323,7 +323,10 @@ def test_nan_rewards_of_your_own_are_one_line(
     )
     monkeypatch.chdir(tmp_path)
     assert main([*_replaced(RUN, "--env", "sometimes_nan:make"), "--out", "out"]) == 2
-    assert "error: GaussianMixture.terminal_reward must be finite; got " in capsys.readouterr().err
+    assert (
+        "error: GaussianMixture.terminal_reward(x) must return finite numbers; got "
+        in capsys.readouterr().err
+    )
     assert not list((tmp_path / "out").rglob("*"))
 
 

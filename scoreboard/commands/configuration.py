@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ...agents.archive import parse_json
-from ...envs.checks import shown
 from .near import did_you_mean
 
 _KWARGS = ("env_kwargs", "agent_kwargs")
@@ -93,6 +91,8 @@ def read(path: Path, command: Callable[..., Any]) -> dict[str, Any]:
     kind = "YAML" if yaml_file else "JSON"
     try:
         text = path.read_text(encoding="utf-8")
+        from ...agents.archive import parse_json  # here: help needs no torch
+
         values = _yaml(text) if yaml_file else parse_json(text)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -106,6 +106,8 @@ def read(path: Path, command: Callable[..., Any]) -> dict[str, Any]:
         values |= {"budget": budget.get("amount"), "budget_unit": budget.get("unit")}
     plan = values.pop("plan", {})
     if not isinstance(plan, dict):
+        from ...envs.checks import shown
+
         raise ValueError(f"config: plan must be an object; got {shown(plan)}")
     values |= plan
     known = [name for name in _parameters(command) if name not in _NOT_KEPT]

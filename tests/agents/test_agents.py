@@ -1,5 +1,6 @@
 """PDE and PIFT as stable-baselines3 algorithms, and that they learn."""
 
+import contextlib
 import errno
 import json
 import subprocess
@@ -77,7 +78,9 @@ def test_takes_what_sb3_takes(agent, env):
         "vector of Gymnasium": gym.make_vec(MIXTURE, num_envs=2),
         "wrapped": gym.wrappers.TimeLimit(gym.make(MIXTURE), 50),
     }[env]
-    model = small(agent, given).learn(1)
+    told = pytest.warns(UserWarning, match="does not see what these wrappers change: TimeLimit")
+    with told if env == "wrapped" else contextlib.nullcontext():
+        model = small(agent, given).learn(1)
     assert model.reward_queries > 0 and model.num_timesteps == 50 * model.reward_queries
 
 
@@ -401,7 +404,7 @@ class Walk(Problem):
 def test_nan_rewards_are_refused(agent):
     problem = Walk()
     problem.bad = "nan"
-    with pytest.raises(ValueError, match="Walk.terminal_reward must be finite; got"):
+    with pytest.raises(ValueError, match="Walk.terminal_reward.* must (be|return) finite"):
         small(agent, problem).learn(1)
 
 

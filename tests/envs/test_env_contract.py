@@ -351,7 +351,9 @@ def test_the_temperature_is_an_argument_everywhere(env_id: str) -> None:
     for make in (gym.make, make_vec, make_problem):
         assert problem_of(make(env_id, temperature=7.0)).temperature == 7.0
         for bad in (0.0, -1.0, float("nan")):
-            with pytest.raises(ValueError, match="temperature must be a positive number; got"):
+            with pytest.raises(
+                ValueError, match="temperature must be a (positive|finite) number; got"
+            ):
                 make(env_id, temperature=bad)
 
 

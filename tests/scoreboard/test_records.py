@@ -229,15 +229,20 @@ def test_a_checkpoint_speaks_of_its_own_folder_alone(
     assert "4.zip must lie in" in capsys.readouterr().err
     # and cuts off nothing elsewhere
     (elsewhere / "events").write_text("long")
-    (run / "tb").mkdir()
-    (run / "tb" / "events").symlink_to(elsewhere / "events")
-    (run / "tb" / "later").write_text("later")
+    (run / "events.out.tfevents.1").symlink_to(elsewhere / "events")
+    (run / "events.out.tfevents.2").write_text("later")
     (run / "progress.jsonl").write_text("{}\n{}\n")
     (tmp_path / "evil").write_text("mine")
-    lengths = {"../evil": 0, str(tmp_path / "evil"): 0, "events": 0, "progress.jsonl": 3}
+    lengths = {
+        "../evil": 0,
+        str(tmp_path / "evil"): 0,
+        "events.out.tfevents.1": 0,
+        "progress.jsonl": 3,
+    }
     checkpoints.cut({**state, "files": lengths})
     assert (elsewhere / "events").read_text() == "long" and (tmp_path / "evil").exists()
-    assert (run / "progress.jsonl").read_text() == "{}\n" and not (run / "tb" / "later").exists()
+    assert (run / "progress.jsonl").read_text() == "{}\n"
+    assert not (run / "events.out.tfevents.2").exists()
     assert not (run / "checkpoint" / "4.zip").exists()  # later ones go, the link and not the file
     assert (elsewhere / "evil.zip").exists()
 

@@ -91,6 +91,7 @@ CASES = {
     "adjoint-matching": Case("adjoint-matching", FINE),
     "grpo": Case("grpo", FINE),
     "draft": Case("draft", ROUNDS),
+    "log-variance": Case("log-variance", {**FINE, "group_size": 4}),
 }
 
 
@@ -105,7 +106,7 @@ def rows(spec: RunSpec, out: Path) -> list[dict[str, Any]]:
 
 def points(spec: RunSpec, out: Path) -> dict[str, list[Any]]:
     """TensorBoard's scalars, but for those that clocks decide."""
-    events = EventAccumulator(str(spec.folder(out) / "tb"))
+    events = EventAccumulator(str(spec.folder(out)))
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if "seconds" not in tag]
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in sorted(tags)}

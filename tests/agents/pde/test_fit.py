@@ -391,13 +391,14 @@ def test_few_steps(policy, horizon):
 def test_nan_rewards_are_refused(policy):
     problem = Toy("nan")
     with pytest.raises(
-        ValueError, match="terminal_reward must be finite; got .* NaN or infinite of 40 values"
+        ValueError,
+        match="terminal_reward.* must (be finite; got .* of 40 values|return finite numbers)",
     ):
         paths = whole(Toy("plain"), 40)
         agent(policy, problem).fit(
             paths._replace(terminal_reward=problem.terminal_reward(paths.states[-1]))
         )
-    with pytest.raises(ValueError, match="Toy.terminal_reward must be finite; got"):
+    with pytest.raises(ValueError, match="Toy.terminal_reward.* must (be|return) finite"):
         agent(policy, problem, n_uncontrolled=40).learn(200)
 
 

@@ -104,7 +104,7 @@ class TestProblem:
 
     @pytest.mark.parametrize("target", [-1, 10, 2.5, "3", True])
     def test_an_unknown_target_is_refused(self, target: Any) -> None:
-        with pytest.raises(ValueError, match="target must be an integer from 0 to 9"):
+        with pytest.raises(ValueError, match="target must be an integer"):
             make_problem("girsanov/Digits-v0", target=target)
 
     def test_an_unknown_reward_is_refused(self) -> None:

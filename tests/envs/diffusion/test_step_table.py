@@ -323,9 +323,9 @@ class Conditioned(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor, scale: float = 1.0) -> Tensor:
         assert t.shape == (len(x),) and label.shape == (len(x), 1)
         self.seen.append((len(x), scale))
-        k = (self.table.timesteps == t[0]).nonzero().item()
+        k = (self.table.timesteps == t[:, None]).nonzero()[:, 1]  # one step per row
         flat = x.flatten(1) - label
-        c, d = (part[k] for part in predictions(self.prediction, *self.table[:2]))
+        c, d = (part[k, None] for part in predictions(self.prediction, *self.table[:2]))
         clean, noise = self.problem.terminal_estimate(k, flat), self.problem.predict_noise(k, flat)
         return (c * clean + d * noise).view_as(x)
 

@@ -91,7 +91,7 @@ def test_a_network_of_ones_own_takes_such_rewards_and_refuses_others_at_the_door
         )
 
     problem(lambda x: (x.sum(1).detach().numpy(), {})).validate()
-    with pytest.raises(ValueError, match=r"one number for each of 2 samples; .* shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"one number for each of 3 samples; .* shape \(3, 2\)"):
         problem(lambda x: x).validate()
 
 

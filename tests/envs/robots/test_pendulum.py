@@ -199,7 +199,7 @@ def test_a_hand_written_controller_beats_none(generator: torch.Generator) -> Non
         ({"torque_scale": -1.0}, "torque_scale must be a positive number; got -1.0"),
         ({"steps": 0}, "steps must be an integer of at least 1; got 0"),
         ({"angle_spread": -0.1}, "angle_spread must be a number of at least 0; got -0.1"),
-        ({"terminal_weight": math.inf}, "terminal_weight must be a number of at least 0; got inf"),
+        ({"terminal_weight": math.inf}, "terminal_weight must be a finite number; got inf"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
