@@ -91,7 +91,7 @@ CASES = {
     "adjoint-matching": Case("adjoint-matching", FINE),
     "grpo": Case("grpo", FINE),
     "draft": Case("draft", ROUNDS),
-    "log-variance": Case("log-variance", {**FINE, "group_size": 4}),
+    "log-variance": Case("log-variance", {**ROUNDS, "group_size": 4}),
 }
 
 
