@@ -122,7 +122,8 @@ def same(spec: RunSpec, one: Path, other: Path) -> None:
     name = {"ppo": "PPO", "sac": "SAC", "pde": "PDE", "pi-ft": "PIFT", "dyna": "Dyna"}
     name |= {"pde-mou": "MouPDE", "pi-ft-algorithm1": "PIFT"}
     kind = name.get(spec.agent.removesuffix("-control"))
-    kinds = [kind] if kind else ["DPOK", "DDPO", "AdjointMatching", "GRPO", "DRaFT"]
+    methods = ("DPOK", "DDPO", "AdjointMatching", "GRPO", "DRaFT", "LogVariance")
+    kinds = [kind] if kind else methods
     models = [read(folder / "model.zip", kinds) for folder in folders]
     assert models[0].settings == models[1].settings
     assert models[0].tensors.keys() == models[1].tensors.keys()
