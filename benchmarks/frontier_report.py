@@ -237,7 +237,7 @@ def draw(grid: Grid) -> Any:
         axes.set_xlabel("reward strength 1/beta")
     handles = [Line2D([], [], color=_COLOURS[n], marker="o", label=NAMES[n]) for n in agents]
     handles.append(Line2D([], [], color="0.3", linestyle="", label="never within this", **_NEVER))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     goal = f"what a score of {THRESHOLD:g} costs (lower is better)"
     figure.suptitle(f"girsanov/GaussianMixture-v0: {goal}")
     return figure
