@@ -80,7 +80,7 @@ def test_rates_of_a_correct_class(visits):
     """The error of f in both Sobolev norms falls like n^(-1/2); the regret, half the squared
     distance of the controls by Girsanov's theorem, like 1/n.
     """
-    sizes, repeats = (100, 400, 1600, 6400), 16
+    sizes, repeats = (100, 400, 1600, 6400), 32
     with torch.no_grad():
         judges = rollout(PROBLEM, None, 200, generator(1000))
 
@@ -106,7 +106,7 @@ def test_rates_of_a_correct_class(visits):
     x = x - x.mean()
     slopes = (x[:, None] * total.double().log()).sum(0) / x.square().sum()
     assert abs(float(slopes[0]) / 2 + 0.5) < 0.1 and abs(float(slopes[1]) / 2 + 0.5) < 0.1
-    assert abs(float(slopes[2]) + 1) < 0.25
+    assert abs(float(slopes[2]) + 1) < 0.2
     assert float(total[-1, 0]) < 0.03**2
 
 
