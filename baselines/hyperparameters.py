@@ -27,23 +27,35 @@ _PPO: dict[str, Any] = {
     "learning_rate": 3e-3,
     "anneal": True,
     "gamma": 1.0,
-    "gae_lambda": 0.9,
-    "clip_range": 0.2,
+    "gae_lambda": 0.8,
+    "clip_range": 0.4,
     "max_grad_norm": 0.5,
     "net_arch": [64, 64],
     "activation": "SiLU",
-    "control_bound": 1.0,
+    "control_bound": 2.0,
     "observation": "features",
+}
+#: Rewards on the way are worth more updates a rollout, and longer returns.
+_PPO_ROBOTS: dict[str, Any] = {
+    **_PPO,
+    "batch_size": 250,
+    "n_epochs": 20,
+    "gae_lambda": 0.9,
+    "clip_range": 0.2,
+    "control_bound": 1.0,
 }
 PPO: dict[str, dict[str, Any]] = {
     "default": _PPO,
+    "Diffusion": _PPO_ROBOTS,
+    "Pendulum": _PPO_ROBOTS,
+    "Robot": _PPO_ROBOTS,
     "Digits": {
         **_PPO,
         "n_envs": 40,
         "n_epochs": 5,
         "learning_rate": 1e-3,
         "gae_lambda": 0.6,
-        "clip_range": 0.4,
+        "control_bound": 1.0,
         "net_arch": [256, 256],
     },
 }
