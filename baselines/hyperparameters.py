@@ -35,7 +35,7 @@ _PPO: dict[str, Any] = {
     "control_bound": 2.0,
     "observation": "features",
 }
-#: Rewards on the way are worth more updates a rollout, and longer returns.
+#: More and smaller updates: robots' rewards come on the way too.
 _PPO_ROBOTS: dict[str, Any] = {
     **_PPO,
     "batch_size": 250,
@@ -75,8 +75,12 @@ _SAC: dict[str, Any] = {
     "activation": "ReLU",
     "observation": "features",
 }
+_SAC_ROBOTS: dict[str, Any] = {**_SAC, "batch_size": 256, "gradient_steps": 4}
 SAC: dict[str, dict[str, Any]] = {
     "default": _SAC,
+    "Diffusion": _SAC_ROBOTS,
+    "Pendulum": _SAC_ROBOTS,
+    "Robot": _SAC_ROBOTS,
     "Digits": {**_SAC, "learning_rate": 1e-3},
 }
 
