@@ -25,7 +25,6 @@ from girsanov.scoreboard.intervals import interval
 from girsanov.scoreboard.runner import execute as execute_run
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 
-HERE = bench.RESULTS / "attribution"
 AGENTS = ("ppo", "sac")
 #: Row: the agent's suffix, its observation, and words for it.
 ROWS = {
@@ -64,45 +63,26 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     return {"final": record["final"], "reference": record["reference"]}
 
 
-def report(out: Path = HERE) -> None:
-    """Write ``report.md`` and ``report.json`` of the runs that are finished."""
-    lines = bench.lines_of(out)
+def told(lines: list[bench.Line], out: Path) -> dict[str, Any]:
+    """A row a form, a column an agent, and the same figures as JSON."""
     agents = [name for name in AGENTS if reports.chosen(lines, agent=name)]
-    found = {
-        (row, agent): group
-        for row in ROWS
-        for agent in agents
-        if (group := reports.chosen(lines, row=row, agent=agent))
-    }
-    summary = [
-        {"row": row, "agent": agent}
-        | {name: interval([x["final"][name] for x in group])._asdict() for name in ("score", "kl")}
-        for (row, agent), group in found.items()
-    ]
-    cells = {(line["row"], line["agent"]): _cell(line["score"]) for line in summary}
-    rows = [
-        [told[-1], *(cells.get((row, agent), "") for agent in agents)]
-        for row, told in ROWS.items()
-        if any((row, agent) in cells for agent in agents)
-    ]
-    text = [
-        "# What held PPO and SAC back",
-        "Scores on Digits at 2,000 reward queries: interquartile means over seeds, with bootstrap"
-        " intervals of 95% in brackets and the number of seeds behind them.",
-        reports.table(["", *map(str.upper, agents)], rows),
-        reports.made_by(lines),
-    ]
-    reports.write(out, "\n\n".join(text) + "\n", {"rows": summary})
-
-
-def _cell(score: dict[str, Any]) -> str:
-    ends = "" if score["low"] is None else f" [{score['low']:.2f}, {score['high']:.2f}]"
-    return f"{score['iqm']:.2f}{ends}, {score['n']}"
+    summary, rows = [], []
+    for row, (*_, words_of_it) in ROWS.items():
+        cells = []
+        for agent in agents:
+            group = [x["final"] for x in reports.chosen(lines, row=row, agent=agent)]
+            found = {n: interval([x[n] for x in group]) for n in ("score", "kl") if group}
+            cells.append(f"{found['score']:.2f}, {len(group)}" if group else "")
+            named = {name: value._asdict() for name, value in found.items()}
+            summary += [{"row": row, "agent": agent, **named}] if group else []
+        rows += [[words_of_it, *cells]] if any(cells) else []
+    table = reports.table(["", *map(str.upper, agents)], rows)
+    return {"scores": table, "made": reports.made_by(lines), "report": {"rows": summary}}
 
 
 words = "score {final[score]:.3f}".format_map
 SEEDS = (100, 101, 102, 103, 104)
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, SEEDS).main
+main = bench.Benchmark(__doc__, "attribution", jobs, execute, words, told, SEEDS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,7 +32,6 @@ from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
 from girsanov.envs.problem import Problem, rollout
 from girsanov.envs.recording import SimulatedPaths
 
-HERE = bench.RESULTS / "control_literature"
 #: Paths of the optimum behind an error.
 PATHS = 1024
 MILLION = 1_000_000
@@ -193,22 +192,22 @@ KINDS = {
 }
 
 
-def report(out: Path = HERE) -> None:
-    """Write report.md: medians and worst seeds, and whether the median is within its target."""
-    lines, tables = bench.lines_of(out), dict.fromkeys(KINDS, "")
+def told(lines: list[bench.Line], out: Path) -> dict[str, str]:
+    """Medians and worst seeds, and whether the median is within its target."""
+    tables = dict.fromkeys(KINDS, "")
     for kind, group in reports.groups(lines, "kind").items():
-        told, rows = KINDS[kind], []
+        asked, rows = KINDS[kind], []
         for name, found in reports.groups(group, "of").items():
-            values = [line["row"][told.measure] for line in found]
-            target = told.target or CASES[name].target
+            values = [line["row"][asked.measure] for line in found]
+            target = asked.target or CASES[name].target
             seconds = median(line["row"]["seconds"] for line in found)
-            numbers = (f"{told.trajectories or CASES[name].trajectories:,}", str(len(found)))
+            numbers = (f"{asked.trajectories or CASES[name].trajectories:,}", str(len(found)))
             figures = (f"{target:g}", f"{median(values):.2g}", f"{max(values):.2g}")
             met = "yes" if median(values) <= target else "no"
             rows.append([name, *numbers, *figures, f"{seconds:.1f}", met])
-        heads = f"|trajectories|seeds|target|median|worst|{told.unit}|met"
+        heads = f"|trajectories|seeds|target|median|worst|{asked.unit}|met"
         tables[kind] = reports.table(heads, rows)
-    reports.write(out, reports.filled(HERE, out, **tables, made=reports.made_by(lines)))
+    return {**tables, "made": reports.made_by(lines)}
 
 
 def words(line: bench.Line) -> str:
@@ -216,7 +215,7 @@ def words(line: bench.Line) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in line["row"].items())
 
 
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
+main = bench.Benchmark(__doc__, "control_literature", jobs, execute, words, told)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -35,8 +35,8 @@ from girsanov.agents.pi_ft.regularity import (
 from girsanov.envs.diffusion.denoising import Schedule
 from girsanov.envs.diffusion.gaussian_mixture import GaussianMixture, QuadraticReward
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
+from girsanov.scoreboard.plots import empty_figure
 
-HERE = bench.RESULTS / "convergence"
 Row = dict[str, Any]
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
@@ -281,10 +281,10 @@ def execute(job: Job, at: bench.Place) -> Row:
     return {"row": row, "cpu_seconds": round(time.process_time() - start, 2)}
 
 
-def report(out: Path = HERE) -> None:
-    """Write ``report.md`` and ``convergence.png`` from what is there."""
-    lines = reports.groups(bench.lines_of(out), "part")
-    figure = reports.figure(11, 3.6 * len(lines))
+def told(found: Sequence[bench.Line], out: Path) -> dict[str, Any]:
+    """A table a part, and a picture of all."""
+    lines = reports.groups(found, "part")
+    figure = empty_figure(11, 3.6 * len(lines), 100)
     panels = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
     tables = dict.fromkeys(PARTS, "")
     for panel, name in zip(panels, (name for name in PARTS if name in lines), strict=True):
@@ -292,11 +292,11 @@ def report(out: Path = HERE) -> None:
         panel.suptitle(name)
         PARTS[name].draw(panel, rows)
         tables[name] = PARTS[name].table(rows)
-    reports.write(out, reports.filled(HERE, out, **tables), convergence=figure)
+    return {**tables, "convergence": figure}
 
 
 words = "{cpu_seconds} s".format_map
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
+main = bench.Benchmark(__doc__, "convergence", jobs, execute, words, told)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -35,7 +35,6 @@ from girsanov.scoreboard.evaluation import (
 )
 from girsanov.scoreboard.plots import learning_curves, samples
 
-HERE = bench.RESULTS / "digits_fine_tuning"
 ENV = "girsanov/Digits-v0"
 SLOW = 5e-4  # PathwisePolicy has 2e-3
 BETA, QUERIES = 0.3, 2000
@@ -256,12 +255,10 @@ def draw_samples(lines: Sequence[bench.Line], agents: Iterable[str], out: Path) 
     return samples(arrays, "the same noises")
 
 
-def report(out: Path = HERE) -> None:
-    """Write ``report.md`` and its figures: medians over seeds, and the worst and the best."""
+def told(lines: list[bench.Line], out: Path) -> dict[str, Any]:
+    """Medians over seeds, and the worst and the best; pictures."""
     order = list(AGENTS)
-    lines = sorted(
-        bench.lines_of(out), key=lambda x: (order.index(x["job"]["agent"]), x["job"]["seed"])
-    )
+    lines = sorted(lines, key=lambda x: (order.index(x["job"]["agent"]), x["job"]["seed"]))
     parts = reports.groups(lines, "part")
     queries = parts.get("queries", [])
     known = bench.references_of(out).get(f"Digits-v0-beta{BETA:g}")
@@ -279,8 +276,7 @@ def report(out: Path = HERE) -> None:
     for part, agents in (("queries", tuple(AGENTS)), ("paper", ("dpok", "pi-ft"))):
         if (figure := draw_samples(parts.get(part, []), agents, out)) is not None:
             pictures[f"samples_{part}"] = figure
-    text = reports.filled(HERE, out, **tables, made=reports.made_by(lines))
-    reports.write(out, text, **pictures)
+    return {**tables, **pictures, "made": reports.made_by(lines)}
 
 
 def _block(part: str) -> str:
@@ -288,7 +284,7 @@ def _block(part: str) -> str:
 
 
 words = "J {objective:.3f}, KL {kl:.2f}, {seconds:.0f} CPU s".format_map
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
+main = bench.Benchmark(__doc__, "digits_fine_tuning", jobs, execute, words, told)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import resumable as bench
-from frontier_report import HERE, report
+from frontier_report import told
 from learning import Curve
 from mixture import Reference, Yardstick, mixture
 
@@ -102,7 +102,7 @@ def words(line: bench.Line) -> str:
     return f"{line['queries']:,} queries, {line['seconds']:.0f} CPU s ({line['outcome']})"
 
 
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
+main = bench.Benchmark(__doc__, "frontier", jobs, execute, words, told)
 
 if __name__ == "__main__":
     sys.exit(main())

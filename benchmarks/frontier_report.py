@@ -12,7 +12,8 @@ import numpy as np
 import reports
 import resumable as bench
 
-HERE = bench.RESULTS / "frontier"
+from girsanov.scoreboard.plots import empty_figure
+
 THRESHOLD = 0.9
 #: Scores whose cost the report tells.
 LEVELS = (0.5, 0.8, THRESHOLD, 0.95, 0.98)
@@ -129,18 +130,17 @@ def grid_of(runs: Sequence[bench.Line]) -> Grid:
     }
 
 
-def report(out: Path = HERE) -> None:
-    """Write frontier.png and report.md."""
-    runs = bench.lines_of(out)
+def told(runs: Sequence[bench.Line], out: Path) -> dict[str, Any]:
+    """Tables, and the picture."""
     grid = grid_of(runs)
-    tables = {
+    return {
         "won": "\n".join(_won(grid, unit) for unit in UNITS),
         "costs": _costs(grid),
         "levels": _levels(grid),
         "references": _references(grid, bench.references_of(out)),
         "made": reports.made_by(runs),
+        "frontier": draw(grid),
     }
-    reports.write(out, reports.filled(HERE, out, **tables), frontier=draw(grid))
 
 
 def _won(grid: Grid, unit: str) -> str:
@@ -216,7 +216,7 @@ def draw(grid: Grid) -> Any:
 
     dimensions = sorted({d for d, _ in grid})
     agents = [name for name in NAMES if any(name in cell for cell in grid.values())]
-    figure = reports.figure(max(8.0, 2.0 + 3.7 * len(dimensions)), 7.5, 110)
+    figure = empty_figure(max(8.0, 2.0 + 3.7 * len(dimensions)), 7.5, 110)
     panels = figure.subplots(2, len(dimensions), sharex=True, sharey="row", squeeze=False)
     for row, unit in zip(panels, UNITS, strict=True):
         for axes, d in zip(row, dimensions, strict=True):

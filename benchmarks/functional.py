@@ -28,7 +28,6 @@ from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Policy, rollout
 from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
 
-HERE = bench.RESULTS / "functional"
 #: Action bounds by temperature.
 CELLS = {2.0: 1.0, 0.5: 1.0, 0.1: 2.0}
 
@@ -110,9 +109,8 @@ COLUMNS = {"kl": ".2f", "closed_form_kl": ".2f", "paths": ",.0f", "reward_querie
 COLUMNS |= {"seconds": ".0f"}
 
 
-def report(out: Path = HERE) -> None:
-    """Write ``report.md``: medians over seeds, and the least and the largest."""
-    lines = bench.lines_of(out)
+def told(lines: list[bench.Line], out: Path) -> dict[str, str]:
+    """Medians over seeds, and the least and the largest."""
     found = reports.groups(lines, "beta")
     rows = [
         [
@@ -126,11 +124,11 @@ def report(out: Path = HERE) -> None:
     ]
     heads = "beta|sweeps|score|closed form|difference|s.e.|KL|closed form's|paths|queries|CPU s"
     scores = reports.table(f"{heads}|seeds", rows)
-    reports.write(out, reports.filled(HERE, out, scores=scores, made=reports.made_by(lines)))
+    return {"scores": scores, "made": reports.made_by(lines)}
 
 
 words = "{ahead:+.4f}".format_map
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
+main = bench.Benchmark(__doc__, "functional", jobs, execute, words, told)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -35,7 +35,6 @@ from girsanov.envs.rewards.image_reward import Architecture, ImageReward
 from girsanov.envs.rewards.images import Brightness, Incompressibility
 from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
 
-HERE = bench.RESULTS / "image_rewards"
 PROMPT, STEPS = "a yellow three", stable_diffusion.STEPS
 MODELS = {
     "latent-digits": "The painted digits that come with the package",
@@ -118,8 +117,8 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
             model = build_stable_diffusion(Path(folder))
         problem, spread = make(model, job.reward, job.price)
     black_box = not problem.reward.differentiable  # type: ignore[attr-defined]
-    told = FITTED if black_box and job.agent == "pi-ft" else AGENTS[job.agent]
-    curve = Curve(made(told, problem, job.seed)).learn(job.rounds * TRAJECTORIES)
+    recipe = FITTED if black_box and job.agent == "pi-ft" else AGENTS[job.agent]
+    curve = Curve(made(recipe, problem, job.seed)).learn(job.rounds * TRAJECTORIES)
     with torch.no_grad():
         before, after = (
             rollout(problem, policy, job.paths, generator_on(problem, FINAL_SEED))
@@ -179,16 +178,15 @@ def table(lines: Sequence[bench.Line]) -> str:
     return reports.table(heads, rows)
 
 
-def report(out: Path = HERE) -> None:
-    """Write ``report.md``: gains over the pre-trained model, and PI-FT against DPOK."""
-    lines, text = bench.lines_of(out), []
+def told(lines: list[bench.Line], out: Path) -> dict[str, str]:
+    """Gains over the pre-trained model, and PI-FT against DPOK."""
+    text = []
     for model, words in MODELS.items():
         here = [x["job"] for x in reports.chosen(lines, model=model)]
         for price, rounds in sorted({(job["price"], job["rounds"]) for job in here}):
             text.append(f"## {words}; a nat costs {price:g}; {rounds} rounds")
             text.append(table(reports.chosen(lines, model=model, price=price, rounds=rounds)))
-    found = {"gains": "\n\n".join(text), "made": reports.made_by(lines)}
-    reports.write(out, reports.filled(HERE, out, **found))
+    return {"gains": "\n\n".join(text), "made": reports.made_by(lines)}
 
 
 def words(line: bench.Line) -> str:
@@ -198,7 +196,7 @@ def words(line: bench.Line) -> str:
     return f"J {gain} deviations, {line['cpu_seconds']:.0f} CPU s"
 
 
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, (0, 1, 2)).main
+main = bench.Benchmark(__doc__, "image_rewards", jobs, execute, words, told, (0, 1, 2))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,7 +26,6 @@ from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Policy, Problem, objective
 from girsanov.scoreboard.evaluation import FINAL_SEED, evaluate, generator_on
 
-HERE = bench.RESULTS / "pde"
 TABLES = ("mixture", "dimensions", "digits", "ablation")
 REFERENCE_PATHS = 1 << 16  # a quarter of them on Digits
 
@@ -153,15 +152,14 @@ def _title(job: bench.Line) -> str:
     return ", ".join(parts)
 
 
-def report(out: Path = HERE) -> None:
-    """Write ``report.md``: medians over seeds, and the worst and the best."""
-    lines = bench.lines_of(out)
+def told(lines: list[bench.Line], out: Path) -> dict[str, str]:
+    """Medians over seeds, and the worst and the best."""
     heads = "|score|ceiling|KL|CPU s|seeds"
     found = dict.fromkeys(TABLES, "")
     for name, here in reports.groups(lines, "table").items():
         rows = [_row(*row) for row in reports.groups(here, lambda x: _title(x["job"])).items()]
         found[name] = reports.table(heads, rows)
-    reports.write(out, reports.filled(HERE, out, **found, made=reports.made_by(lines)))
+    return {**found, "made": reports.made_by(lines)}
 
 
 def _row(name: str, group: list[bench.Line]) -> list[str]:
@@ -175,7 +173,7 @@ def _row(name: str, group: list[bench.Line]) -> list[str]:
 
 
 words = "score {score}, {seconds:.0f} CPU s".format_map
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
+main = bench.Benchmark(__doc__, "pde", jobs, execute, words, told)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import resumable as bench
 import torch
 from learning import Curve
-from rates_report import HERE, report
+from rates_report import told
 from torch import Tensor
 
 from girsanov.agents import PDE
@@ -208,7 +208,7 @@ def words(line: bench.Line) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in last if value is not None)
 
 
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report).main
+main = bench.Benchmark(__doc__, "rates", jobs, execute, words, told)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,8 @@ import numpy as np
 import reports
 import resumable as bench
 
-HERE = bench.RESULTS / "rates"
+from girsanov.scoreboard.plots import empty_figure
+
 #: Measures in their order everywhere, as the report calls them, and the slope that theory gives a
 #: class that holds f.
 MEASURES = {"energy": "energy norm", "integral": "integral norm"}
@@ -129,24 +130,20 @@ def slope_of(values: Values) -> Slope | None:
     return fit_slope(finite) if len(finite) > 1 else None
 
 
-def report(out: Path = HERE) -> None:
-    """Write rates.png and report.md for the finished jobs."""
-    lines = bench.lines_of(out)
+def told(lines: Sequence[bench.Line], out: Path) -> dict[str, Any]:
+    """Tables, and the picture."""
     series = collect(lines)
     minutes = sum(x["rows"][-1]["seconds"] for x in lines if x["rows"]) / 60
-    tables = {
+    main = reports.chosen(lines, temperature=2.0, dimension=4)
+    rooms = {line["regret_without_control"] for line in main}
+    return {
         "slopes": _slopes(series),
         **{measure: _medians(series, measure) for measure in MEASURES},
         "sizes": "\n\n".join(_sizes(series)),
         "rl": _rl(series),
         "made": f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning in all.",
+        "rates": draw(series, max(rooms, default=None)),
     }
-    rooms = {
-        x["regret_without_control"] for x in reports.chosen(lines, temperature=2.0, dimension=4)
-    }
-    reports.write(
-        out, reports.filled(HERE, out, **tables), rates=draw(series, max(rooms, default=None))
-    )
 
 
 def _slopes(series: Found) -> str:
@@ -217,7 +214,7 @@ def draw(series: Found, room: float | None) -> Any:
     """Four panels: error of f, error of the control, regret (with PPO and SAC, and what no control
     at all loses), and the size of the class.
     """
-    figure = reports.figure(12, 9, 110)
+    figure = empty_figure(12, 9, 110)
     *panels, last = figure.subplots(2, 2).flat
     rises = {
         "energy": "relative error of f, energy norm",

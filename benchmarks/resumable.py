@@ -9,6 +9,7 @@ A benchmark is a list of jobs, what executes one, and a report. Its folder holds
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -24,8 +25,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import reports
 import torch
 import tyro
+from reports import Line
 
 from girsanov.envs.problem import Problem
 from girsanov.scoreboard.evaluation import Reference, reference_of
@@ -34,7 +37,6 @@ from girsanov.scoreboard.storage.records import check_writable, provenance
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = "runs.jsonl"
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,8 @@ def read_lines(path: Path) -> list[Line]:
     """All lines of a file that need not be there; one torn by a kill is left out."""
     found = []
     for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
+        with contextlib.suppress(ValueError):
             found.append(json.loads(text))
-        except ValueError:
-            continue
     return found
 
 
@@ -196,13 +196,23 @@ class Benchmark:
     """A question, and how it is answered from the command line."""
 
     doc: str | None
-    here: Path  # folder of the committed results
+    name: str  # of the folder of the committed results
     #: of these seeds, quick or not, given the lines that are finished
     jobs: Callable[[Sequence[int], bool, dict[str, Line]], Sequence[Job]]
     execute: Callable[[Any, Place], Line]
     words: Callable[[Line], str]  # of what was measured, to print
-    report: Callable[[Path], None]
+    told: Callable[[list[Line], Path], Mapping[str, Any]]  # tables and figures (``reports.write``)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    @property
+    def here(self) -> Path:
+        """Folder of the committed results."""
+        return RESULTS / self.name
+
+    def report(self, out: Path | None = None) -> None:
+        """Write the report of the runs that are finished, in a folder."""
+        out = out or self.here
+        reports.write(self.here, out, self.told(lines_of(out), out))
 
     def run(
         self,
@@ -221,8 +231,8 @@ class Benchmark:
             workers: runs at a time, one thread each.
             out: folder; that of the committed results, or ``runs/<name>_quick`` if quick.
         """
-        name, seeds = self.here.name, self.seeds if seeds is None else seeds
-        place = Place(out or (Path("runs") / f"{name}_quick" if quick else self.here), quick)
+        seeds = self.seeds if seeds is None else seeds
+        place = Place(out or (Path("runs") / f"{self.name}_quick" if quick else self.here), quick)
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be from 0, each once, at least one; got {seeds}")
         if workers < 1:
@@ -238,20 +248,15 @@ class Benchmark:
         resume(jobs, functools.partial(self.execute, at=place), self.words, place.out, workers)
         self.report(place.out)
 
-    def main(self, arguments: Sequence[str] | None = None) -> int:
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """``report``, or the arguments of ``run``; 2 with one line for what the caller can mend,
         130 for Ctrl-C.
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
         report = given[:1] == ["report"]
-
-        def tell(out: Path = self.here) -> None:
-            """Write the report of the runs that are finished, in a folder."""
-            self.report(out)
-
         try:
-            told: Line = {"prog": f"{self.here.name}.py", "description": self.doc}
-            tyro.cli(tell if report else self.run, args=given[report:], **told)
+            asked: Any = self.report if report else self.run
+            tyro.cli(asked, args=given[report:], prog=f"{self.name}.py", description=self.doc)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

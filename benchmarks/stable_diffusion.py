@@ -20,7 +20,7 @@ import numpy as np
 import resumable as bench
 import torch
 from learning import Curve
-from stable_diffusion_report import BETAS, HERE, PRETRAINED, PROMPTS, SWEPT, report
+from stable_diffusion_report import BETAS, PRETRAINED, PROMPTS, SWEPT, told
 
 from girsanov.agents import PDE, PIFT
 from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
@@ -54,9 +54,9 @@ AGENTS: dict[str, dict[str, tuple[Any, str, dict[str, Any]]]] = {
 }
 
 
-def made(told: tuple[Any, str, dict[str, Any]], problem: Problem, seed: int) -> Any:
+def made(recipe: tuple[Any, str, dict[str, Any]], problem: Problem, seed: int) -> Any:
     """An agent as told; a gradient of PI-FT takes as many trajectories as the others' round."""
-    agent, policy, settings = told
+    agent, policy, settings = recipe
     paths = {"n_trajectories": TRAJECTORIES} if agent is PIFT else {}
     return agent(policy, problem, seed=seed, device="cpu", **paths, **settings)
 
@@ -193,7 +193,7 @@ def words(line: bench.Line) -> str:
     return f"{said}, judged {line['judged']['both']:.2f}, {line['cpu_seconds']:.0f} s"
 
 
-main = bench.Benchmark(__doc__, HERE, jobs, execute, words, report, (0, 1, 2)).main
+main = bench.Benchmark(__doc__, "stable_diffusion", jobs, execute, words, told, (0, 1, 2))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,9 +15,8 @@ import resumable as bench
 from reports import chosen
 from resumable import Line
 
-from girsanov.scoreboard.plots import samples
+from girsanov.scoreboard.plots import empty_figure, samples
 
-HERE = bench.RESULTS / "stable_diffusion"
 PROMPTS = ("a green six", "a yellow three", "a blue seven", "a white nine")
 SWEPT = PROMPTS[1]
 BETAS = (0.03, 0.1, 0.3, 1.0)
@@ -89,21 +88,19 @@ def claims(lines: Sequence[Line], policy: str) -> list[list[str]]:
 # --- words
 
 
-def report(out: Path = HERE) -> None:
-    """Write report.md and the figures for the finished cells."""
-    lines, figures, tables = bench.lines_of(out), {}, {}
-    drawn = {"rewards": bars, "samples": pictures, "betas": curves, "samples_betas": beta_pictures}
-    told = {"main": _main, "claims": _claims, "betas": _betas, "brightness": _brightness}
+def told(lines: Sequence[Line], out: Path) -> dict[str, Any]:
+    """Tables and figures of the finished cells."""
+    minutes = sum(line["cpu_seconds"] for line in lines) / 60
+    found: dict[str, Any] = {
+        "made": f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning in all."
+    }
     for policy in ("lora", "mlp"):
         there = bool(chosen(lines, policy=policy))
-        for kind, draw in drawn.items():
-            if there and (figure := draw(lines, policy)) is not None:
-                figures[f"{kind}_{policy}"] = figure
-        for kind, tell in told.items():
-            tables[f"{policy}_{kind}"] = tell(lines, policy) if there else ""
-    minutes = sum(line["cpu_seconds"] for line in lines) / 60
-    tables["made"] = f"{reports.made_by(lines)} {minutes:.0f} CPU minutes of learning in all."
-    reports.write(out, reports.filled(HERE, out, **tables), **figures)
+        for name, table in _TABLES.items():
+            found[f"{policy}_{name}"] = table(lines, policy) if there else ""
+        for name, draw in _PICTURES.items():
+            found[f"{name}_{policy}"] = draw(lines, policy) if there else None
+    return found
 
 
 def _figures(group: Sequence[Line]) -> list[str]:
@@ -167,7 +164,7 @@ def _methods(lines: Sequence[Line], policy: str) -> dict[str, str]:
 
 def bars(lines: Sequence[Line], policy: str) -> Any:
     """Figure 1: rewards by prompt and method; dots are seeds, lines standard errors over noises."""
-    figure = reports.figure(9, 3.6, 150)
+    figure = empty_figure(9, 3.6, 150)
     axes = figure.subplots()
     methods = _methods(lines, policy)
     for i, (method, label) in enumerate(methods.items()):
@@ -227,3 +224,7 @@ def beta_pictures(lines: Sequence[Line], policy: str) -> Any | None:
     found |= {f"beta {x['job']['temperature']:g}": [x] for x in sweep(lines, policy)}
     shown = {words: _images(group, 16) for words, group in found.items() if group}
     return samples(shown, SWEPT) if len(shown) > 2 else None
+
+
+_TABLES = {"main": _main, "claims": _claims, "betas": _betas, "brightness": _brightness}
+_PICTURES = {"rewards": bars, "samples": pictures, "betas": curves, "samples_betas": beta_pictures}

@@ -32,10 +32,14 @@ class Interval(NamedTuple):
     high: float | None
     n: int  # seeds
 
-    def __str__(self) -> str:
+    def __format__(self, form: str) -> str:
+        form = form or ".3f"
         if self.low is None or self.high is None:
-            return f"{self.iqm:.3f}"
-        return f"{self.iqm:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.iqm:{form}}"
+        return f"{self.iqm:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    def __str__(self) -> str:
+        return f"{self:.3f}"
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:

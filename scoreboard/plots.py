@@ -64,11 +64,12 @@ def encoded(figure: Any) -> Iterator[tuple[str, bytes]]:
         yield kind, buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Any:
+def empty_figure(width: float, height: float, dpi: int = 110) -> Any:
+    """A figure without anything on it, in inches; it needs no screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -98,7 +99,7 @@ def learning_curves(
     units = _panels(everything)
     across = min(3, len(units))
     down = -(-len(units) // across)
-    figure = _figure(4.4 * across, 3.6 * down + 0.6)
+    figure = empty_figure(4.4 * across, 3.6 * down + 0.6)
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for axes, (unit, label) in zip(panels, units.items(), strict=False):
         for agent, seeds in runs.items():
@@ -183,7 +184,7 @@ def samples(states: Mapping[str, np.ndarray], title: str) -> Any | None:
     shape = next(iter(states.values())).shape[1:]
     if len(shape) != 3 and shape != (2,):
         return None
-    figure = _figure(3.0 * len(states), 3.4 if shape == (2,) else 2.0)
+    figure = empty_figure(3.0 * len(states), 3.4 if shape == (2,) else 2.0)
     limit = float(max(np.abs(points).max() for points in states.values())) * 1.05
     for axes, (name, points) in zip(
         np.atleast_1d(figure.subplots(1, len(states))), states.items(), strict=True

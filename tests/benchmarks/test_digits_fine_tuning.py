@@ -111,7 +111,7 @@ def test_the_report_shows_medians_and_differences_by_seed(tmp_path: Path) -> Non
         "success": None,
     }
     append(tmp_path / "runs.jsonl", {"reference": "Digits-v0-beta0.3", "value": reference})
-    dft.report(tmp_path)
+    dft.main.report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| pi-ft | 2,000 | 0.940 [0.900, 0.950] |" in text
     assert "| 0.230 [0.200, 0.230] |" in text
@@ -119,4 +119,4 @@ def test_the_report_shows_medians_and_differences_by_seed(tmp_path: Path) -> Non
         tmp_path / "curves.png"
     ).stat().st_size > 1000
     with pytest.raises(ValueError, match="out must hold finished runs"):
-        dft.report(tmp_path / "nothing")
+        dft.main.report(tmp_path / "nothing")

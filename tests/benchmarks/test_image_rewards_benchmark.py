@@ -61,14 +61,14 @@ def test_the_report_sets_the_others_against_pi_ft_on_the_seeds_that_both_have(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ValueError, match="out must hold finished runs"):
-        ir.report(tmp_path)
+        ir.main.report(tmp_path)
     for row in (
         line("pi-ft", 0, [0.5] * 8),
         line("dpok", 0, [0.2] * 8),
         line("dpok", 1, [0.4] * 8),
     ):
         append(tmp_path / "runs.jsonl", row)
-    ir.report(tmp_path)
+    ir.main.report(tmp_path)
     dpok = next(
         text for text in (tmp_path / "report.md").read_text().splitlines() if "| dpok |" in text
     )
