@@ -10,6 +10,7 @@ them. What is measured is told in results/convergence/report.md.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -66,21 +67,13 @@ def quadratic_chain(dimension: int, temperature: float) -> LinearQuadratic:
     """One dimension: a line of long steps. Four: ``girsanov/LinearQuadratic-v0`` with a tenth of
     its steps, each ten times as long, so that lambda is not negligible.
     """
-    if dimension == 1:
-        return LinearQuadratic(
-            drift_matrix=[[0.9]],
-            noise_matrix=[[0.5]],
-            running_matrix=[[0.1]],
-            terminal_matrix=[[1.0]],
-            target=[1.0],
-            initial_covariance=[[1.0]],
-            horizon=8,
-            temperature=temperature,
-            **DOUBLE,
-        )
-    return LinearQuadratic.damped_rotation(dimension, steps=5, temperature=temperature).to(
-        dtype=torch.float64
-    )
+    if dimension > 1:
+        chain = LinearQuadratic.damped_rotation(dimension, steps=5, temperature=temperature)
+        return chain.to(**DOUBLE)
+    costs: Row = {"running_matrix": [[0.1]], "terminal_matrix": [[1.0]], "target": [1.0]}
+    chances: Row = {"noise_matrix": [[0.5]], "initial_covariance": [[1.0]]}
+    told: Row = {"horizon": 8, "temperature": temperature, **costs, **chances, **DOUBLE}
+    return LinearQuadratic(drift_matrix=[[0.9]], **told)
 
 
 def quadratic_row(dimension: int, temperature: float) -> Row:
@@ -98,16 +91,10 @@ def quadratic_row(dimension: int, temperature: float) -> Row:
         shift = (outer.shift - problem.solution.shift).flatten()
         errors.append(float(torch.cat([gain, shift]).norm()))
     ratios = [measured / predicted for predicted, measured in pairs]
-    return {
-        "dimension": dimension,
-        "temperature": temperature,
-        "rate": float(quadratic_contraction(problem).max()),
-        "measured_rate": measured_rate(errors),
-        "largest_ratio": max(ratios),
-        "smallest_ratio": min(ratios),
-        "pairs": pairs,
-        "errors": errors,
-    }
+    row = {"dimension": dimension, "temperature": temperature, "pairs": pairs, "errors": errors}
+    row |= {"largest_ratio": max(ratios), "smallest_ratio": min(ratios)}
+    rate = float(quadratic_contraction(problem).max())
+    return {**row, "rate": rate, "measured_rate": measured_rate(errors)}
 
 
 def measured_rate(errors: Sequence[float], floor: float = 1e-11) -> float:
@@ -154,23 +141,24 @@ def mixture_row(modes: str, multiple: float) -> Row:
 # --- refinement
 
 
+#: A problem in continuous time, whose steps are refined.
+LIMIT = {
+    "drift_matrix": [[-0.5, 1.0], [-1.0, 0.2]],
+    "control_matrix": [[0.3], [1.0]],
+    "running_matrix": [[0.5, 0.0], [0.0, 0.1]],
+    "terminal_matrix": [[1.0, 0.0], [0.0, 0.5]],
+    "offset": [0.1, -0.2],
+    "running_slope": [0.3, 0.0],
+    "terminal_slope": [1.0, -0.5],
+}
+
+
 def refinement_row(steps: int) -> Row:
-    A, G, R, Q = (
-        torch.tensor(rows, **DOUBLE)
-        for rows in (
-            [[-0.5, 1.0], [-1.0, 0.2]],
-            [[0.3], [1.0]],
-            [[0.5, 0.0], [0.0, 0.1]],
-            [[1.0, 0.0], [0.0, 0.5]],
-        )
-    )
-    c, q, slope = (torch.tensor(v, **DOUBLE) for v in ([0.1, -0.2], [0.3, 0.0], [1.0, -0.5]))
-    rest: Row = {"offset": c, "running_slope": q, "terminal_slope": slope, "temperature": 0.8}
-    matrices = {"drift_matrix": A, "control_matrix": G, "running_matrix": R, "terminal_matrix": Q}
-    limit = riccati_limit(**matrices, **rest, duration=1.0)
-    size = 1 / steps
-    given: Row = {**matrices, **rest, "steps": steps, "step_size": size, **DOUBLE}
-    found = iterate_quadratics(LinearQuadratic.ornstein_uhlenbeck(2, **given), 25)
+    given: Row = {name: torch.tensor(value, **DOUBLE) for name, value in LIMIT.items()}
+    given["temperature"], size = 0.8, 1 / steps
+    limit = riccati_limit(**given, duration=1.0)
+    chain = LinearQuadratic.ornstein_uhlenbeck(2, **given, steps=steps, step_size=size, **DOUBLE)
+    found = iterate_quadratics(chain, 25)
 
     def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
         pairs = zip(ours, theirs, strict=True)
@@ -226,20 +214,11 @@ def draw_refinement(figure: Any, rows: Mapping[str, Row]) -> None:
     axes.legend()
 
 
-def _table(heads: str, rows: Mapping[str, Row], *columns: str) -> str:
-    cells = ([name, *(f"{row[c]:.4g}" for c in columns)] for name, row in rows.items())
-    return reports.table(heads, cells)
-
-
-def quadratic_table(rows: Mapping[str, Row]) -> str:
-    heads = "chain|largest lambda_k|rate of the error|measured / lambda_k, smallest|largest"
-    return _table(heads, rows, "rate", "measured_rate", "smallest_ratio", "largest_ratio")
-
-
-def mixture_table(rows: Mapping[str, Row]) -> str:
-    heads = "mixture, multiple of the certified temperature|beta|certified|measured gradient"
-    columns = ("temperature", "certified_rate", "local_rate", "measured_rate")
-    return _table(f"{heads}|rate of the error", rows, *columns)
+def table(columns: Mapping[str, str], rows: Mapping[str, Row]) -> str:
+    """Figures by their heads; the first head is that of the names."""
+    _, *fields = columns.values()
+    cells = ([name, *(f"{row[field]:.4g}" for field in fields)] for name, row in rows.items())
+    return reports.table(list(columns), cells)
 
 
 def refinement_table(rows: Mapping[str, Row]) -> str:
@@ -247,18 +226,32 @@ def refinement_table(rows: Mapping[str, Row]) -> str:
     return f"Order of the error in the step: {found}."
 
 
+_QUADRATICS = {
+    "chain": "",
+    "largest lambda_k": "rate",
+    "rate of the error": "measured_rate",
+    "measured / lambda_k, smallest": "smallest_ratio",
+    "largest": "largest_ratio",
+}
+_MIXTURES = {
+    "mixture, multiple of the certified temperature": "",
+    "beta": "temperature",
+    "certified": "certified_rate",
+    "measured gradient": "local_rate",
+    "rate of the error": "measured_rate",
+}
 PARTS: dict[str, Part] = {
     "quadratics": Part(
         {f"d{d} beta{b:g}": (d, b) for d in (1, 4) for b in (0.4, 0.8, 1.6, 3.2)},
         quadratic_row,
         draw_contraction,
-        quadratic_table,
+        functools.partial(table, _QUADRATICS),
     ),
     "mixtures": Part(
         {f"{modes} x{m:g}": (modes, m) for modes in MODES for m in (1.0, 2.0, 4.0)},
         mixture_row,
         draw_contraction,
-        mixture_table,
+        functools.partial(table, _MIXTURES),
     ),
     "refinement": Part(
         {f"{steps} steps": (steps,) for steps in (10, 20, 40, 80, 160, 320)},

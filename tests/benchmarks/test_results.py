@@ -71,7 +71,7 @@ def test_a_report_follows_from_its_runs(
 
 
 #: Benchmarks whose committed runs are not all that there is to make.
-UNFINISHED = {"attribution", "control_literature", "pde"}
+UNFINISHED = {"attribution", "pde"}
 
 
 @pytest.mark.parametrize("name", OWN)
