@@ -22,6 +22,7 @@ algorithm. No learner is imported.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -35,6 +36,14 @@ from .hyperparameters import settings_for
 from .step_policies import LoraPolicy, MlpPolicy, StepPolicy
 
 SelfTuner = TypeVar("SelfTuner", bound="FineTuner")
+Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
+
+
+def rows_of(steered: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """Columns ``(T, n, ...)`` as ``(N, ...)``: a row a step of a path, those without noise left
+    out.
+    """
+    return tuple(column[steered].flatten(0, 1) for column in columns)
 
 
 class Steps(NamedTuple):
@@ -70,7 +79,7 @@ class Steps(NamedTuple):
             ),
             *(advantage, price.expand(horizon, n)),
         )
-        rows = (column[policy.steered].flatten(0, 1) for column in columns)
+        rows = rows_of(policy.steered, *columns)
         return cls(*(row.to(inputs.dtype) if row.is_floating_point() else row for row in rows))
 
 
@@ -104,6 +113,13 @@ def returns_to_go(paths: Trajectories, temperature: float, kl_in_reward: bool = 
         return earned
     kl = 0.5 * paths.controls.flatten(2).square().sum(2)
     return earned - temperature * (kl.flip(0).cumsum(0).flip(0) - kl)
+
+
+class Descent(NamedTuple):
+    """A gradient step, told by tensors: the GPU need not be waited for."""
+
+    loss: Tensor
+    norm: Tensor  # of the gradient, before it is clipped
 
 
 class FineTuner(ProblemAgent):
@@ -202,26 +218,38 @@ class FineTuner(ProblemAgent):
         """One round."""
         self.set_learning_rate(self.optimizer)
         data = self.prepare(*self.sample())
-        losses = []
+        steps = []
         for _ in range(self.gradient_steps):
             row = torch.randint(
                 len(data[0]), (self.batch_size,), generator=self.generator, device=self.device
             )
-            self.optimizer.zero_grad()
-            loss = torch.zeros((), device=self.device)
-            for part in row.split(self.policy.micro_batch or self.batch_size):
-                share = (
-                    self.loss(type(data)(*(column[part] for column in data))).sum()
-                    / self.batch_size
-                )
-                share.backward()
-                loss = loss + share.detach()
-            norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.optimizer.step()
-            self._n_updates += 1
-            losses.append(loss)
-        self.logger.record("train/loss", float(torch.stack(losses).mean()))
-        self.logger.record("train/gradient_norm", float(norm))
+            batch = type(data)(*(column[row] for column in data))
+            steps.append(self.descend(batch, self.batch_size))
+        self.logger.record("train/loss", float(torch.stack([step.loss for step in steps]).mean()))
+        self.tell(steps[-1])
+
+    def parts_of(self, rows: Rows) -> Iterator[Rows]:
+        """Rows, as many at a time as the policy takes."""
+        size = self.policy.micro_batch or max(len(rows[0]), 1)
+        for part in zip(*(column.split(size) for column in rows), strict=True):
+            yield type(rows)(*part)
+
+    def descend(self, rows: Any, count: int = 1) -> Descent:
+        """A gradient step on the sum of the rows' losses over ``count``."""
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for part in self.parts_of(rows):
+            share = self.loss(part).sum() / count
+            share.backward()
+            total = total + share.detach()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self._n_updates += 1
+        return Descent(total, norm)
+
+    def tell(self, last: Descent) -> None:
+        """Log the last gradient step of a round."""
+        self.logger.record("train/gradient_norm", float(last.norm))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def sample(self) -> tuple[Trajectories, Tensor]:

@@ -21,7 +21,8 @@ from frontier_report import told
 from learning import Curve
 from mixture import Reference, Yardstick, mixture
 
-from girsanov.baselines import hyperparameters, hyperparameters_control
+from girsanov.baselines import hyperparameters as noise_form
+from girsanov.baselines import hyperparameters_control as control_form
 from girsanov.baselines.hyperparameters import settings_for
 
 BETAS, REFERENCE_PATHS = (2.0, 0.5, 0.1), 1 << 17
@@ -37,6 +38,9 @@ AGENTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ppo": ("ppo-control", {}, 16_000),
     "sac": ("sac-control", {}, 4_000),
 }
+#: Whose settings are in tables.
+TUNED = {"ppo": noise_form.PPO, "sac": noise_form.SAC}
+TUNED |= {"ppo-control": control_form.PPO, "sac-control": control_form.SAC}
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,8 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     except ValueError as error:
         # SB3's distributions refuse NaN, a problem an infinite reward: the policy diverged
         outcome = f"diverged: {str(error).splitlines()[0][:100]}"
-    tables = {
-        "ppo-control": hyperparameters_control.PPO,
-        "sac-control": hyperparameters_control.SAC,
-        "ppo": hyperparameters.PPO,
-        "sac": hyperparameters.SAC,
-    }
-    told = settings_for(tables[agent], problem) if agent in tables else settings
-    return {"outcome": outcome, **curve.spent(), "hyperparameters": told, "rows": curve.rows}
+    settings = settings_for(TUNED[agent], problem) if agent in TUNED else settings
+    return {"outcome": outcome, **curve.spent(), "hyperparameters": settings, "rows": curve.rows}
 
 
 def words(line: bench.Line) -> str:

@@ -14,11 +14,23 @@ import resumable as bench
 
 from girsanov.scoreboard.plots import empty_figure
 
-#: Measures in their order everywhere, as the report calls them, and the slope that theory gives a
-#: class that holds f.
-MEASURES = {"energy": "energy norm", "integral": "integral norm"}
-MEASURES |= {"control": "control", "regret": "regret"}
-TARGETS = {**dict.fromkeys(MEASURES, (-0.5, 0.1)), "regret": (-1.0, 0.2)}
+
+class Measure(NamedTuple):
+    """As the report calls it, as an axis does, and the slope of theory for a class that holds f."""
+
+    name: str
+    axis: str
+    slope: float = -0.5
+    within: float = 0.1
+
+
+#: In their order everywhere.
+MEASURES = {
+    "energy": Measure("energy norm", "relative error of f, energy norm"),
+    "integral": Measure("integral norm", "relative error of f, integral norm"),
+    "control": Measure("control", "relative error of the control"),
+    "regret": Measure("regret", "J* - J", -1.0, 0.2),
+}
 NAMES = {
     "polynomial": "quadratics",
     "polynomial-fresh": "quadratics, transition known",
@@ -43,8 +55,7 @@ class Slope(NamedTuple):
 
     def meets(self, measure: str) -> bool:
         """Whether the slope itself is within the target of ``measure``."""
-        middle, half = TARGETS[measure]
-        return abs(self.slope - middle) <= half
+        return abs(self.slope - MEASURES[measure].slope) <= MEASURES[measure].within
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
@@ -53,18 +64,9 @@ class Slope(NamedTuple):
 
 
 def fit_slope(groups: Mapping[float, Sequence[float]], draws: int = 2000) -> Slope:
-    """Least squares through ``(log n, log median)``, and percentiles of the same over seeds drawn
-    with replacement.
-
-    Args:
-        groups: values of the seeds, positive, by n; at least two numbers n. Data of different n are
-            independent, so their seeds are drawn independently.
-        draws: of the bootstrap.
+    """Least squares through ``(log n, log median)`` of positive values of the seeds by n, and
+    percentiles of the same over seeds drawn with replacement: independently by n, as the data are.
     """
-    if len(groups) < 2 or not all(len(v) and min(v) > 0 for v in groups.values()):
-        raise ValueError(
-            f"groups must hold positive values at two numbers n or more; got {dict(groups)}"
-        )
     x = np.log(np.array(sorted(groups), dtype=float))
     x = (x - x.mean()) / np.square(x - x.mean()).sum()
     values = [np.log(np.asarray(groups[n], dtype=float)) for n in sorted(groups)]
@@ -115,8 +117,10 @@ def collect(lines: Sequence[bench.Line]) -> Found:
             for measure in MEASURES.keys() & row.keys():
                 value = math.inf if row[measure] is None else row[measure]
                 measures.setdefault(measure, {}).setdefault(at, []).append(value)
-    ordered = ((s, ((m, found[m]) for m in MEASURES if m in found)) for s, found in out.items())
-    return {s: {m: dict(sorted(v.items())) for m, v in measures} for s, measures in ordered}
+    return {
+        series: {m: dict(sorted(found[m].items())) for m in MEASURES if m in found}
+        for series, found in out.items()
+    }
 
 
 def of_study(series: Found, study: str) -> Found:
@@ -156,7 +160,7 @@ def _slopes(series: Found) -> str:
             mark = "**" if found and found.meets(measure) else ""
             cells.append("-" if found is None else f"{mark}{found}{mark}")
         rows.append(cells)
-    return reports.table(["class", "seeds", *MEASURES.values()], rows)
+    return reports.table(["class", "seeds", *(m.name for m in MEASURES.values())], rows)
 
 
 def _number(value: float) -> str:
@@ -216,12 +220,7 @@ def draw(series: Found, room: float | None) -> Any:
     """
     figure = empty_figure(12, 9, 110)
     *panels, last = figure.subplots(2, 2).flat
-    rises = {
-        "energy": "relative error of f, energy norm",
-        "control": "relative error of the control",
-        "regret": "J* - J",
-    }
-    for axes, (measure, rise) in zip(panels, rises.items(), strict=True):
+    for axes, measure in zip(panels, ("energy", "control", "regret"), strict=True):
         for key, measures in series.items():
             if key.study == "size" or measure not in measures:
                 continue
@@ -232,12 +231,12 @@ def draw(series: Found, room: float | None) -> Any:
             _line(axes, measures[measure], COLOURS[key.method], label, dashed)
         if measure == "regret" and room is not None:
             axes.axhline(room, color="0.5", linewidth=1, label="no control")
-        theory = f"{MEASURES[measure]}, theory {TARGETS[measure][0]:g} for quadratics"
-        _finish(axes, "trajectories n", rise, theory)
+        name, rise, theory, _ = MEASURES[measure]
+        _finish(axes, "trajectories n", rise, f"{name}, theory {theory:g} for quadratics")
     for key, measures in of_study(series, "size").items():
         label = f"{NAMES[key.method]}, beta {key.temperature:g}, n = {key.n:,}"
         _line(last, measures["energy"], COLOURS[key.method], label, "-" if key.n > 1000 else "--")
-    _finish(last, "size of the class", rises["energy"], "approximation and complexity")
+    _finish(last, "size of the class", MEASURES["energy"].axis, "approximation and complexity")
     figure.suptitle(
         "girsanov/LinearQuadratic-v0 (beta 2, d 4 unless said): errors against the closed form,"
         " slopes in brackets"

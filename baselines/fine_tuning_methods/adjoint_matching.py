@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...envs.problem import Problem, Trajectories, check_positive
-from ..fine_tuning import FineTuner
+from ..fine_tuning import FineTuner, rows_of
 from ..hyperparameters import ADJOINT_MATCHING as TUNED
 from ..step_policies import StepPolicy
 
@@ -101,26 +101,15 @@ class AdjointMatching(FineTuner):
     ) -> None:
         check_positive("max_target", max_target)
         self.max_target = max_target
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_trajectories,
-            gradient_steps,
-            batch_size,
-            max_grad_norm,
-            weight_decay,
-            **kwargs,
-        )
+        common = (learning_rate, n_trajectories, gradient_steps, batch_size)
+        super().__init__(policy, env, *common, max_grad_norm, weight_decay, **kwargs)
 
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Targets:
         """The round's steps with their targets."""
         target = lean_adjoint(self.problem, paths).flatten(2).float() / self.problem.temperature
         target = target * (self.max_target / target.norm(dim=2, keepdim=True)).clamp(max=1)
         steps = torch.arange(len(target), device=target.device)[:, None].expand(target.shape[:2])
-        return Targets(
-            *(column[self.policy.steered].flatten(0, 1) for column in (steps, inputs, target))
-        )
+        return Targets(*rows_of(self.policy.steered, steps, inputs, target))
 
     def loss(self, rows: Targets) -> Tensor:
         """Square distance to the target; its minimiser is the target's mean given the state."""

@@ -66,17 +66,8 @@ class DDPO(FineTuner):
         check_positive("advantage_bound", advantage_bound)
         self.clip_range = clip_range
         self.advantage_bound = advantage_bound
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_trajectories,
-            gradient_steps,
-            batch_size,
-            max_grad_norm,
-            weight_decay,
-            **kwargs,
-        )
+        common = (learning_rate, n_trajectories, gradient_steps, batch_size)
+        super().__init__(policy, env, *common, max_grad_norm, weight_decay, **kwargs)
 
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Steps:
         """The round's steps with normalised advantages."""

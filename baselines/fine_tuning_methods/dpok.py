@@ -121,17 +121,8 @@ class DPOK(FineTuner):
         self.critic_learning_rate = critic_learning_rate
         self.critic_hidden = list(critic_hidden)
         self.rounds: list[Steps] = []
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_trajectories,
-            gradient_steps,
-            batch_size,
-            max_grad_norm,
-            weight_decay,
-            **kwargs,
-        )
+        common = (learning_rate, n_trajectories, gradient_steps, batch_size)
+        super().__init__(policy, env, *common, max_grad_norm, weight_decay, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -14,12 +14,12 @@ from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...agents.checks import check_whole
 from ...agents.pi_ft.value_gradients import adjoint_sweep
 from ...envs.problem import Trajectories, slopes_of
-from ..fine_tuning import FineTuner
+from ..fine_tuning import FineTuner, rows_of
 from ..step_policies import StepPolicy
 
 
@@ -105,34 +105,15 @@ class DRaFT(FineTuner):
         )
         k = torch.arange(horizon - len(steps), horizon, device=inputs.device)
         columns = k[:, None].expand(rise.shape[:2]), inputs[k], rise.flatten(2).to(inputs)
-        return Rises(*(column[self.policy.steered[k]].flatten(0, 1) for column in columns))
+        return Rises(*rows_of(self.policy.steered[k], *columns))
 
     def loss(self, rows: Rises) -> Tensor:
         """Minus the rise along the control, ``(N,)``: its gradient is that of minus J."""
         return -(self.policy.output(rows.k, rows.inputs) * rows.rise).sum(1)
 
-    def gradient(self, rows: Rises) -> Tensor:
-        """Put minus J's gradient into the parameters, a part of the rows at a time; returns their
-        loss.
-        """
-        total = torch.zeros((), device=self.device)
-        self.optimizer.zero_grad()
-        for row in torch.arange(len(rows.k), device=self.device).split(
-            self.policy.micro_batch or max(len(rows.k), 1)
-        ):
-            part = Rises(*(column[row] for column in rows))
-            share = self.loss(part).sum() / self.n_trajectories
-            share.backward()
-            total = total + share.detach()
-        return total
-
     def iterate(self) -> None:
         """One round."""
         self.set_learning_rate(self.optimizer)
-        loss = self.gradient(self.prepare(*self.sample()))
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self._n_updates += 1
-        self.logger.record("train/loss", float(loss))
-        self.logger.record("train/gradient_norm", float(norm))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        step = self.descend(self.prepare(*self.sample()), self.n_trajectories)
+        self.logger.record("train/loss", float(step.loss))
+        self.tell(step)

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...envs.problem import Trajectories, check_positive
-from ..fine_tuning import FineTuner, Steps
+from ..fine_tuning import Steps
 from ..step_policies import StepPolicy
-from .ddpo import ddpo_loss
+from .ddpo import DDPO
 
 
 class GroupAdvantage(NamedTuple):
@@ -43,8 +43,8 @@ def group_advantage(reward: Tensor, group: Tensor) -> GroupAdvantage:
     return GroupAdvantage(centred / scale, scale)
 
 
-class GRPO(FineTuner):
-    """Group-relative policy optimisation; see the module.
+class GRPO(DDPO):
+    """Group-relative policy optimisation: DDPO with advantages of its own; see the module.
 
     Args:
         policy, env, learning_rate, n_trajectories, gradient_steps, batch_size, max_grad_norm,
@@ -56,12 +56,7 @@ class GRPO(FineTuner):
             is raised.
     """
 
-    hyperparameters: ClassVar[tuple[str, ...]] = (
-        *FineTuner.hyperparameters,
-        "clip_range",
-        "advantage_bound",
-        "kl_price",
-    )
+    hyperparameters: ClassVar[tuple[str, ...]] = (*DDPO.hyperparameters, "kl_price")
     table: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "DiffusersChain": {"batch_size": 50, "learning_rate": 3e-4, "anneal": False},  # DDPO's
@@ -82,24 +77,12 @@ class GRPO(FineTuner):
         kl_price: float | None = None,
         **kwargs: Any,
     ) -> None:
-        check_positive("clip_range", clip_range)
-        check_positive("advantage_bound", advantage_bound)
         if kl_price is not None:
             check_positive("kl_price", kl_price)
-        self.clip_range = clip_range
-        self.advantage_bound = advantage_bound
         self.kl_price = kl_price
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_trajectories,
-            gradient_steps,
-            batch_size,
-            max_grad_norm,
-            weight_decay,
-            **kwargs,
-        )
+        common = (learning_rate, n_trajectories, gradient_steps, batch_size)
+        limits = (max_grad_norm, weight_decay, clip_range, advantage_bound)
+        super().__init__(policy, env, *common, *limits, **kwargs)
 
     def prepare(self, paths: Trajectories, inputs: Tensor) -> Steps:
         """The round's steps, each with the advantage of its path."""
@@ -114,7 +97,3 @@ class GRPO(FineTuner):
         return Steps.of(
             self.policy, paths, inputs, advantage.expand(len(inputs), len(reward)), price
         )
-
-    def loss(self, rows: Steps) -> Tensor:
-        """PPO's clipped loss of each step plus the KL's price, ``(N,)``."""
-        return ddpo_loss(self.policy, rows, self.clip_range)

@@ -19,11 +19,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...agents.checks import check_whole
 from ...envs.problem import Policy, Trajectories
-from ..fine_tuning import FineTuner
+from ..fine_tuning import FineTuner, rows_of
 from ..step_policies import StepPolicy
 
 
@@ -74,17 +74,8 @@ class LogVariance(FineTuner):
                 f"group_size must divide n_trajectories = {n_trajectories}; got {group_size}"
             )
         self.group_size = group_size
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_trajectories,
-            gradient_steps,
-            1,
-            max_grad_norm,
-            weight_decay,
-            **kwargs,
-        )
+        common = (learning_rate, n_trajectories, gradient_steps, 1)
+        super().__init__(policy, env, *common, max_grad_norm, weight_decay, **kwargs)
 
     def collect(
         self, policy: Policy | None, n: int | None = None, start: Tensor | None = None
@@ -105,7 +96,7 @@ class LogVariance(FineTuner):
         )
         taken = (paths.controls + paths.noises).flatten(2).to(inputs)
         columns = (k, inputs, taken, path, torch.zeros_like(path).to(inputs))
-        rows = PathSteps(*(column[self.policy.steered].flatten(0, 1) for column in columns))
+        rows = PathSteps(*rows_of(self.policy.steered, *columns))
         return self.weighed(rows, paths.reward)
 
     def log_ratio(self, rows: PathSteps) -> Tensor:
@@ -113,15 +104,10 @@ class LogVariance(FineTuner):
         a = self.policy.output(rows.k, rows.inputs)
         return (a * (rows.taken - 0.5 * a)).sum(1)
 
-    def _parts(self, rows: PathSteps) -> list[PathSteps]:
-        size = self.policy.micro_batch or max(len(rows.k), 1)
-        split = (column.split(size) for column in rows)
-        return [PathSteps(*part) for part in zip(*split, strict=True)]
-
     @torch.no_grad()
     def weighed(self, rows: PathSteps, reward: Tensor) -> PathSteps:
         """The same steps with the weights of the present policy; ``reward`` ``(n,)``."""
-        steps = torch.cat([self.log_ratio(part) for part in self._parts(rows)])
+        steps = torch.cat([self.log_ratio(part) for part in self.parts_of(rows)])
         ratio = torch.zeros_like(reward).index_add_(0, rows.path, steps.to(reward))
         groups = (self.problem.temperature * ratio - reward).view(-1, self.group_size)
         gap = (groups - groups.mean(1, keepdim=True)).flatten() / len(reward)
@@ -141,11 +127,5 @@ class LogVariance(FineTuner):
         for step in range(self.gradient_steps):
             if step:
                 rows = self.weighed(rows, paths.reward)
-            self.optimizer.zero_grad()
-            for part in self._parts(rows):
-                self.loss(part).sum().backward()
-            norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.optimizer.step()
-            self._n_updates += 1
-        self.logger.record("train/gradient_norm", float(norm))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            last = self.descend(rows)
+        self.tell(last)

@@ -152,16 +152,6 @@ def test_slope_of_a_power_law_and_its_interval() -> None:
     assert 0.1 < np.median(widths) < 0.6
 
 
-@pytest.mark.parametrize(
-    "groups", [{}, {100: [1.0]}, {100: [1.0], 200: [0.0]}, {100: [1.0], 200: []}]
-)
-def test_a_slope_needs_positive_values_at_two_numbers(groups: dict[float, list[float]]) -> None:
-    with pytest.raises(
-        ValueError, match="groups must hold positive values at two numbers n or more; got"
-    ):
-        rr.fit_slope(groups)
-
-
 # --- jobs
 
 
