@@ -22,7 +22,6 @@ algorithm. No learner is imported.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -224,28 +223,37 @@ class FineTuner(ProblemAgent):
                 len(data[0]), (self.batch_size,), generator=self.generator, device=self.device
             )
             batch = type(data)(*(column[row] for column in data))
-            steps.append(self.descend(batch, self.batch_size))
+            steps.append(self.descend(batch))
         self.logger.record("train/loss", float(torch.stack([step.loss for step in steps]).mean()))
         self.tell(steps[-1])
 
-    def parts_of(self, rows: Rows) -> Iterator[Rows]:
+    def parts_of(self, rows: Rows) -> list[Rows]:
         """Rows, as many at a time as the policy takes."""
         size = self.policy.micro_batch or max(len(rows[0]), 1)
-        for part in zip(*(column.split(size) for column in rows), strict=True):
-            yield type(rows)(*part)
+        columns = (column.split(size) for column in rows)
+        return [type(rows)(*part) for part in zip(*columns, strict=True)]
 
-    def descend(self, rows: Any, count: int = 1) -> Descent:
-        """A gradient step on the sum of the rows' losses over ``count``."""
+    def divisor(self, rows: Any) -> int:
+        """What the sum of the rows' losses is divided by: their number."""
+        return len(rows[0])
+
+    def gradient(self, rows: Any) -> Tensor:
+        """Put the gradient into the parameters, a part of the rows at a time; returns the loss."""
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for part in self.parts_of(rows):
-            share = self.loss(part).sum() / count
+            share = self.loss(part).sum() / self.divisor(rows)
             share.backward()
             total = total + share.detach()
+        return total
+
+    def descend(self, rows: Any) -> Descent:
+        """A gradient step."""
+        loss = self.gradient(rows)
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self._n_updates += 1
-        return Descent(total, norm)
+        return Descent(loss, norm)
 
     def tell(self, last: Descent) -> None:
         """Log the last gradient step of a round."""

@@ -37,8 +37,12 @@ _OTHERS = ("#332288", "#661100", "#6699CC", "#117733", "#888888")
 
 
 def name_of(agent: str) -> str:
-    """The spelling of an agent in tables and pictures; yours keeps its own."""
-    return _LOOKS[agent][0] if agent in _LOOKS else agent
+    """The spelling of an agent in tables and pictures, with the note of its row; yours keeps its
+    own.
+    """
+    base, mark, note = agent.partition("#")
+    known = _LOOKS[base][0] if base in _LOOKS else base
+    return f"{known}: {note}" if mark else known
 
 
 def words(text: str) -> str:

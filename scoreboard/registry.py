@@ -18,13 +18,16 @@ from ..envs.fingerprint import fingerprint
 from ..envs.problem import Problem
 from .commands.near import did_you_mean
 from .learners import AGENTS, Agent
-from .spec import DEVICES
+from .spec import DEVICES, base_of
 
 __all__ = ["AGENTS", "Agent", "find_agent", "make_env", "resolve_device"]
 
 
 def find_agent(name: str) -> Agent:
-    """The agent of a name, or of ``module:attribute``: an ``Agent`` or its ``make`` alone."""
+    """The agent of a name, or of ``module:attribute``: an ``Agent`` or its ``make`` alone. A note
+    after ``#`` is not looked at.
+    """
+    name = base_of(name)
     if name in AGENTS:
         return AGENTS[name]
     if ":" not in name:

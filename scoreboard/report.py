@@ -326,13 +326,13 @@ def _to_tensorboard(
 
 def _grouped(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
     """Records by environment or agent, the known agents in their usual order, seeds in theirs."""
-    from .registry import AGENTS
+    from .registry import AGENTS, base_of
 
     order = {name: i for i, name in enumerate(AGENTS)}
     ranked = sorted(
         records,
         key=lambda r: (
-            order.get(r["spec"]["agent"], len(order)),
+            order.get(base_of(r["spec"]["agent"]), len(order)),
             r["spec"]["agent"],
             r["spec"]["seed"],
         ),

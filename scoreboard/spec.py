@@ -129,7 +129,7 @@ class RunSpec:
     Args:
         env: a registered id, or ``module:attribute`` of your own: a Problem or what makes one.
         agent: a name in ``learners.AGENTS``, or ``module:attribute`` of your own (see
-            ``registry``).
+            ``registry``); with a note after ``#``, a row of its own: ``pde#no averaging``.
         seed: of the agent.
         budget: how long to learn.
         env_kwargs: of the problem (and ``action_bound`` of its environment).
@@ -243,6 +243,11 @@ class RunSpec:
 def _nested(name: str, value: Any) -> Any:
     made = {"budget": Budget, "plan": EvaluationPlan}.get(name)
     return value if made is None else made(**value)
+
+
+def base_of(agent: str) -> str:
+    """The agent that a name stands for, without the note that sets its row apart from others."""
+    return agent.partition("#")[0]
 
 
 def slug(name: str) -> str:

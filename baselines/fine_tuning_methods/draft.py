@@ -111,9 +111,13 @@ class DRaFT(FineTuner):
         """Minus the rise along the control, ``(N,)``: its gradient is that of minus J."""
         return -(self.policy.output(rows.k, rows.inputs) * rows.rise).sum(1)
 
+    def divisor(self, rows: Rises) -> int:
+        """See FineTuner: the number of paths."""
+        return self.n_trajectories
+
     def iterate(self) -> None:
         """One round."""
         self.set_learning_rate(self.optimizer)
-        step = self.descend(self.prepare(*self.sample()), self.n_trajectories)
+        step = self.descend(self.prepare(*self.sample()))
         self.logger.record("train/loss", float(step.loss))
         self.tell(step)

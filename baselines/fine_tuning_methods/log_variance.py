@@ -119,6 +119,10 @@ class LogVariance(FineTuner):
         """
         return rows.weight * self.log_ratio(rows)
 
+    def divisor(self, rows: PathSteps) -> int:
+        """See FineTuner: the weights hold it."""
+        return 1
+
     def iterate(self) -> None:
         """One round."""
         self.set_learning_rate(self.optimizer)

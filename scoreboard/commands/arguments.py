@@ -15,6 +15,7 @@ from docstring_parser import parse
 
 from ...envs import PROBLEMS
 from ..registry import AGENTS, is_problem
+from ..spec import base_of
 from .near import did_you_mean
 
 _METHODS = "girsanov.baselines.fine_tuning_methods"
@@ -101,6 +102,7 @@ def agent_class(name: str) -> Any:
 
 def agent_arguments(name: str) -> dict[str, Argument]:
     """The arguments that ``agent_kwargs`` may hold; empty where they can't be known."""
+    name = base_of(name)
     if name not in _CLASSES:
         return {}
     kind = agent_class(name)
@@ -216,4 +218,4 @@ def _written(default: Any) -> str:
 def check_names(env: str, agent: str) -> None:
     """``check_name`` of both names of a run."""
     check_name("env", env, PROBLEMS)
-    check_name("agent", agent, AGENTS)
+    check_name("agent", base_of(agent), AGENTS)

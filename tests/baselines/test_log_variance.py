@@ -57,7 +57,7 @@ def test_a_batch_in_parts_has_the_same_gradient():
     rows = model.prepare(*model.sample())
     whole = model.loss(rows).sum()
     model.policy.micro_batch = 4
-    parts = model._parts(rows)
+    parts = model.parts_of(rows)
     assert len(parts) == 6
     torch.testing.assert_close(sum(model.loss(part).sum() for part in parts), whole)
 

@@ -385,3 +385,35 @@ def test_shares_of_machines_are_checked() -> None:
         RayCluster(gpus_per_run=-1)
     with pytest.raises(ValueError, match="cpus_per_run must be an integer of at least 1; got 0"):
         RayCluster(cpus_per_run=0)
+
+
+def test_one_agent_in_several_rows_of_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An ablation: each row the same agent with settings of its own."""
+    from girsanov.train import main
+
+    few = {"n_envs": 4, "batch_size": 20, "n_epochs": 1}
+    settings = {
+        "agents": ["ppo#two epochs", "ppo"],
+        "envs": ["girsanov/GaussianMixture-v0"],
+        "seeds": [0],
+        "budget": 8,
+        "env_kwargs": {"steps": 5},
+        "agent_kwargs": {"ppo": few, "ppo#two epochs": {**few, "n_epochs": 2}},
+        "plan": {"points": 2, "paths": 20, "final_paths": 40, "reference_paths": 256},
+        "device": "cpu",
+    }
+    file, out = tmp_path / "ablation.json", tmp_path / "out"
+    file.write_text(json.dumps(settings))
+    assert main(["compare", "--config", str(file), "--out", str(out)]) == 0
+    records = [json.loads(path.read_text()) for path in out.rglob("record.json")]
+    asked = {run["spec"]["agent"]: run["spec"]["agent_kwargs"]["n_epochs"] for run in records}
+    assert asked == {"ppo": 1, "ppo#two epochs": 2}
+    assert {run["access_class"] for run in records} == {"noise seen"}
+    rows, names = (out / "report.md").read_text().splitlines(), ("PPO", "PPO: two epochs")
+    first, second = (next(row for row in rows if row.startswith(f"| {name} (1")) for name in names)
+    assert rows.index(first) + 1 == rows.index(second)
+    capsys.readouterr()
+    wrong = ["compare", "--agents", "pqo#two epochs", "--out", str(tmp_path / "bad")]
+    assert main(wrong) == 2 and "did you mean 'ppo'?" in capsys.readouterr().err
