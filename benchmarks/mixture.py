@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from girsanov.envs import make_problem
+from girsanov.envs.certificates import certificate_of
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Policy, rollout
 from girsanov.scoreboard.evaluation import CURVE_SEED, REFERENCE_SEED, generator_on
@@ -63,14 +64,11 @@ class Reference(NamedTuple):
             n = min(batch, paths - start)
             free = rollout(problem, None, n, generator).reward.double()
             found = rollout(problem, closed_form(problem), n, generator)
-            log_weight = (found.reward / beta + found.log_ratios.sum(0)).double()
-            parts.append((free, _returns(problem, found), log_weight))
-        nothing, controlled, log_weight = map(torch.cat, zip(*parts, strict=True))
-        log_mean = torch.logsumexp(log_weight, 0) - math.log(paths)
-        weight = torch.exp(log_weight - log_mean)  # mean 1
-        stderr = beta * float(weight.std()) / math.sqrt(paths)  # delta method
-        share = float(weight.sum() ** 2 / weight.square().sum()) / paths
-        bound = Estimate(beta * float(log_mean), stderr)
+            weighed = (found.reward + beta * found.log_ratios.sum(0)).double()
+            parts.append((free, _returns(problem, found), weighed))
+        nothing, controlled, weighed = map(torch.cat, zip(*parts, strict=True))
+        found = certificate_of(weighed, beta)
+        bound, share = Estimate(found.bound, found.stderr), found.ess / paths
         return cls(Estimate.of(nothing), bound, Estimate.of(controlled), share, paths)
 
     @classmethod
