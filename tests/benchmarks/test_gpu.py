@@ -23,10 +23,9 @@ def test_cut_off_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any) -> No
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "measured", measured)
-    out, small = (
-        tmp_path / "gpu.json",
-        {"agents": ("pde", "ppo"), "envs": ("a", "b"), "lanes": (8,)},
-    )
+    monkeypatch.setattr(gpu, "provenance", lambda: {"versions": {}, "hardware": "one GPU"})
+    out = tmp_path / "gpu.json"
+    small: Any = {"agents": ("pde", "ppo"), "envs": ("a", "b"), "lanes": (8,)}
     with pytest.raises(KeyboardInterrupt):
         gpu.main(**small, out=out)
     kept = read_json(out)["rows"]
