@@ -26,6 +26,7 @@ PICTURE = DOCS / "layout.svg"
 MAKERS: dict[str, Callable[..., str]] = {
     "table": tables.table,
     "attribution": tables.attribution,
+    "by_hand": tables.by_hand,
     "known": tables.known,
     "robots": tables.robots,
     "environment": gallery.facts,
@@ -36,13 +37,13 @@ _BLOCK = re.compile(r"(<!-- (\w+)(?:: ([^\n]+?))? -->\n).*?(<!-- end -->)", re.S
 
 
 def pages() -> list[Path]:
-    """README.md and every page of the site."""
+    """README.md, TUNING.md and every page of the site."""
     found = (p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
-    return [ROOT / "README.md", *sorted(found)]
+    return [ROOT / "README.md", ROOT / "baselines" / "TUNING.md", *sorted(found)]
 
 
 #: What needs no environment, only committed files.
-FIGURES = ("table", "attribution", "known", "robots")
+FIGURES = ("table", "attribution", "by_hand", "known", "robots")
 
 
 def made(text: str, only: Collection[str] = tuple(MAKERS)) -> str:

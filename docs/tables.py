@@ -107,6 +107,25 @@ def attribution(*agents: str) -> str:
     return _markdown(["", *(NAMES[agent] for agent in agents)], lines)
 
 
+def by_hand() -> str:
+    """The search for settings by single trials: what the settings in use gained."""
+    lines = (RESULTS / "tuning" / "by_hand.jsonl").read_text(encoding="utf-8").splitlines()
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, lines):
+        task = ", ".join(f"{name} {value}" for name, value in line["task"].items())
+        key = NAMES[line["agent"]], _short(line["env"]), task
+        groups.setdefault(key, []).append(line)
+    rows = []
+    for key, trials in groups.items():
+        before = [trial["score"] for trial in trials if not trial["settings"]]
+        minutes = sum(trial["cpu_seconds"] for trial in trials) / 60
+        best = max(trial["score"] for trial in trials)
+        first = f"{before[0]:.2f}" if before else ""
+        rows.append([*key, str(len(trials)), f"{minutes:.1f}", first, f"{best:.2f}"])
+    head = ["agent", "environment", "task", "trials", "CPU minutes", "before", "best"]
+    return _markdown(head, rows)
+
+
 def known(*env_ids: str) -> str:
     """What is known of environments: no control, the bound, the optimum."""
     measured = json.loads((RESULTS / "environments.json").read_text(encoding="utf-8"))
