@@ -22,12 +22,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor
-
 from ...envs.env import as_env, problem_of
-from ...envs.problem import Policy
-from ...envs.recording import Recording
+from ...envs.problem import Policy, Trajectories
 from ..base import ProblemAgent
 from ..checks import check_fit, check_rounds
 from ..control import ControlPolicy
@@ -35,6 +31,7 @@ from ..networks import NetworkValue
 from .choosing.candidates import network_for
 from .choosing.contest import Contest
 from .classes.linear import LinearValue
+from .collecting.paths import Watched, is_controlled, pushed
 from .image_policies import CnnPolicy, StateCnnPolicy
 from .learned_rewards import LearnedRewards, imagine
 from .learned_transition import ModelPolicy
@@ -156,15 +153,17 @@ class PDE(Regression):
             return
         # 1. Observe independent paths; their rewards are a black box.
         first = self.reward_queries == 0
-        control = None if first or not self.adaptive else self.policy.control
+        share = self.collection.controlled if self.adaptive else 0.0
+        steered = not first and is_controlled(self.rounds, share, self.policy.dear)
+        control = self.policy.control if steered else None
         n = self.n_uncontrolled if first else self.n_trajectories
         n = n if self.contest is None else self.contest.paths(self, n)
-        paths = self.collect(self.explored(control, n), n)
-        if self.contest is not None:
-            self.contest.watch(self, paths)
-
         # 2. Cole-Hopf: observations (t, x, t', x', reward in between) in units of beta.
-        self.absorb(Replay.of(self.policy.problem, Recording.of(paths)), control)
+        paths, fresh = self.observe(control, n, self.collection.exploration)
+        if self.contest is not None and control is not None:
+            self.contest.watch(self, paths, fresh)
+
+        self.absorb(fresh, control)
 
         clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
         self.logger.record("train/clipped_share", float(clipped))
@@ -303,20 +302,16 @@ class PDE(Regression):
             [fresh, imagine(self.problem, self.rewards, control, n, self.generator)]
         )
 
-    def explored(self, control: Policy | None, n: int) -> Policy | None:
-        """``control`` plus a constant push of every other of ``n`` paths."""
-        spread = self.collection.exploration
-        if not spread:
-            return control
-        bound, shape = self.policy.action_bound, self.problem.noise_shape
-        push = spread * torch.randn(n, *shape, generator=self.generator, device=self.device)
-        push[::2] = 0
-
-        def explored(k: int, x: Tensor) -> Tensor:
-            a = push.to(x.dtype)
-            return (a if control is None else control(k, x) + a).clamp(-bound, bound)
-
-        return explored
+    def observe(
+        self, control: Policy | None, n: int, spread: float = 0.0
+    ) -> tuple[Trajectories, Replay]:
+        """``n`` paths under ``control``, pushed by ``spread``, and the same as regression data."""
+        if spread:
+            bound = self.policy.action_bound
+            control = pushed(control, n, spread, self.problem, bound, self.generator)
+        watched = Watched(self.policy.problem, control)
+        paths = self.collect(watched, n)
+        return paths, watched.replay(paths)
 
     def _anneal(self, data: Replay, gradient_steps: int, progress_bar: bool) -> None:
         """``gradient_steps`` of networks, at a rate that falls over them."""
