@@ -159,14 +159,17 @@ class PDE(Regression):
         n = self.n_uncontrolled if first else self.n_trajectories
         n = n if self.contest is None else self.contest.paths(self, n)
         # 2. Cole-Hopf: observations (t, x, t', x', reward in between) in units of beta.
+        told = self._last_return
         paths, fresh = self.observe(control, n, self.collection.exploration)
-        if self.contest is not None and control is not None:
+        if steered or first or not self.adaptive:
+            clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
+            self.logger.record("train/clipped_share", float(clipped))
+        else:
+            self._last_return = told  # free paths say nothing of the policy
+        if self.contest is not None and steered:
             self.contest.watch(self, paths, fresh)
 
         self.absorb(fresh, control)
-
-        clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
-        self.logger.record("train/clipped_share", float(clipped))
 
     def absorb(self, fresh: Replay, control: Policy | None) -> None:
         """Learn from a round of paths, and from all before; ``control`` made them."""
