@@ -35,7 +35,7 @@ from .collecting.paths import Watched, is_controlled, pushed
 from .image_policies import CnnPolicy, StateCnnPolicy
 from .learned_rewards import LearnedRewards, imagine
 from .learned_transition import ModelPolicy
-from .norms import energy_error
+from .norms import known_error
 from .policies import (
     FourierPolicy,
     KernelPolicy,
@@ -330,13 +330,9 @@ class PDE(Regression):
 
     def _record_error(self, data: Replay) -> None:
         """The Sobolev error on the newest data, where the optimum is known and a log is kept."""
-        problem: Any = self.policy.problem
-        optimum = getattr(problem, "optimal_control", None) or getattr(
-            problem, "reference_control", None
-        )
-        if optimum is not None and self.logger.output_formats:
-            error = energy_error(data, problem.horizon, self.policy.control, optimum)
-            self.logger.record("pde/sobolev_error", error)
+        known = known_error(self.policy.problem, data, self.policy.control)
+        if known is not None and self.logger.output_formats:
+            self.logger.record("pde/sobolev_error", known())
 
 
 for _name in GROUP_OF:
