@@ -175,7 +175,7 @@ UNCHECKED = {
     *("RunSpec.from_json", "Problem", "Problem.render", "Problem.initial", "Problem.transition"),
     *("Problem.running_reward", "Problem.terminal_reward"),
     *(f"{agent}.set_learning_rate" for agent in ("PDE", "PIFT")),
-    *("PIFT.ascend", "PIFT.descend", "PDE.fit", "PDE.absorb", "PDE.explored"),
+    *("PIFT.ascend", "PIFT.descend", "PDE.fit", "PDE.absorb", "PDE.observe"),
     *(f"ProblemVecEnv.{name}" for name in ("env_is_wrapped", "env_method", "get_attr", "set_attr")),
     "ProblemVecEnv.step_async",
     *("RunSpec.read", "RunSpec.offered"),  # tests/scoreboard/test_spec.py

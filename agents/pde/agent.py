@@ -22,12 +22,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor
-
 from ...envs.env import as_env, problem_of
-from ...envs.problem import Policy
-from ...envs.recording import Recording
+from ...envs.problem import Policy, Trajectories
 from ..base import ProblemAgent
 from ..checks import check_fit, check_rounds
 from ..control import ControlPolicy
@@ -35,10 +31,11 @@ from ..networks import NetworkValue
 from .choosing.candidates import network_for
 from .choosing.contest import Contest
 from .classes.linear import LinearValue
+from .collecting.paths import Watched, is_controlled, pushed
 from .image_policies import CnnPolicy, StateCnnPolicy
 from .learned_rewards import LearnedRewards, imagine
 from .learned_transition import ModelPolicy
-from .norms import energy_error
+from .norms import known_error
 from .policies import (
     FourierPolicy,
     KernelPolicy,
@@ -156,18 +153,23 @@ class PDE(Regression):
             return
         # 1. Observe independent paths; their rewards are a black box.
         first = self.reward_queries == 0
-        control = None if first or not self.adaptive else self.policy.control
+        share = self.collection.controlled if self.adaptive else 0.0
+        steered = not first and is_controlled(self.rounds, share, self.policy.dear)
+        control = self.policy.control if steered else None
         n = self.n_uncontrolled if first else self.n_trajectories
         n = n if self.contest is None else self.contest.paths(self, n)
-        paths = self.collect(self.explored(control, n), n)
-        if self.contest is not None:
-            self.contest.watch(self, paths)
-
         # 2. Cole-Hopf: observations (t, x, t', x', reward in between) in units of beta.
-        self.absorb(Replay.of(self.policy.problem, Recording.of(paths)), control)
+        told = self._last_return
+        paths, fresh = self.observe(control, n, self.collection.exploration)
+        if steered or first or not self.adaptive:
+            clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
+            self.logger.record("train/clipped_share", float(clipped))
+        else:
+            self._last_return = told  # free paths say nothing of the policy
+        if self.contest is not None and steered:
+            self.contest.watch(self, paths, fresh)
 
-        clipped = (paths.controls.abs() >= self.policy.action_bound).float().mean()
-        self.logger.record("train/clipped_share", float(clipped))
+        self.absorb(fresh, control)
 
     def absorb(self, fresh: Replay, control: Policy | None) -> None:
         """Learn from a round of paths, and from all before; ``control`` made them."""
@@ -303,20 +305,16 @@ class PDE(Regression):
             [fresh, imagine(self.problem, self.rewards, control, n, self.generator)]
         )
 
-    def explored(self, control: Policy | None, n: int) -> Policy | None:
-        """``control`` plus a constant push of every other of ``n`` paths."""
-        spread = self.collection.exploration
-        if not spread:
-            return control
-        bound, shape = self.policy.action_bound, self.problem.noise_shape
-        push = spread * torch.randn(n, *shape, generator=self.generator, device=self.device)
-        push[::2] = 0
-
-        def explored(k: int, x: Tensor) -> Tensor:
-            a = push.to(x.dtype)
-            return (a if control is None else control(k, x) + a).clamp(-bound, bound)
-
-        return explored
+    def observe(
+        self, control: Policy | None, n: int, spread: float = 0.0
+    ) -> tuple[Trajectories, Replay]:
+        """``n`` paths under ``control``, pushed by ``spread``, and the same as regression data."""
+        if spread:
+            bound = self.policy.action_bound
+            control = pushed(control, n, spread, self.problem, bound, self.generator)
+        watched = Watched(self.policy.problem, control)
+        paths = self.collect(watched, n)
+        return paths, watched.replay(paths)
 
     def _anneal(self, data: Replay, gradient_steps: int, progress_bar: bool) -> None:
         """``gradient_steps`` of networks, at a rate that falls over them."""
@@ -332,13 +330,9 @@ class PDE(Regression):
 
     def _record_error(self, data: Replay) -> None:
         """The Sobolev error on the newest data, where the optimum is known and a log is kept."""
-        problem: Any = self.policy.problem
-        optimum = getattr(problem, "optimal_control", None) or getattr(
-            problem, "reference_control", None
-        )
-        if optimum is not None and self.logger.output_formats:
-            error = energy_error(data, problem.horizon, self.policy.control, optimum)
-            self.logger.record("pde/sobolev_error", error)
+        known = known_error(self.policy.problem, data, self.policy.control)
+        if known is not None and self.logger.output_formats:
+            self.logger.record("pde/sobolev_error", known())
 
 
 for _name in GROUP_OF:

@@ -129,6 +129,7 @@ class CnnPolicy(ValueGradientPolicy):
     """
 
     value_class = CnnValue
+    dear = True
     warm = False  # 150 passes of convolutions before the first update would be dear
 
     def __init__(

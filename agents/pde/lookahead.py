@@ -21,6 +21,7 @@ from torch import Tensor
 from ...envs.problem import Problem
 from ..networks import Value, encode
 from .classes.linear import LinearValue, Tangent
+from .replay import Replay, common
 
 #: Farthest centre of fresh draws, in standard deviations: a wild f must not send them off.
 _REACH = 3.0
@@ -97,10 +98,44 @@ class FreshNoise(Lookahead):
         """One pair of draws."""
         return FreshNoise(self.problem, 1, self.generator)
 
-    def branches(self, k: int | Tensor, x: Tensor) -> Tensor:
-        """Encoded next states ``(2 pairs, n, p)`` around no control, of float32."""
-        later, _ = self._draw(k, x, x.new_zeros(len(x), *self.problem.noise_shape))
-        return later.view(2 * self.pairs, len(x), -1)
+    def branches(self, data: Replay, visit: int) -> tuple[Tensor, Tensor]:
+        """Next states of one visit of all paths, and their log weights.
+
+        They are antithetic around the control that was taken, and the recorded one is the first:
+        of one pair, only its mirror image costs an evaluation. Around no control, and all drawn,
+        where the noises of the data are unknown.
+
+        Args:
+            data: paths seen at every step.
+            visit: whose next states they are.
+
+        Returns:
+            Encoded states ``(2 pairs, N, p)`` of float32, and ``(2 pairs, N)``.
+        """
+        k, x = common(data.steps[:, visit]), data.states[:, visit]
+        copies, n = 2 * self.pairs, len(x)
+        if data.noises is None or data.controls is None:
+            later, log_weight = self._draw(k, x, x.new_zeros(n, *self.problem.noise_shape))
+            return later.view(copies, n, -1), log_weight
+        control, taken = data.controls[:, visit], data.noises[:, visit]
+        more = (self.pairs - 1, *taken.shape)
+        drawn = torch.randn(more, generator=self.generator, device=x.device, dtype=x.dtype)
+        noise = torch.cat([taken[None], drawn])
+        noise = torch.cat([noise, -noise])
+        log_weight = -(control * noise + 0.5 * control.square()).flatten(2).sum(2)
+        steps = k if isinstance(k, int) else k.repeat(copies - 1)
+        with torch.no_grad():
+            states = x.repeat(copies - 1, *[1] * (x.dim() - 1))
+            problem: Any = self.problem
+            if hasattr(problem, "noise_scale"):  # the recorded state tells the mean
+                moved = problem.noise_scale(k, taken) * (noise[1:] - taken)
+                latents = problem.latents(data.states[:, visit + 1]) + moved
+                later = problem.with_latents(states, latents.flatten(0, 1))
+            else:
+                shifted = (control + noise[1:]).flatten(0, 1)
+                later = problem.transition(steps, states, shifted)
+            others = encode(self.problem, steps + 1, later).float().view(copies - 1, n, -1)
+        return torch.cat([data.inputs[None, :, visit + 1], others]), log_weight
 
     def _draw(self, k: int | Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Encoded next states of noise around ``centre``, and their log weights.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +102,15 @@ def energy_error(
             off += float((policy(step, x) - best).square().sum())
             size += float(best.square().sum())
     return math.sqrt(off / size) if size else math.sqrt(off)
+
+
+def known_error(problem: Any, data: Replay, policy: Policy) -> Callable[[], float] | None:
+    """What computes ``energy_error`` where the optimum, or a closed form near it, is known."""
+    optimum = getattr(problem, "optimal_control", None)
+    optimum = optimum or getattr(problem, "reference_control", None)
+    if optimum is None:
+        return None
+    return lambda: energy_error(data, problem.horizon, policy, optimum)
 
 
 @torch.no_grad()

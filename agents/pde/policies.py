@@ -17,6 +17,7 @@ from ..control import ControlPolicy
 from ..networks import EnsembleMLP, NeuralValue, Value, encode, time_features
 from .classes.length_scale import FourierValue, KernelValue, RadialValue
 from .classes.linear import PolynomialValue
+from .collecting.cost import denoises, has_network
 from .replay import Replay
 
 
@@ -32,6 +33,8 @@ class ValuePolicy(ControlPolicy):
     candidates: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     #: The lookahead that suits the class where the data hold every step (see PDE).
     lookahead: ClassVar[str] = "observed"
+    #: Whether the transition costs more than the policy: the network of a denoiser does.
+    dear: bool = False
     #: Mean distance to an observed target, in visits, that suits the class (see PDE).
     mean_span: ClassVar[float] = 5.0
     #: Whether it learns from the noises and controls of every step.
@@ -228,13 +231,13 @@ class MlpPolicy(ValueGradientPolicy):
         hidden: Sequence[int] | None = None,
         **value_kwargs: Any,
     ) -> None:
-        denoises = _denoises(problem)
-        usual = (0, 1) if denoises else (2, 3)
+        denoising = denoises(problem)
+        usual = (0, 1) if denoising else (2, 3)
         draws, iterations = (
             u if given is None else given
             for given, u in zip((draws, iterations), usual, strict=True)
         )
-        hidden = (128,) * (2 if denoises else 3) if hidden is None else hidden
+        hidden = (128,) * (2 if denoising else 3) if hidden is None else hidden
         super().__init__(
             observation_space,
             action_space,
@@ -244,16 +247,13 @@ class MlpPolicy(ValueGradientPolicy):
             hidden=hidden,
             **value_kwargs,
         )
-        self.resamples = not denoises
+        self.resamples = not denoising
+        self.dear = denoising and has_network(problem)
 
     @classmethod
     def usual_learning_rate(cls, problem: Problem) -> float:
         """See the class."""
-        return 2e-3 if _denoises(problem) else 6e-3
-
-
-def _denoises(problem: Problem) -> bool:
-    return getattr(problem, "terminal_estimate", None) is not None
+        return 2e-3 if denoises(problem) else 6e-3
 
 
 class LinearPolicy(ValueGradientPolicy):

@@ -18,13 +18,20 @@ from ..networks import NetworkValue, Value, encode
 from ..trees import to
 from .backward import STEPWISE_RIDGES, fit_backward, rescue
 from .classes.linear import ExponentialValue, LinearValue
+from .collecting.batches import Batches
 from .learned_transition import ModelPolicy
 from .lookahead import LOOKAHEADS, FreshNoise, Lookahead, Observed
 from .policies import NoisePolicy, ValuePolicy
 from .replay import Replay, Spans, sample_spans, spans, wider
 from .selection import Fit, Split, clearly_less, fit_linear
 from .settings import Collection, Fitting, Selection, Targets
-from .variational import capped_exp, densities, every_density, log_targets, relative_residual_loss
+from .variational import (
+    capped_exp,
+    densities,
+    every_density,
+    log_targets,
+    relative_residual_loss,
+)
 
 
 class Regression(ProblemAgent):
@@ -42,7 +49,8 @@ class Regression(ProblemAgent):
         # what gradients move; the policy holds its average
         self.learner = copy.deepcopy(self._trained())
         parameters, decay = list(self.learner.parameters()), self.fitting.weight_decay
-        self.optimizer = torch.optim.AdamW(parameters, weight_decay=decay) if parameters else None
+        adam = torch.optim.AdamW
+        self.optimizer = adam(parameters, weight_decay=decay, fused=True) if parameters else None
 
     def _trained(self) -> nn.ModuleDict:
         noise = {"noise": self.policy.network} if isinstance(self.policy, NoisePolicy) else {}
@@ -85,9 +93,7 @@ class Regression(ProblemAgent):
 
         Inputs are standardised, and f is in units of its mean.
         """
-        log_returns = data.log_returns.double()
-        ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
-        self.logger.record("train/effective_sample_share", float(ess) / max(len(log_returns), 1))
+        self.logger.record("train/effective_sample_share", data.effective_share)
         twin: Any = self.learner["value"]
         for one in (self.policy.value, twin):
             if anew:
@@ -101,7 +107,8 @@ class Regression(ProblemAgent):
         if self.targets.lookahead is None and name != "observed":
             whole = all(bool((part.steps.diff(dim=1) == 1).all()) for part in data)
             name = name if whole else "observed"
-        return LOOKAHEADS[name](self.policy.problem, self.targets.draws, self.generator)
+        draws = self.targets.draws or (1 if name == "fresh" and self.policy.dear else 0)
+        return LOOKAHEADS[name](self.policy.problem, draws, self.generator)
 
     def _branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use, drawn once.
@@ -173,19 +180,13 @@ class Regression(ProblemAgent):
         form, fitting, most = self._lookahead([data]), self.fitting, self.targets.max_weight
         usual = _IMAGINED_SPAN if self.collection.imagined else self.policy.mean_span
         span = 1.0 if form.fresh else self.targets.mean_span or usual
-        size, horizon, generator = fitting.batch_size, self.problem.horizon, self.generator
+        horizon = self.problem.horizon
         total, bound_hit = torch.zeros(2, device=self.device)
-        chances, drawn = None, data
-        for i in range(gradient_steps):
-            if self.policy.resamples and i % _REDRAWN == 0:
-                if data.n > _AT_ONCE:
-                    order = torch.randperm(data.n, generator=generator, device=self.device)
-                    drawn = data.at(order[:_AT_ONCE])
-                chances = every_density(average, drawn, most)
-            batch = sample_spans(drawn, size, span, horizon, generator, chances)
+        resamples = self.policy.resamples
+        batches = Batches(data, fitting.batch_size, span, horizon, most, resamples, self.generator)
+        for _ in range(gradient_steps):
+            batch, weight, drawn = batches.draw(average)
             log_target = log_targets(average, batch, drawn, form)
-            alike = chances is not None  # weights are in the draws already
-            weight = torch.ones_like(log_target) if alike else densities(average, batch, most)
             loss = relative_residual_loss(learner, batch, log_target, weight, data.steps.numel())
             total += loss.detach()
             if fitting.gradient_penalty:
@@ -340,10 +341,6 @@ class Regression(ProblemAgent):
 
 #: Mean distance to an observed target where all paths are of the current, hence calm policy.
 _IMAGINED_SPAN = 10.0
-#: Gradient steps after which the chances of being drawn are found anew.
-_REDRAWN = 25
-#: Paths among which they are drawn until then: to weigh all would take longer than the steps.
-_AT_ONCE = 2048
 #: Passes over the data before settings are compared: the reward to go, and two of Newton's steps.
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).

@@ -44,19 +44,26 @@ class Replay(NamedTuple):
     controls: Tensor | None = None
     # (N, S - 1, 2 * pairs, p): encoded next states under fresh noise (see `branched`)
     branches: Tensor | None = None
+    log_ratios: Tensor | None = None  # (N, S - 1, 2 * pairs): their log weights
 
     @classmethod
-    def of(cls, problem: Problem, recording: Recording) -> Replay:
+    def of(cls, problem: Problem, recording: Recording, inputs: Tensor | None = None) -> Replay:
         """A checked recording as regression data, on the problem's device.
+
+        Args:
+            problem: where the paths come from.
+            recording: of them.
+            inputs: the encoded states, where they are known already.
 
         Raises:
             ValueError: wrong shapes, NaN or infinite numbers, impossible steps.
         """
         recording.validate(problem)
         beta, steps = problem.temperature, recording.steps
-        visits = zip(steps.unbind(1), recording.states.unbind(1), strict=True)
-        with torch.no_grad():
-            inputs = torch.stack([encode(problem, common(k), x).float() for k, x in visits], 1)
+        if inputs is None:
+            visits = zip(steps.unbind(1), recording.states.unbind(1), strict=True)
+            with torch.no_grad():
+                inputs = torch.stack([encode(problem, common(k), x).float() for k, x in visits], 1)
         reward = _summed(recording.rewards / beta)
         weight = reward if recording.log_ratios is None else reward + _summed(recording.log_ratios)
         seen = steps[:, -1] == problem.horizon
@@ -72,16 +79,18 @@ class Replay(NamedTuple):
         parts: list[Any] = [None if part is None else part[rows] for part in self]
         return Replay(*parts)
 
-    def branched(self, draw: Callable[[int | Tensor, Tensor], Tensor]) -> Replay:
-        """With fresh next states ``draw(k, x) -> (2 * pairs, n, p)`` of every visit.
+    def branched(self, draw: Callable[[Replay, int], tuple[Tensor, Tensor]]) -> Replay:
+        """With fresh next states of every visit, of ``FreshNoise.branches``.
 
         Itself where steps were missed.
         """
         if not bool((self.steps.diff(dim=1) == 1).all()):
             return self
-        visits = zip(self.steps[:, :-1].unbind(1), self.states[:, :-1].unbind(1), strict=True)
+        drawn = [draw(self, visit) for visit in range(self.steps.shape[1] - 1)]
+        branches, log_ratios = zip(*drawn, strict=True)
         return self._replace(
-            branches=torch.stack([draw(common(k), x).transpose(0, 1) for k, x in visits], 1)
+            branches=torch.stack(branches).permute(2, 0, 1, 3).contiguous(),
+            log_ratios=torch.stack(log_ratios).permute(2, 0, 1).float(),
         )
 
     @staticmethod
@@ -122,6 +131,18 @@ class Replay(NamedTuple):
         Its mean exponential estimates E f.
         """
         return (self.log_weight[:, -1] + self.log_terminal)[self.seen]
+
+    @property
+    def effective_share(self) -> float:
+        """Effective sample size of the paths seen to their end under the optimum's weights.
+
+        As a share of their number; 0 where there is none.
+        """
+        log_returns = self.log_returns.double()
+        if not len(log_returns):
+            return 0.0
+        ess = torch.exp(2 * log_returns.logsumexp(0) - (2 * log_returns).logsumexp(0))
+        return float(ess) / len(log_returns)
 
     @property
     def paid_on_the_way(self) -> bool:
@@ -267,6 +288,10 @@ class Spans(NamedTuple):
     log_gain: Tensor
     terminal: Tensor  # whether k' = T
     precision: Tensor  # of the path
+
+    def at(self, rows: Tensor) -> Spans:
+        """The observations at ``rows``."""
+        return Spans(*(part[rows] for part in self))
 
 
 def spans(data: Replay, row: Tensor, visit: Tensor, later: Tensor, horizon: int) -> Spans:

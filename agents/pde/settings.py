@@ -29,17 +29,24 @@ class Collection:
             but as many more transitions are evaluated, which are not counted. Regression then sees
             these and the newest round alone, whose targets have little noise near the optimum,
             however far ahead they look. For networks that know the transition, where it is cheap.
+        controlled: share of the rounds after the first that the present policy controls; the
+            others are free. Free paths cover what no control leads to, and cost no derivative of a
+            denoiser. Absent: 1, but a half on denoisers with a network, where enough of the first
+            free paths count under the optimum.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative number, or a share above 1.
     """
 
     exploration: float = 0.0
     imagined: int = 0
+    controlled: float | None = None
 
     def __post_init__(self) -> None:
         check_range("exploration", self.exploration, 0)
         check_whole("imagined", self.imagined, 0)
+        if self.controlled is not None:
+            check_range("controlled", self.controlled, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Targets:
             the transition and always look one step ahead. Absent: the policy's own where the data
             hold every step (``"fresh"`` for most that differentiate the transition, and so know
             it), else ``"observed"``, as with ``imagined`` paths.
-        draws: see ``lookahead``; 0 takes four pairs of fresh noise.
+        draws: see ``lookahead``; 0 takes four pairs of fresh noise, or one where the transition is
+            a network.
         mean_span: mean distance in visits between an observation and its observed target: 1 is
             one-step regression, ``horizon`` and more tends to Monte-Carlo regression. Absent: 5 for
             networks (10 with ``imagined`` paths), 1 for linear classes (which round it).

@@ -75,35 +75,49 @@ def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) 
         raise ValueError(NEIGHBOURS.format(int(batch.k[wide]), int(batch.later_k[wide])))
     # what remains for visits that are their own target: the reward at the horizon, and nothing new
     # before it
-    log_target = torch.where(
-        batch.terminal, data.log_terminal[batch.row], value.bounded(batch.k, batch.x).float()
-    )
+    log_target = data.log_terminal[batch.row]
     inside = (batch.later_k == batch.k + 1).nonzero()[:, 0]
+    last = (~batch.terminal & (batch.later_k == batch.k)).nonzero()[:, 0]
+    if len(last):
+        log_target[last] = value.bounded(batch.k[last], batch.x[last]).float()
     if not len(inside):
         return log_target
     row, visit, k = batch.row[inside], batch.visit[inside], batch.k[inside]
     gain = data.log_reward[row, visit + 1] - data.log_reward[row, visit]
-    if data.branches is None:
+    if data.branches is None or data.log_ratios is None:
         expected = lookahead.log_value(
             value, k, data.states[row, visit], k + 1, batch.later_x[inside]
         )
     else:
         pairs = data.branches.shape[2] // 2
         one = torch.randint(pairs, (len(row),), generator=lookahead.generator, device=row.device)
-        pair = torch.stack([data.branches[row, visit, one], data.branches[row, visit, one + pairs]])
-        log_f = value.bounded((k + 1).repeat(2), pair.flatten(0, 1)).view(2, len(row))
-        expected = log_f.logsumexp(0) - math.log(2)
+        both = torch.stack([one, one + pairs])
+        pair, log_ratio = data.branches[row, visit, both], data.log_ratios[row, visit, both]
+        log_f = value.bounded((k + 1).repeat(2), pair.flatten(0, 1)).view(2, len(row)) + log_ratio
+        expected = value.within(k + 1, log_f.logsumexp(0) - math.log(2))
     log_target[inside] = gain + expected.float()
     return log_target
 
 
 @torch.no_grad()
-def densities(value: Value, batch: Spans, max_weight: float) -> Tensor:
+def densities(
+    value: Value, batch: Spans, max_weight: float, starts: Tensor | None = None
+) -> Tensor:
     """Estimated ``dP*/dP`` of each path up to the observation, ``(B,)``.
 
     From its first visit on, times its precision.
+
+    Args:
+        value: of which they are estimated.
+        batch: the observations.
+        max_weight: the largest that counts.
+        starts: ``log f`` at the first visit of every path, where it is known already.
     """
-    here, start = value.bounded(batch.k, batch.x), value.bounded(batch.first_k, batch.first_x)
+    here = value.bounded(batch.k, batch.x)
+    if starts is None:
+        start = value.bounded(batch.first_k, batch.first_x)
+    else:
+        start = starts[batch.row]
     return torch.exp(batch.log_weight + here - start).clamp(max=max_weight) * batch.precision
 
 

@@ -143,7 +143,13 @@ class DenoisingProblem(Problem):
         """
         shrink, slope = at(self._reading.shrink, k, x), at(self._reading.slope, k, x)
         mean = shrink * self.latents(x) - slope * self.predict(k, x)
-        return mean, at(self.schedule.sigma, k, x)
+        return mean, self.noise_scale(k, x)
+
+    def noise_scale(self, k: int | Tensor, x: Tensor) -> Tensor:
+        """Standard deviation of the noise of step k, the same for all states; it broadcasts over
+        ``x``.
+        """
+        return at(self.schedule.sigma, k, x)
 
     def transition(self, k: int | Tensor, x: Tensor, z: Tensor) -> Tensor:
         """One denoising step with noise and control ``z`` in place of the noise."""

@@ -41,20 +41,22 @@ class LastCall:
 
     A policy asks a denoiser about ``x``, then the transition asks it again about the same ``x``:
     this halves the cost. A result is reused only by the same object, for the very same tensor ``x``
-    (and ``k``), unchanged, with unchanged weights, in the same autograd mode. It is kept alive by
-    others: a result without a graph dies with ``x``, one with a graph dies with the graph that used
-    it, and it is forgotten as soon as a backward pass goes through it. Every caller gets its own
-    copy. Inside ``torch.func`` transforms, ``torch.compile`` and inference mode nothing is
-    remembered.
+    (and ``k``), unchanged, with unchanged weights, where autograd makes the same of it (with
+    frozen weights and states that ask for no gradient, its mode changes nothing). It is kept alive
+    by others: a result without a graph dies with ``x``, one with a graph dies with the graph that
+    used it, and it is forgotten as soon as a backward pass goes through it. States that ask for a
+    gradient and states that do not are remembered apart, as a policy differentiates at the next
+    state in between. Every caller gets its own copy. Inside ``torch.func`` transforms,
+    ``torch.compile`` and inference mode nothing is remembered.
     """
 
     def __init__(self) -> None:
-        self._entry: _Entry | None = None
+        self._entries: dict[bool, _Entry] = {}
         self._weights: tuple[weakref.ReferenceType[nn.Module], tuple[Tensor, ...]] | None = None
 
     def clear(self) -> None:
         """Forget."""
-        self._entry = None
+        self._entries.clear()
 
     def __call__(
         self,
@@ -75,8 +77,10 @@ class LastCall:
             return function(k, x)
         owner = weakref.ref(getattr(function, "__self__", function))
         step = k if isinstance(k, int) else None
-        key = (owner, step, torch.is_grad_enabled(), x.requires_grad, self._version(network))
-        entry = self._entry
+        version, slot = self._version(network), x.requires_grad
+        tracked = torch.is_grad_enabled() and (slot or any(w.requires_grad for w in self._tensors))
+        key = (owner, step, tracked, slot, version)
+        entry = self._entries.pop(slot, None)
         if (
             entry is not None
             and entry.key == key
@@ -84,14 +88,15 @@ class LastCall:
         ):
             value = entry.value()
             if value is not None:
+                self._entries[slot] = entry
                 return _copy(value)
-        self._entry = None  # free the old result before the new one is made
+        del entry  # free the old result before the new one is made
         value = function(k, x)
         me = weakref.ref(self)
 
         def forget(_: Any) -> None:
             if (memo := me()) is not None:
-                memo.clear()
+                memo._entries.pop(slot, None)
 
         held: Callable[[], Tensor | None]
         if value.requires_grad:
@@ -107,13 +112,18 @@ class LastCall:
             )
             for t, stamp in zip(tensors, stamps, strict=True)
         )
-        self._entry = _Entry(key, seen, held)
+        self._entries[slot] = _Entry(key, seen, held)
         return _copy(value)
 
     def _version(self, network: nn.Module) -> tuple[Any, ...]:
         if self._weights is None or self._weights[0]() is not network:
             self._weights = weakref.ref(network), (*network.parameters(), *network.buffers())
-        return (id(network), *(_stamp(w) for w in self._weights[1]))
+        return (id(network), *(_stamp(w) for w in self._tensors))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        assert self._weights is not None
+        return self._weights[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LastCall:
         return type(self)()

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from ....envs.problem import Policy, Problem, Trajectories
-from ....envs.recording import Recording
 from ...networks import NetworkValue
 from ..classes.linear import LinearValue
 from ..policies import ValuePolicy
@@ -68,11 +67,10 @@ class Contestant(Protocol):
     def logger(self) -> Any:
         """Where the choice is told."""
 
-    def collect(self, policy: Policy | None, n: int | None = None) -> Trajectories:
-        """Fresh paths, counted."""
-
-    def explored(self, control: Policy | None, n: int) -> Policy | None:
-        """A control with pushes."""
+    def observe(
+        self, control: Policy | None, n: int, spread: float = 0.0
+    ) -> tuple[Trajectories, Replay]:
+        """Fresh paths, counted, of a control with pushes."""
 
     def absorb(self, fresh: Replay, control: Policy | None) -> None:
         """Learn from a round of paths."""
@@ -124,9 +122,9 @@ class Contest:
         size = max(_LEAST, agent.n_trajectories // len(everyone))
         gains, data = [], []
         for _, one in everyone:
-            paths = agent.collect(one.explored(one.policy.control, size), size)
+            paths, own = agent.observe(one.policy.control, size, one.collection.exploration)
             gains.append(gained(paths, agent.problem.temperature))
-            data.append(Replay.of(agent.policy.problem, Recording.of(paths)))
+            data.append(own)
         fresh = Replay.joined(data)
         verdicts = [
             _judged(one, g, own, Replay.joined([*agent.rounds, fresh]))
@@ -152,9 +150,8 @@ class Contest:
 
     def _start(self, agent: Contestant) -> None:
         """Uncontrolled paths, and who learns from them."""
-        paths = agent.collect(None, agent.n_uncontrolled)
+        paths, fresh = agent.observe(None, agent.n_uncontrolled)
         g = gained(paths, agent.problem.temperature)
-        fresh = Replay.of(agent.policy.problem, Recording.of(paths))
         agent.absorb(fresh, None)
         self.free = Verdict.of(g, torch.zeros_like(g), 0.0)
         effective = float(torch.exp(2 * g.logsumexp(0) - (2 * g).logsumexp(0)))
@@ -201,10 +198,9 @@ class Contest:
         left = math.ceil((agent._total_timesteps - agent.num_timesteps) / agent.problem.horizon)
         return max(n, min(left, sum(data.n for data in agent.rounds)))
 
-    def watch(self, agent: Contestant, paths: Trajectories) -> None:
+    def watch(self, agent: Contestant, paths: Trajectories, own: Replay) -> None:
         """Judge a round of the winner's own paths."""
-        g, data = gained(paths, agent.problem.temperature), Recording.of(paths)
-        own = Replay.of(agent.policy.problem, data)
+        g = gained(paths, agent.problem.temperature)
         self.last = _judged(agent, g, own, Replay.joined([*agent.rounds, own]))
 
     def close(self, agent: Contestant) -> None:

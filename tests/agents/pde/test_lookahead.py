@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from girsanov.agents.networks import NeuralValue
+from girsanov.agents.networks import NeuralValue, encode
 from girsanov.agents.pde.classes.length_scale import FourierValue, KernelValue, RadialValue
 from girsanov.agents.pde.classes.linear import LinearValue, PolynomialValue
 from girsanov.agents.pde.lookahead import FreshNoise, Generator, Lookahead, Observed
+from girsanov.agents.pde.replay import Replay
+from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
+from girsanov.envs.problem import rollout
+from girsanov.envs.recording import Recording
 
 HORIZON = 4
 CURVATURE = torch.tensor(
@@ -253,3 +257,43 @@ def test_every_form_keeps_to_the_bounds():
     for form in (FreshNoise(problem, 4, generator()), Generator(problem)):
         found = form.log_value(value, 0, x, 1, unused(x))
         assert found.min() >= -0.1 - 1e-6 and found.max() <= 0.2 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["chain", "Digits"])
+def test_branches_are_the_recorded_state_and_its_mirror_image(name):
+    """Around the control that was taken, with the weights of the change of measure."""
+    problem = chain(0.5) if name == "chain" else make_problem("girsanov/Digits-v0", steps=4)
+
+    def control(k, x):
+        return torch.full((len(x), *problem.noise_shape), 0.3, dtype=x.dtype)
+
+    paths = rollout(problem, control, 5, generator())
+    data = Replay.of(problem, Recording.of(paths))
+    for pairs in (1, 2):
+        one = data.branched(FreshNoise(problem, pairs, generator()).branches)
+        assert one.branches.shape == (5, 4, 2 * pairs, data.inputs.shape[2])
+        assert one.log_ratios.shape == (5, 4, 2 * pairs)
+        for k in range(4):
+            x, a, w = paths.states[k], paths.controls[k], paths.noises[k]
+            assert torch.equal(one.branches[:, k, 0], data.inputs[:, k + 1])
+            mirrored = encode(problem, k + 1, problem.transition(k, x, a - w)).float()
+            assert torch.allclose(one.branches[:, k, pairs], mirrored, atol=1e-4)
+            for i, noise in ((0, w), (pairs, -w)):
+                wanted = -(a * noise + 0.5 * a.square()).flatten(1).sum(1).float()
+                assert torch.allclose(one.log_ratios[:, k, i], wanted, atol=1e-5)
+
+
+def test_branches_are_unbiased_whatever_the_control():
+    problem, value = chain(0.5), quadratic_value()
+    x = torch.tensor([[0.4, -0.7]], dtype=torch.float64).expand(20_000, -1)
+    paths = rollout(problem, lambda k, x: 0.5 * torch.sin(x), len(x), generator(1), start=x)
+    data = Replay.of(problem, Recording.of(paths))
+    form = FreshNoise(problem, 2, generator())
+    later, log_ratio = form.branches(data, 0)
+    f = (value(1, later.flatten(0, 1).double()).view(4, -1) + log_ratio).exp().mean(0)
+    assert abs(f.mean() - integral(problem, x[:1]).exp()) < 4 * f.std() / math.sqrt(len(x))
+    without = data._replace(noises=None)
+    later, log_ratio = form.branches(without, 0)
+    f = value(1, later.flatten(0, 1).double()).view(4, -1).exp().mean(0)
+    assert not log_ratio.any()
+    assert abs(f.mean() - integral(problem, x[:1]).exp()) < 4 * f.std() / math.sqrt(len(x))

@@ -14,7 +14,14 @@ from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
 from girsanov.envs import make_problem
 
 FLAT: dict[str, Any] = {
-    **{"exploration": 0.5, "imagined": 20, "lookahead": "observed", "draws": 3, "mean_span": 2.0},
+    **{
+        "exploration": 0.5,
+        "imagined": 20,
+        "controlled": 0.8,
+        "lookahead": "observed",
+        "draws": 3,
+        "mean_span": 2.0,
+    },
     **{"max_weight": 4.0, "batch_size": 64, "averaging": 0.8, "weight_decay": 0.1},
     **{"gradient_penalty": 0.2, "ridge": 1e-3, "select": False},
 }
@@ -31,7 +38,7 @@ def test_flat_keywords_and_groups_make_the_same_agent() -> None:
         env=_problem(),
         seed=0,
         device="cpu",
-        collection=Collection(exploration=0.5, imagined=20),
+        collection=Collection(exploration=0.5, imagined=20, controlled=0.8),
         targets=Targets(lookahead="observed", draws=3, mean_span=2.0, max_weight=4.0),
         fitting=Fitting(batch_size=64, averaging=0.8, weight_decay=0.1, gradient_penalty=0.2),
         selection=Selection(ridge=1e-3, select=False),

@@ -97,10 +97,13 @@ def test_robots_learn_from_observations_drawn_by_their_weight(
     counts alike.
     """
     from girsanov.agents.pde import regression
+    from girsanov.agents.pde.collecting import batches
 
     drawn, weights = [], []
 
-    def sample(data: Any, n: int, span: float, horizon: int, generator: Any, chances: Any) -> Any:
+    def sample(
+        data: Any, n: int, span: float, horizon: int, generator: Any, chances: Any = None
+    ) -> Any:
         found = sample_spans(data, n, span, horizon, generator, chances)
         drawn.append(float(data.log_returns[found.row].mean() - data.log_returns.mean()))
         return found
@@ -109,7 +112,7 @@ def test_robots_learn_from_observations_drawn_by_their_weight(
         weights.append(weight)
         return relative_residual_loss(value, batch, target, weight, n)
 
-    monkeypatch.setattr(regression, "sample_spans", sample)
+    monkeypatch.setattr(batches, "sample_spans", sample)
     monkeypatch.setattr(regression, "relative_residual_loss", loss)
     problem = make_problem("girsanov/DoubleIntegratorNavigation-v0")
     for resamples in (True, False):
@@ -127,7 +130,7 @@ def test_robots_learn_from_observations_drawn_by_their_weight(
 
 
 def test_of_many_paths_some_are_weighed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from girsanov.agents.pde import regression
+    from girsanov.agents.pde.collecting import batches
 
     pools: dict[bytes, int] = {}  # by what is in them
 
@@ -135,8 +138,41 @@ def test_of_many_paths_some_are_weighed_at_a_time(monkeypatch: pytest.MonkeyPatc
         pools[data.log_terminal.numpy().tobytes()] = data.n
         return sample_spans(data, *others)
 
-    monkeypatch.setattr(regression, "sample_spans", sample)
-    monkeypatch.setattr(regression, "_AT_ONCE", 40)
+    monkeypatch.setattr(batches, "sample_spans", sample)
+    monkeypatch.setattr(batches, "_AT_ONCE", 40)
     problem = make_problem("girsanov/DoubleIntegratorNavigation-v0")
     PDE("MlpPolicy", problem, seed=0, device="cpu", gradient_steps=60).learn(100 * problem.horizon)
     assert list(pools.values()) == [40, 40, 40]  # drawn anew after 25 steps and after 50
+
+
+def test_half_of_the_later_rounds_are_free_where_a_denoiser_is_dear():
+    """And three evaluations of the model a controlled visit are enough, two a free one."""
+    problem = make_problem("girsanov/Digits-v0", steps=4, temperature=2.0)
+    model = PDE(
+        "MlpPolicy",
+        problem,
+        seed=0,
+        device="cpu",
+        n_uncontrolled=20,
+        n_trajectories=5,
+        gradient_steps=2,
+    )
+    asked = []
+    denoiser = model.problem.denoiser
+    denoiser.register_forward_hook(lambda _, inputs, out: asked.append(len(inputs[0])))
+    model.learn((20 + 4 * 5) * 4)
+    steered = [bool(data.controls.any()) for data in model.rounds]
+    assert steered == [False, True, False, True, False]
+    assert 4 * 40 < sum(asked) <= 4 * (30 * 2 + 10 * 3)
+    assert model.rounds[0].effective_share > 0.03
+    always = PDE("MlpPolicy", problem, seed=0, device="cpu", controlled=1.0, n_uncontrolled=5,
+                 n_trajectories=5, gradient_steps=2).learn(15 * 4)  # fmt: skip
+    assert [bool(data.controls.any()) for data in always.rounds] == [False, True, True]
+
+
+def test_all_later_rounds_are_controlled_where_free_paths_say_too_little():
+    problem = make_problem("girsanov/Digits-v0", steps=4, temperature=0.01)
+    model = PDE("MlpPolicy", problem, seed=0, device="cpu", n_uncontrolled=40, n_trajectories=5,
+                gradient_steps=2).learn(50 * 4)  # fmt: skip
+    assert model.rounds[0].effective_share < 0.03
+    assert [bool(data.controls.any()) for data in model.rounds] == [False, True, True]

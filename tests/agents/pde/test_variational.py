@@ -12,6 +12,7 @@ from girsanov.agents.networks import NeuralValue
 from girsanov.agents.pde.classes.length_scale import KernelValue, RadialValue
 from girsanov.agents.pde.classes.linear import LinearValue, PolynomialValue
 from girsanov.agents.pde.classes.system import System, assemble
+from girsanov.agents.pde.collecting.batches import kept, starting_values
 from girsanov.agents.pde.lookahead import FreshNoise, Generator, Lookahead, Observed
 from girsanov.agents.pde.norms import control_error, sobolev_errors
 from girsanov.agents.pde.replay import Replay, sample_spans, spans
@@ -192,6 +193,21 @@ def test_density_ratios_are_those_of_the_optimal_process():
             else:
                 assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(data.n)
                 assert ratio.std() > 0.1
+
+
+def test_what_is_kept_of_a_batch_has_its_weighted_means():
+    data = gathered("controlled", 4000)
+    row = torch.arange(data.n)
+    batch = spans(data, row, torch.full_like(row, 3), torch.full_like(row, 4), HORIZON)
+    starts = starting_values(truth(chain()), data)
+    weight = densities(truth(chain()), batch, 5.0, starts)
+    assert torch.allclose(weight, densities(truth(chain()), batch, 5.0))
+    few, equal = kept(batch, weight, 40_000, generator())
+    assert bool((equal == weight.mean()).all()) and few.x.shape == (40_000, 2)
+    assert torch.equal(few.x, data.inputs[few.row, 3])
+    wanted, found = (weight[:, None] * batch.x).mean(0), (equal[:, None] * few.x).mean(0)
+    assert bool(((found - wanted).abs() < 4 * few.x.std(0) * weight.mean() / 200).all())
+    assert ((batch.x.mean(0) - wanted).abs() > 0.02).any(), "the weights matter"
 
 
 @pytest.mark.parametrize("kind", ["controlled", "controlled, random times"])

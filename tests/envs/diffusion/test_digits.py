@@ -302,6 +302,28 @@ class TestMemory:
             )
         assert counted.calls == problem.horizon
 
+    def test_a_policy_that_differentiates_at_the_next_state_costs_one_call_more(
+        self, counted: Counted
+    ) -> None:
+        """The transition is answered from memory after it, and in another mode of autograd."""
+        problem, x = counted.problem, states()
+        with torch.no_grad():
+            problem.terminal_estimate(10, x)
+            with torch.enable_grad():
+                z = torch.zeros_like(x).requires_grad_()
+                later = problem.transition(10, x, z)
+                problem.terminal_estimate(11, later).sum().backward()
+            moved = problem.transition(10, x, z.detach())
+        assert counted.calls == 2
+        assert torch.equal(moved, later.detach()) and z.grad is not None
+
+    def test_weights_that_learn_are_asked_again_in_another_mode(self, counted: Counted) -> None:
+        problem, x = counted.problem, states()
+        problem.denoiser.requires_grad_(True)
+        with torch.no_grad():
+            problem.predict_noise(10, x)
+        assert problem.predict_noise(10, x).requires_grad and counted.calls == 2
+
     def test_gradients_are_those_without_memory(self, counted: Counted) -> None:
         problem = counted.problem
 
@@ -412,7 +434,7 @@ class TestMemory:
             assert counted.calls == 1
             del estimate
             alive = weakref.ref(x)
-            entry = problem._last._entry
+            entry = problem._last._entries.get(grad)
             held = None if entry is None else entry.value()
             value = None if held is None else weakref.ref(held)
             assert (
@@ -421,7 +443,7 @@ class TestMemory:
             del entry, held, x
             assert alive() is None
             assert value is None or value() is None
-            assert problem._last._entry is None
+            assert not problem._last._entries
         finally:
             gc.enable()
 

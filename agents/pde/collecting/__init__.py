@@ -1,0 +1,1 @@
+"""How PDE gathers paths."""
