@@ -457,6 +457,20 @@ def test_problems_refuse_bad_settings_by_name(env_id: str) -> None:
     assert not wrong, "\n".join(f"{case} {said}" for case, said in wrong.items())
 
 
+@pytest.mark.parametrize(
+    ("env_id", "settings", "words"),
+    [
+        ("Digits-v0", {"target": "three"}, "target must be an integer from 0 to 9; got 'three'"),
+        ("GaussianMixture-v0", {"dimension": 2.5}, "an even integer of at least 2; got 2.5"),
+        ("Pendulum-v0", {"temperature": None}, "temperature must be a positive number; got None"),
+        ("LinearQuadratic-v0", {"seed": "x"}, "seed must be an integer; got 'x'"),  # any does
+    ],
+)
+def test_another_kind_is_told_the_range(env_id: str, settings: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_problem(f"girsanov/{env_id}", **settings)
+
+
 def plain_arguments(make: Any) -> dict[str, str]:
     """The kinds of the arguments that are plain numbers, flags and types; those of the base classes
     among them.
