@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .envs.recording import Recording
     from .scoreboard.compare import Comparison, compare
     from .scoreboard.report import report
+    from .scoreboard.sharing import zoo
+    from .scoreboard.sharing.hub import from_hub, push_to_hub
     from .scoreboard.spec import Budget, EvaluationPlan, RunSpec
 
 __version__ = "0.1.0"
@@ -46,12 +48,15 @@ __all__ = [
     "__version__",
     "certificate",
     "compare",
+    "from_hub",
     "make_ppo",
     "make_problem",
     "make_sac",
     "objective",
+    "push_to_hub",
     "report",
     "rollout",
+    "zoo",
 ]
 
 _PLACES = {
@@ -73,6 +78,8 @@ _PLACES = {
     ".envs.recording": ("Recording",),
     ".scoreboard.compare": ("Comparison", "compare"),
     ".scoreboard.report": ("report",),
+    ".scoreboard.sharing": ("zoo",),
+    ".scoreboard.sharing.hub": ("from_hub", "push_to_hub"),
     ".scoreboard.spec": ("Budget", "EvaluationPlan", "RunSpec"),
 }
 __getattr__, __dir__ = lazily(

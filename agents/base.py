@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
 from torch import Tensor, nn
 
-from ..envs.checks import check_policy
+from ..envs.checks import check_integer, check_policy
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Policy, Trajectories, check_positive, rollout
 from .callbacks import StepCalls, StepProgressBar, StoppedByCallback
@@ -66,6 +66,7 @@ class ProblemAgent(SavedAgent):
     """
 
     hyperparameters: ClassVar[tuple[str, ...]] = ("n_trajectories", "learning_rate", "anneal")
+    gamma: ClassVar[float] = 1.0  #: undiscounted; stable-baselines3's recipe for HParams asks
 
     def __init__(
         self,
@@ -79,11 +80,13 @@ class ProblemAgent(SavedAgent):
         verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
+        stats_window_size: int = 100,
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
         check_names(type(self).__name__, unknown, self.arguments())
         check_shared(n_trajectories, anneal, policy_kwargs, tensorboard_log, verbose, seed, device)
+        check_integer("stats_window_size", stats_window_size)
         named = isinstance(policy, str) and policy in self.policy_aliases
         if not named and not (isinstance(policy, type) and issubclass(policy, ControlPolicy)):
             raise ValueError(
@@ -102,6 +105,7 @@ class ProblemAgent(SavedAgent):
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
+            stats_window_size=int(stats_window_size),
             support_multi_env=True,
             seed=None if seed is None else int(seed),
             supported_action_spaces=(spaces.Box,),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
@@ -282,6 +283,9 @@ def deterministic_policy(model: BaseAlgorithm, problem: Problem) -> Policy:
     if venv is not None:
         seen = venv.get_attr("observation")[0].of(problem)
 
+    if hasattr(policy, "lstm_actor"):
+        return _remembering(model, problem, seen)
+
     def act(k: int, x: Tensor) -> Tensor:
         with torch.no_grad():
             action = policy._predict(seen(k, x).to(model.device), deterministic=True)
@@ -289,5 +293,23 @@ def deterministic_policy(model: BaseAlgorithm, problem: Problem) -> Policy:
             action = action * bound  # SB3 squashes to [-1, 1]
         action = action.clamp(-bound, bound)
         return action.to(x).reshape(x.shape[0], *problem.noise_shape)
+
+    return act
+
+
+def _remembering(model: Any, problem: Problem, seen: Observation) -> Policy:
+    """A recurrent policy of sb3-contrib, which forgets where a batch of paths begins."""
+    memory: Any = None
+
+    def act(k: int, x: Tensor) -> Tensor:
+        nonlocal memory
+        if not isinstance(k, int):
+            raise ValueError("k must be one step: a recurrent policy follows whole paths")
+        observations = seen(k, x).cpu().numpy()
+        starts = np.full(len(x), k == 0)
+        if k == 0:
+            memory = None
+        action, memory = model.predict(observations, memory, starts, deterministic=True)
+        return torch.as_tensor(action).to(x).reshape(len(x), *problem.noise_shape)
 
     return act

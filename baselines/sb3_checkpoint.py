@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..agents.archive import bounded, read, write
 from ..agents.checkpoint import flatten, restore, signature
+from ..agents.checks import warn_of_temperature
 from ..envs.env import problem_of
 from ..envs.observations import OBSERVATIONS
 from .kl_policies import KLActorCriticPolicy, KLSACPolicy
@@ -107,6 +108,7 @@ def save_sb3(
         "lanes": env.num_envs,
         "observation": env.get_attr("observation")[0].name,
         "problem": signature(problem_of(env), env.action_space),
+        "temperature": float(problem_of(env).temperature),
     }
     if replay_buffer and name == "SAC":
         buffer: Any = model.replay_buffer  # type: ignore[attr-defined]
@@ -129,6 +131,8 @@ def load_sb3(
         env: a Problem, an id or an environment of the kind that the model was trained on.
         device: of the networks; ``"auto"`` is stable-baselines3's choice.
         algorithm: which it must be; PPO or SAC if absent.
+
+    A model that learnt at another temperature says so; SAC then goes on at that of ``env``.
 
     Raises:
         ValueError: the file is corrupt, was written by something else (stable-baselines3 itself,
@@ -161,6 +165,9 @@ def load_sb3(
                 **arguments,
             )
         _fill(link(model), name, tensors, settings)
+        learnt, given = settings.get("temperature"), problem_of(venv).temperature
+        warn_of_temperature(path, learnt, given)
+        _take_temperature(model, learnt, given)
     except _SAID_OF_MISFITS as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())  # torch's takes several lines
         raise ValueError(f"{misfit} ({said[:1000]})") from error
@@ -188,6 +195,13 @@ def _fill(model: Any, name: str, tensors: dict[str, Tensor], settings: Mapping[s
     if "buffer" in settings and name == "SAC":
         rows = {key: tensors[f"buffer/{key}"].numpy() for key in rows_of(model.replay_buffer)}
         fill_buffer(model.replay_buffer, rows, **settings["buffer"])
+
+
+def _take_temperature(model: Any, learnt: Any, given: float) -> None:
+    """A SAC whose entropy coefficient was the temperature takes over that of its environment."""
+    if isinstance(model, SAC) and model.ent_coef == learnt:
+        model.ent_coef = given
+        model.ent_coef_tensor.fill_(given)
 
 
 def _lanes_and_bound(lanes: Any, problem: Any) -> tuple[int, float]:

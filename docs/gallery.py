@@ -176,11 +176,14 @@ def cards() -> str:
 
 
 def draw() -> None:
-    """Pictures of the environments that no film shows: 32 uncontrolled paths of each."""
+    """Pictures of the environments that no film shows: 32 paths of each, without control and
+    steered, from the same noises.
+    """
     import matplotlib.pyplot as plt
     import torch
 
-    from girsanov import make_problem, rollout
+    from girsanov import make_problem, rollout, zoo
+    from girsanov.envs.env import problem_of
 
     for name in (
         "GaussianMixture-v0",
@@ -189,11 +192,21 @@ def draw() -> None:
         "LinearOrnsteinUhlenbeck-v0",
         "DoubleWell-v0",
     ):
-        problem = make_problem(f"girsanov/{name}")
-        paths = rollout(problem, None, 32, torch.Generator().manual_seed(0)).states
-        figure, axes = plt.subplots(figsize=(4, 3), layout="constrained")
-        axes.plot(paths[..., 0].numpy(), color="tab:blue", alpha=0.4, linewidth=0.8)
-        axes.set(title="first coordinate, uncontrolled", xlabel="step")
+        if f"pde/{name}" in zoo.names():
+            agent = zoo.load(f"pde/{name}", device="cpu")
+            problem, title = problem_of(agent.get_env()), "steered by PDE"
+            steered = agent.policy.control
+        else:
+            problem, title = make_problem(f"girsanov/{name}"), "steered by the optimum"
+            steered = problem.optimal_control  # type: ignore[attr-defined]
+        figure, axes = plt.subplots(1, 2, figsize=(7, 3), sharey=True, layout="constrained")
+        panels = {"without control": None, title: steered}
+        for axis, (words, policy) in zip(axes, panels.items(), strict=True):
+            generator = torch.Generator().manual_seed(0)
+            paths = rollout(problem, policy, 32, generator).states[..., 0].detach()
+            axis.plot(paths.numpy(), color="tab:blue", alpha=0.4, linewidth=0.8)
+            axis.set(title=words, xlabel="step")
+        axes[0].set_ylabel("first coordinate")
         file = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("-v0")).lower()
         figure.savefig(DOCS / "films" / f"{file}.png", dpi=100)
         plt.close(figure)

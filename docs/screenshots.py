@@ -1,18 +1,25 @@
-"""The screenshot of the HTML report in these pages, as headless Chromium shows it.
+"""The screenshots in these pages, as headless Chromium shows them: the HTML report, TensorBoard.
 
-    python docs/screenshots.py
+    python docs/screenshots.py [report] [tensorboard]
 
-It writes the report of committed results into a temporary folder and photographs it into
-docs/screenshots/. Needs Chromium on the path; nothing is fetched.
+It writes the report of committed results into a temporary folder and photographs it, and what
+TensorBoard makes of it, into docs/screenshots/. Needs Chromium on the path; nothing is fetched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+from girsanov.scoreboard.output.tensorboard import address
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.storage import archive
 
@@ -34,15 +41,44 @@ def photograph(url: str, to: Path, wait: float, size: str = "1400,900") -> None:
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=600)
 
 
-def main() -> None:
-    """Write the report, and photograph it."""
+@contextlib.contextmanager
+def tensorboard(folder: Path) -> Iterator[int]:
+    """TensorBoard on a folder; its port, once it has read the events."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
+    words += ["--load_fast", "false", "--reload_interval", "5"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, *words], **quiet)  # type: ignore[call-overload]
+    try:
+        runs = b""
+        while len(runs) < 10:  # of nothing: []
+            time.sleep(1)
+            with contextlib.suppress(OSError):
+                runs = urllib.request.urlopen(f"http://localhost:{port}/data/runs").read()
+        time.sleep(5)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def main(wanted: list[str]) -> None:
+    """Write the report, and photograph it, and what TensorBoard shows."""
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         shutil.copy(RESULTS / archive.FILE, out)
         page = report(out, refine=False).with_suffix(".html")
-        photograph(page.as_uri(), FOLDER / "report.png", 5, "1400,1600")
+        if "report" in wanted:
+            photograph(page.as_uri(), FOLDER / "report.png", 5, "1400,1600")
+        if "tensorboard" in wanted:
+            with tensorboard(out) as port:
+                scores, bands = FOLDER / "tensorboard.png", FOLDER / "tensorboard_agents.png"
+                photograph(address(port), scores, 60, "1400,1000")
+                photograph(f"http://localhost:{port}/#custom_scalars", bands, 60, "1400,1000")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["report", "tensorboard"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from numbers import Integral, Real
@@ -159,7 +160,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     runs: a decorator for constructors. Ranges are theirs.
 
     Raises:
-        ValueError: another kind came, or a number that is not finite.
+        ValueError: another kind came, or a number that is not finite. It tells the range, too,
+            where the function refuses ``-MOST`` in words of its own.
     """
     signature = inspect.signature(function)
     doors = {
@@ -177,10 +179,33 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, (check, default) in doors.items():
             value = given.get(name, default)
             if value is not default:
-                check(name, value)
+                try:
+                    check(name, value)
+                except ValueError as error:
+                    raise ValueError(_with_range(function, given, name, error)) from None
         return function(*args, **kwargs)
 
     return call
+
+
+def _with_range(
+    function: Callable[..., Any], given: Mapping[str, Any], name: str, error: ValueError
+) -> str:
+    """What a function says of a number that it can't allow, said of what came; else ``error``."""
+    bound, value = inspect.signature(function).bind_partial(), given[name]
+    kind = str(bound.signature.parameters[name].annotation).removesuffix(" | None")
+    if kind not in ("int", "float") or (kind == "float" and isinstance(value, float)):
+        return str(error)  # NaN and infinity are told as what they are
+    bound.arguments = {**given, name: -MOST}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function(*bound.args, **bound.kwargs)
+    except Exception as refusal:
+        said, _, _ = str(refusal).partition("; got")
+        if isinstance(refusal, ValueError) and said.startswith(f"{name} must be "):
+            return f"{said}; got {shown(value)}"
+    return str(error)
 
 
 def _check_any_integer(name: str, value: Any) -> None:

@@ -18,9 +18,13 @@ import torch
 
 from ..envs.problem import Policy, Problem, rollout
 from .evaluation import SAMPLE_SEED, generator_on, policy_of
+from .plots import name_of
 from .registry import find_agent, make_env
 from .spec import RunSpec
 from .storage.records import read_record, write_whole
+
+#: Pixels of a film's caption.
+CAPTION = 24
 
 
 @torch.no_grad()
@@ -50,7 +54,7 @@ def film(
     return [
         np.concatenate(
             [
-                _titled(problem.render(path[: k + 1]), name)
+                titled(problem.render(path[: k + 1]), name)
                 for path, name in zip(paths, policies, strict=True)
             ],
             1,
@@ -107,20 +111,22 @@ def film_run(folder: Path, frames: int = 50, seconds: float = 5.0, seed: int = S
     env = make_env(spec.env, spec.env_kwargs, "cpu")
     model = agent.load(str(folder / "model.zip"), env, "cpu")
     policies: dict[str, Policy | None] = {
-        "uncontrolled": None,
-        spec.agent: policy_of(model, env.problem),
+        "without control": None,
+        f"steered by {name_of(spec.agent)}": policy_of(model, env.problem),
     }
     path = folder / "behaviour.gif"
     write_gif(path, film(env.problem, policies, seed, frames), seconds)
     return path
 
 
-def _titled(picture: np.ndarray, title: str) -> np.ndarray:
-    from PIL import Image, ImageDraw
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """A picture ``(H, W, 3)`` with a caption above it."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + 20), "white")
-    image.paste(Image.fromarray(picture), (0, 20))
-    ImageDraw.Draw(image).text((picture.shape[1] // 2, 5), title, fill="black", anchor="ma")
+    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + CAPTION), "white")
+    image.paste(Image.fromarray(picture), (0, CAPTION))
+    font, middle = ImageFont.load_default(15), (picture.shape[1] // 2, CAPTION // 2)
+    ImageDraw.Draw(image).text(middle, title, fill="black", anchor="mm", font=font)
     return np.asarray(image)
 
 

@@ -51,7 +51,7 @@ from .storage.shapes import told_of
 from .tables import markdown
 
 #: Paths of a pooled certificate at most: those of learnt policies carry far more than free ones.
-_LENT_PATHS = 4096
+_LENT_PATHS = 2048
 _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success", *COSTS)
 
 

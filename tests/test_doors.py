@@ -97,9 +97,11 @@ KINDS: dict[str, str] = {
     "out": "path",
     "path": "path",
     "paths": "count",
+    "optimizers": "flag",
     "plan": "settings",
     "points": "count",
     "policy": "policy",
+    "private": "flag",
     "problem": "problem",
     "progress": "flag",
     "cache": "flag",
@@ -108,15 +110,20 @@ KINDS: dict[str, str] = {
     "reference_starts": "whole",
     "refine": "flag",
     "render_mode": "name",
+    "repo": "words",
     "reset_num_timesteps": "flag",
+    "revision": "words",
     "samples": "count",
     "seed": "seed",
     "seeds": "whole_names",
     "selection": "group",
     "start": "control",
     "targets": "group",
+    "stats_window_size": "count",
     "tb_log_name": "words",
     "tensors": "flag",
+    "to": "path",
+    "token": "words",
     "total_timesteps": "whole",
     "trust_pickle": "flag",
     "unit": "name",
@@ -234,10 +241,12 @@ def good(name: str) -> dict[str, Any]:
         "RunSpec": spec,
         "certificate": {"problem": problem(), "n": 3, **drawn},
         "compare": {"comparison": girsanov.Comparison(**comparison)},
+        "from_hub": {"repo": "me/agents", "to": Path("nowhere")},
         "make_ppo": {"env": problem()},
         "make_problem": {"env_id": "girsanov/GaussianMixture-v0"},
         "make_sac": {"env": problem()},
         "objective": {"problem": problem(), "policy": None, "n": 3, **drawn},
+        "push_to_hub": {"out": Path("nowhere"), "repo": "me/agents"},
         "report": {"out": Path("nowhere")},
         "rollout": {"problem": problem(), "policy": None, "n": 3, **drawn},
     }.get(name, {})
@@ -455,6 +464,20 @@ def test_problems_refuse_bad_settings_by_name(env_id: str) -> None:
             if said is not None and "keyword argument" not in said:  # one not taken, or set
                 wrong[f"{name}={value!r}"] = said
     assert not wrong, "\n".join(f"{case} {said}" for case, said in wrong.items())
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "words"),
+    [
+        ("Digits-v0", {"target": "three"}, "target must be an integer from 0 to 9; got 'three'"),
+        ("GaussianMixture-v0", {"dimension": 2.5}, "an even integer of at least 2; got 2.5"),
+        ("Pendulum-v0", {"temperature": None}, "temperature must be a positive number; got None"),
+        ("LinearQuadratic-v0", {"seed": "x"}, "seed must be an integer; got 'x'"),  # any does
+    ],
+)
+def test_another_kind_is_told_the_range(env_id: str, settings: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_problem(f"girsanov/{env_id}", **settings)
 
 
 def plain_arguments(make: Any) -> dict[str, str]:

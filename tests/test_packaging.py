@@ -104,8 +104,10 @@ def requirements(metadata: Message) -> list[Requirement]:
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     wanted = {path.relative_to(ROOT).as_posix() for path in sources(ROOT)}
-    data = (ROOT / "envs" / "checkpoints").rglob("*")
-    wanted |= {"py.typed"} | {path.relative_to(ROOT).as_posix() for path in data if path.is_file()}
+    wanted.add("py.typed")
+    for folder in ("envs/checkpoints", "scoreboard/sharing/agents"):
+        data = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+        wanted |= {path.relative_to(ROOT).as_posix() for path in data}
     installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert installed == {f"girsanov/{name}" for name in wanted}
     assert any(name.endswith(".safetensors") for name in installed)

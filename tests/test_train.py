@@ -214,7 +214,7 @@ BAD = {
     ),
     "temperature in words": (
         {"--env-kwargs": ["temperature=hot"]},
-        "temperature must be a finite number; got 'hot'",
+        "temperature must be a positive number; got 'hot'",
     ),
     "unknown argument": (
         {"--env-kwargs": ["colour=1"]},

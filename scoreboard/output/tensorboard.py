@@ -177,22 +177,28 @@ def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray], quantity: s
 
 
 def layout(quantity: str) -> dict[str, dict[str, list[Any]]]:
-    """The charts of the Custom Scalars tab, the score's first."""
+    """The charts of the Custom Scalars tab. The score has a section of its own, the first:
+    TensorBoard keeps the order of sections, and not that of the charts in them.
+    """
     others = [name for name in ("objective", "reward", "kl", "success") if name != quantity]
-    first = {
-        f"{name}: mean of seeds, 95% band": [
-            "Margin",
-            [f"eval/{name}", f"interval/{name}_low", f"interval/{name}_high"],
-        ]
+    means = {
+        name: ["Margin", [f"eval/{name}", f"interval/{name}_low", f"interval/{name}_high"]]
         for name in (quantity, *others)
     }
     every = {name: ["Multiline", [f"^eval/{name}$"]] for name in (quantity, *others)}
-    training = {
-        "losses": ["Multiline", ["^train/.*loss"]],
-        "learning rate": ["Multiline", ["^train/learning_rate$"]],
-        "return of training paths": ["Multiline", ["^rollout/ep_rew_mean$"]],
+    return {
+        quantity: {
+            f"{quantity}: mean of seeds, 95% band": means[quantity],
+            f"{quantity}: every run": every[quantity],
+        },
+        "means of seeds, 95% band": {name: means[name] for name in others},
+        "every run": {name: every[name] for name in others},
+        "training": {
+            "losses": ["Multiline", ["^train/.*loss"]],
+            "learning rate": ["Multiline", ["^train/learning_rate$"]],
+            "return of training paths": ["Multiline", ["^rollout/ep_rew_mean$"]],
+        },
     }
-    return {"agents": first, "seeds": every, "training": training}
 
 
 def clear(folder: Path) -> None:

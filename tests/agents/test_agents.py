@@ -141,6 +141,13 @@ def test_episodes_are_counted_for_sb3s_callbacks(agent):
 
 
 @AGENTS
+def test_it_has_what_sb3_s_recipes_ask_for(agent):
+    model = small(agent, stats_window_size=3).learn(1)
+    assert model.gamma == 1.0  # of the HParams recipe
+    assert model.ep_info_buffer.maxlen == 3
+
+
+@AGENTS
 def test_predicts_from_float64_as_sb3s_own_policies_do(agent):
     model = small(agent)
     observation = observe(model.problem, 30, torch.linspace(-1, 1, 10).reshape(5, 2)).numpy()

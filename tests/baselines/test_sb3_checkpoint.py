@@ -76,6 +76,18 @@ def test_it_goes_on_as_from_stable_baselines3_s_own_file(
     )
 
 
+@MAKERS
+def test_another_temperature_is_told(make: Any, tmp_path: Path) -> None:
+    model = small(make)
+    save_sb3(model, tmp_path / "model")
+    load_sb3(tmp_path / "model.zip", DoubleWell(), "cpu")  # which warns of nothing
+    words = "learnt at temperature 1 and is loaded into 0.5"
+    with pytest.warns(UserWarning, match=words):
+        other = load_sb3(tmp_path / "model.zip", DoubleWell(temperature=0.5), "cpu")
+    if isinstance(other, SAC):  # what it learns next is the new problem's optimum
+        assert other.ent_coef == 0.5 and float(other.ent_coef_tensor) == 0.5
+
+
 def test_sac_takes_its_past_along_when_asked(tmp_path: Path) -> None:
     model = small(make_sac, buffer_size=400, ent_coef=0.01, n_steps=3).learn(160)
     save_sb3(model, tmp_path / "m", replay_buffer=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from girsanov.envs import make_problem
-from girsanov.scoreboard.animation import film, film_run, main, write_gif
+from girsanov.scoreboard.animation import CAPTION, film, film_run, main, write_gif
 from girsanov.scoreboard.runner import execute
 from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 
@@ -19,10 +19,10 @@ def test_a_film_shows_each_policy_on_the_same_noises() -> None:
     problem = make_problem("girsanov/Pendulum-v0", steps=10)
     push = lambda k, x: torch.ones(len(x), 1)  # noqa: E731
     frames = film(problem, {"uncontrolled": None, "again": None, "pushed": push}, frames=4)
-    assert len(frames) == 4 and frames[0].shape == (320, 900, 3)
-    first, again, pushed = np.split(frames[-1][20:], 3, axis=1)
+    assert len(frames) == 4 and frames[0].shape == (300 + CAPTION, 900, 3)
+    first, again, pushed = np.split(frames[-1][CAPTION:], 3, axis=1)
     assert np.array_equal(first, again) and not np.array_equal(first, pushed)
-    begun = np.split(frames[0][20:], 3, axis=1)
+    begun = np.split(frames[0][CAPTION:], 3, axis=1)
     assert np.array_equal(begun[0], begun[2])  # all begin together
 
 
@@ -48,7 +48,7 @@ def test_a_finished_run_is_filmed(tmp_path: Path, capsys: pytest.CaptureFixture[
     execute(spec, tmp_path)
     assert main([str(spec.folder(tmp_path))]) == 0
     with Image.open(spec.folder(tmp_path) / "behaviour.gif") as image:
-        assert image.size == (600, 320) and image.n_frames == 6  # type: ignore[attr-defined]
+        assert image.size == (600, 300 + CAPTION) and image.n_frames == 6  # type: ignore[attr-defined]
     assert "behaviour.gif" in capsys.readouterr().out
 
 

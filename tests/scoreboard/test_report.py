@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,18 @@ from girsanov.scoreboard.storage.files import printable
 from girsanov.scoreboard.storage.records import RunFolder
 
 
+def words_of(path: Path) -> str:
+    """A report whose prose is not broken into lines."""
+    return re.sub(r"(?<=\S)\n(?:  )?(?=[^\s|#!*-])", " ", path.read_text())
+
+
 def test_a_closer_certificate_is_told(finished: Path) -> None:
     for path in finished.rglob("record.json"):
         record = json.loads(path.read_text())
         closer = Certificate(-1.2, 0.05, -1.3, -1.1, 70.0, 4 * 4096, 4)
         record["reference"]["by_start"] = {**closer._asdict(), "certified": True}
         path.write_text(json.dumps(record))
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     assert (
         "From given starts, which no policy chooses, no more than -1.200 (-1.300 to -1.100; 4"
         " starts, 70 of 4,096" in text
@@ -41,7 +47,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def test_table_and_differences(finished: Path) -> None:
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     pde = _cells(text, "PDE (")
     assert pde[0] == "PDE (3 seeds)"
     # against the bound -1, and against the best J of -1.3: 0.6 / 0.9
@@ -65,7 +71,7 @@ def test_one_core_is_no_cores(finished: Path) -> None:
             record = json.loads(path.read_text())
             record["hardware"] |= {"cores": cores, "gpu": None}
             path.write_text(json.dumps(record))
-        assert words in report(finished).read_text()
+        assert words in words_of(report(finished))
 
 
 def test_equal_cost_is_read_off_the_curves(finished: Path) -> None:
@@ -85,7 +91,7 @@ def test_success_at_equal_cost(finished: Path) -> None:
         for row in rows:
             row["success"] = row["reward_queries"] / 200
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     assert [cell.split("; ")[1] for cell in _cells(text, "10.0 seconds")[1:]] == [
         "50% succeed",
         "12% succeed",
@@ -99,7 +105,7 @@ def test_nothing_is_read_off_a_line_between_two_points(finished: Path) -> None:
     for seed in range(3):  # cheaper than the others, and dearer
         _run(finished, "quick:train", seed, [0.0, 0.35], 5.0, 200.0, (1, 2, 2))
         _run(finished, "slow:train", seed, [0.0, 0.9], 100.0, 200.0, (1, 2, 2))
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     (heads,) = [line for line in text.splitlines() if line.startswith("| at |")]
     assert heads == "| at | PDE | PPO | quick:train | slow:train |"
     assert _cells(text, "10.0 seconds")[3:] == ["0.350 [0.350, 0.350]", "no curve"]
@@ -111,7 +117,7 @@ def test_nothing_is_read_off_a_line_between_two_points(finished: Path) -> None:
 def test_without_any_curve_there_are_no_such_tables(tmp_path: Path) -> None:
     _run(tmp_path, "quick:train", 0, [0.0, 0.35], 5.0, 200.0, (1, 2, 2))
     _run(tmp_path, "slow:train", 0, [0.0, 0.9], 100.0, 200.0, (1, 2, 2))
-    text = report(tmp_path).read_text()
+    text = words_of(report(tmp_path))
     assert "at equal cost" not in text and "as good as" not in text
 
 
@@ -128,7 +134,7 @@ def test_a_learner_without_a_curve_is_a_diamond_and_the_first_evaluation_has_a_b
 
 
 def test_the_cost_of_anothers_score_is_a_median_over_seeds(finished: Path) -> None:
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     # pde's three seeds are at 0.3, the median end of ppo's, after 50, 37.5 and 18.75 episodes; of
     # ppo's own one never is
     assert _cells(text, "PPO: 0.300") == ["PPO: 0.300", "1,875; 3.8 s", "5,000; 40.0 s"]
@@ -149,7 +155,7 @@ def test_pictures_are_drawn_and_logged(finished: Path) -> None:
 
 def test_nothing_uncertified_looks_certified(tmp_path: Path) -> None:
     _run(tmp_path, "sac", 0, [None, None, None], 10.0, 12.0, (3,))
-    text = report(tmp_path).read_text()
+    text = words_of(report(tmp_path))
     assert (
         "**Not certified**: only 12.0 of 1000" in text
         and "no policy is worth more than" not in text
@@ -172,12 +178,12 @@ def test_a_certified_bound_that_leaves_nothing_to_gain_is_not_called_uncertified
     record["reference"]["certificate"] |= {"bound": -3.9, "low": -4.1, "high": -3.7}
     record["final"]["objective"] = -3.95
     path.write_text(json.dumps(record))
-    assert _cells(report(tmp_path).read_text(), "SAC (")[1] == "nothing to gain"
+    assert _cells(words_of(report(tmp_path)), "SAC (")[1] == "nothing to gain"
 
 
 def test_a_policy_above_the_bound_refutes_it_and_no_score_exceeds_one(finished: Path) -> None:
     _run(finished, "pi-ft", 0, [0.0, 1.5], 10.0, 200.0, (1, 2, 2))  # J = 0.5, the bound -1
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     assert "**Refuted**: PI-FT is worth 0.500 (s.e. 0.010), more than 3 standard errors" in text
     assert "**No bound stands**" in text
     assert _cells(text, "PI-FT (")[1] == "refuted; at most 1.000"
@@ -189,7 +195,7 @@ def test_a_policy_above_the_bound_refutes_it_and_no_score_exceeds_one(finished: 
 def test_the_winner_of_an_access_class_is_bold_and_costs_are_told_where_known(
     finished: Path,
 ) -> None:
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     assert "**0.6" not in text and "access class |" not in text  # records of before
     for path in finished.rglob("record.json"):
         record = json.loads(path.read_text())
@@ -204,7 +210,7 @@ def test_the_winner_of_an_access_class_is_bold_and_costs_are_told_where_known(
                 "cpu_seconds": 2 * row["seconds"] ** 1.5,
             }
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = report(finished).read_text()
+    text = words_of(report(finished))
     pde = _cells(text, "PDE (")
     assert pde[1:3] == ["interaction", "**0.600 to 0.667 [0.400, 1.000]**"]
     assert pde[-3:-1] == ["7,000", "12.5"] and "| model evaluations | CPU seconds |" in text
@@ -226,7 +232,7 @@ def test_policies_lend_their_paths_once(tmp_path: Path) -> None:
     )
     execute(spec, tmp_path)
     told: list[str] = []
-    text = report(tmp_path, on_stage=told.append).read_text()
+    text = words_of(report(tmp_path, on_stage=told.append))
     assert told[0].startswith("girsanov/LinearQuadratic-v0: the bound, anew from 256 paths")
     assert told[1] == "girsanov/LinearQuadratic-v0: tables and pictures"
     assert "paths, in equal parts uncontrolled and of PDE" in text
@@ -236,9 +242,9 @@ def test_policies_lend_their_paths_once(tmp_path: Path) -> None:
     kept["pooled"]["certificate"]["bound"] = 7.25
     file.write_text(json.dumps(kept))
     RunFolder(tmp_path, spec).model.write_bytes(b"no model")
-    assert "7.250" in report(tmp_path).read_text()
+    assert "7.250" in words_of(report(tmp_path))
     file.write_text(json.dumps({**kept, "runs": []}))  # other runs: not theirs, and none can lend
-    text = report(tmp_path).read_text()
+    text = words_of(report(tmp_path))
     assert "7.250" not in text and "in equal parts" not in text
 
 
@@ -247,9 +253,8 @@ def test_what_is_missing_is_named(finished: Path) -> None:
         finished, RunSpec("girsanov/Fake-v0", "pde", 9, Budget(100), {"steps": 50})
     ).begin():
         pass
-    assert (
-        "**Not finished** (the same command continues): Fake-v0/pde/seed9."
-        in report(finished).read_text()
+    assert "**Not finished** (the same command continues): Fake-v0/pde/seed9." in words_of(
+        report(finished)
     )
 
 
@@ -280,7 +285,7 @@ def test_what_records_hold_is_words_in_the_report(
     record |= {"command": evil, "access": evil, "versions": {evil: evil}}
     record["hardware"]["cpu"] = evil
     path.write_text(json.dumps(record))
-    text = report(tmp_path).read_text()
+    text = words_of(report(tmp_path))
     command = next(line for line in text.splitlines() if line.startswith("- Command: `"))
     assert command.count("`") == 2 and command.endswith("`")  # nothing in code is markup
     text = text.replace(command, "")

@@ -279,7 +279,7 @@ def test_the_solution_is_found_when_asked_for_and_follows_the_dtype() -> None:
         ({"step_size": -0.1}, "step_size must be a positive number; got -0.1"),
         ({"noise": 0.0}, "noise must be a positive number; got 0.0"),
         ({"dimension": 0}, "dimension must be an integer of at least 1; got 0"),
-        ({"steps": 1.5}, "steps must be an integer; got 1.5"),
+        ({"steps": 1.5}, "steps must be an integer of at least 1; got 1.5"),
         ({"spread": -1.0}, "spread must be a number of at least 0; got -1.0"),
         ({"kappa": [1.0, 2.0]}, r"kappa must be a finite number or 10 of them; got \[1.0, 2.0\]"),
         ({"nu": math.nan}, "nu must be a finite number or 10 of them; got nan"),

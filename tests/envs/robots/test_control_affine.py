@@ -382,7 +382,7 @@ def test_gradients_flow_through_a_rollout(env_id: str, generator: torch.Generato
     [
         ({"integrator": "heun"}, r"integrator must be one of \['euler', 'rk4'\]; got 'heun'"),
         ({"refine": 0}, "refine must be an integer of at least 1; got 0"),
-        ({"horizon": 2.5}, "horizon must be an integer; got 2.5"),
+        ({"horizon": 2.5}, "horizon must be an integer of at least 1; got 2.5"),
         ({"angles": (1,)}, r"angles must be coordinates in 0..0; got \(1,\)"),
     ],
 )
@@ -396,7 +396,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None
     [
         ("CartPoleSwingUp", {"damping": -1.0}, "damping must be a number of at least 0; got -1.0"),
         ("CartPoleSwingUp", {"force_scale": 0}, "force_scale must be a positive number; got 0"),
-        ("CartPoleSwingUp", {"refine": 1.5}, "refine must be an integer; got 1.5"),
+        ("CartPoleSwingUp", {"refine": 1.5}, "refine must be an integer of at least 1; got 1.5"),
         (
             "TwoLinkArm",
             {"target": (1.0, 0.0)},
