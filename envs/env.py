@@ -266,6 +266,8 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._steering = Steering(problem, self.actions)
         self.episode_length = self._steering.episode_length  #: actions until the horizon
         self._mode = modes[autoreset_mode]
+        self._shape = (num_envs, *(self.single_action_space.shape or ()))
+        self._noise_shape = (num_envs, *problem.noise_shape)
         self._generator = torch.Generator(device_of(problem))
         self._k = problem.horizon
         self._x: Tensor | None = None
@@ -308,16 +310,16 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self._path.extend(states)
         ended = self._k == problem.horizon
         self._return = self._return + reward  # NaN and infinity stay in a sum
-        if (ended or not self.tensors) and not torch.isfinite(self._return).all():
+        if (ended or not self.tensors) and not is_finite(self._return):
             # looking would make a GPU wait
             raise ValueError(
                 f"the reward of {type(problem).__name__} must be finite; got NaN or infinity at"
                 f" step {k}"
             )
         infos = self._infos(reward, steered)
-        truncated = torch.zeros(self.num_envs, dtype=torch.bool, device=reward.device)
-        paid = reward - problem.temperature * steered.kl
-        out = self._out(paid, truncated | ended, truncated)
+        never = torch.zeros(self.num_envs, dtype=torch.bool, device=reward.device)
+        over = torch.ones_like(never) if ended else torch.zeros_like(never)
+        out = self._out(reward - problem.temperature * steered.kl, over, never)
         if ended and self._mode is AutoresetMode.SAME_STEP:
             infos["final_obs"] = self._seen()
             infos["final_info"] = {key: infos[key] for key in INFOS}
@@ -348,15 +350,15 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return tuple(self.problem.render(path) for path in torch.stack(self._path, 1).cpu())
 
     def _given(self, actions: Any) -> Tensor:
-        shape = (self.num_envs, *(self.single_action_space.shape or ()))
+        shape = self._shape
         if not isinstance(actions, Tensor):
             actions = torch.from_numpy(_check_action(actions, shape))
-            if actions.isnan().any():
-                lanes = int(actions.isnan().any(1).sum())
+            # NaN stays in a sum, which is much quicker to look at
+            if torch.isnan(actions.sum()) and (lanes := int(actions.isnan().any(1).sum())):
                 raise ValueError(f"action must hold no NaN; got {lanes} lanes with some")
         elif tuple(actions.shape) != shape:
             raise ValueError(f"action must have shape {shape}; got {tuple(actions.shape)}")
-        return actions.view(self.num_envs, *self.problem.noise_shape)
+        return actions.view(self._noise_shape)
 
     def _restart(self) -> Any:
         self._k, self._return = 0, 0.0
@@ -386,11 +388,14 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if not self.tensors:
             arrays = [_float32(x) for x in arrays]
         infos = dict(zip(INFOS, (*numbers, *arrays), strict=True))
-        return infos | {f"_{key}": np.ones(self.num_envs, bool) for key in INFOS}
+        infos.update(dict.fromkeys(_SAID, np.ones(self.num_envs, bool)))
+        return infos
 
 
 #: What ``infos`` hold of every step, as ``ProblemEnv`` says.
 INFOS = ("task_reward", "kl", "log_ratio", "noise", "state")
+#: Where Gymnasium says which lanes they hold it of: of all.
+_SAID = tuple(f"_{key}" for key in INFOS)
 
 
 def _check_render_mode(render_mode: Any) -> None:

@@ -182,9 +182,25 @@ def dtype_of(problem: Problem) -> torch.dtype:
     return problem.initial(1, torch.Generator(device_of(problem)).manual_seed(0)).dtype
 
 
+#: Rows up to this long are summed column by column: several times as quick on a CPU, and the same
+#: to the bit, as torch adds so few from left to right too.
+_SHORT = 4
+
+
+def row_sums(a: Tensor) -> Tensor:
+    """Sum over every dimension but the first: ``(n, ...) -> (n,)``."""
+    rows = a.flatten(1)
+    if not (rows.is_cpu and 1 <= rows.shape[1] <= _SHORT):
+        return rows.sum(1)
+    first, *rest = rows.unbind(1)
+    for column in rest:
+        first = first + column
+    return first
+
+
 def squared_norm(a: Tensor) -> Tensor:
     """Sum of squares over every dimension but the first: ``(n, ...) -> (n,)``."""
-    return a.flatten(1).square().sum(1)
+    return row_sums(a.square())
 
 
 def finite_rewards(reward: Tensor, what: str) -> Tensor:
