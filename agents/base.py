@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
 from torch import Tensor, nn
 
-from ..envs.checks import check_policy
+from ..envs.checks import check_integer, check_policy
 from ..envs.env import as_env, problem_of
 from ..envs.problem import Policy, Trajectories, check_positive, rollout
 from .callbacks import StepCalls, StepProgressBar, StoppedByCallback
@@ -149,13 +149,15 @@ class ProblemAgent(SavedAgent):
             ValueError: the policy's controls are no numbers, or the rewards are none.
         """
         n = self.n_trajectories if n is None else n
+        check_integer("n", n)
         check_policy("policy", policy)
         stopped, lost = [], torch.zeros((), dtype=torch.bool, device=self.device)
 
         def checked(k: int, x: Tensor) -> Tensor:
             assert policy is not None
             a = policy(k, x)
-            lost.logical_or_(~a.isfinite().all())  # looked at after the rollout: no wait for a GPU
+            if isinstance(a, Tensor):  # else the rollout says so
+                lost.logical_or_(~a.isfinite().all())  # looked at afterwards: no wait for a GPU
             return a
 
         def on_step(k: int) -> bool:

@@ -19,6 +19,8 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
+from ..envs.checks import check_positive
+
 #: The first weights of an actor's last layer are this much smaller than SB3's, as PPO's own are.
 _GAIN = 0.01
 
@@ -37,6 +39,7 @@ class KLActorCriticPolicy(ActorCriticPolicy):
     """
 
     def __init__(self, *args: Any, control_bound: float = 1.0, **kwargs: Any) -> None:
+        check_positive("control_bound", control_bound)
         self.control_bound = control_bound
         self.last_mean: Tensor | None = None  #: of the last actions drawn, (n, noise size)
         super().__init__(*args, **kwargs)

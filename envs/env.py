@@ -21,7 +21,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from .actions import Steered, Steering, action_form
-from .checks import check_flag, check_integer, check_one_of, check_shape, is_finite, shown
+from .checks import check_flag, check_integer, check_one_of, check_states, is_finite, shown
 from .observations import StateObservation, observation_of
 from .problem import Policy, Problem, check_problem, device_of
 
@@ -148,7 +148,7 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
             self._generator.manual_seed(_torch_seed(self.np_random))
         self._k = 0
         self._x = self.problem.initial(1, self._generator)
-        check_shape("initial states", self._x, (1, *self.problem.state_shape))
+        check_states("initial states", self._x, (1, *self.problem.state_shape))
         self._path = [self._x]
         noise = np.zeros(self.problem.noise_shape, np.float32)
         info = {"task_reward": 0.0, "kl": 0.0, "noise": noise, "log_ratio": 0.0}
@@ -363,7 +363,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _restart(self) -> Any:
         self._k, self._return = 0, 0.0
         self._x = self.problem.initial(self.num_envs, self._generator)
-        check_shape("initial states", self._x, (self.num_envs, *self.problem.state_shape))
+        check_states("initial states", self._x, (self.num_envs, *self.problem.state_shape))
         self._path = [self._x]
         return self._seen()
 
@@ -438,7 +438,7 @@ def as_env(env: Any, **kwargs: Any) -> Any:
     if isinstance(env, Problem):
         return ProblemEnv(env, **kwargs)
     if isinstance(env, str):
-        if len(env) > 300:
+        if len(env) > 300 or not env.isprintable():
             raise ValueError(f"env must be a registered id; got {shown(env)}")
         try:
             return gym.make(env, **kwargs)

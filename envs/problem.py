@@ -28,6 +28,7 @@ from .checks import (
     check_generator,
     check_policy,
     check_shape,
+    check_states,
     is_finite,
     shown,
 )
@@ -266,7 +267,7 @@ def rollout(
     check_generator("generator", generator)
     check_policy("policy", policy)
     x = problem.initial(n, generator) if start is None else start
-    check_shape("start", x, (n, *problem.state_shape))
+    check_states("start", x, (n, *problem.state_shape))
     shape = (problem.horizon, n, *problem.noise_shape)
     if noises is None:
         noises = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -274,6 +275,7 @@ def rollout(
     states, controls, rewards = [x], [], []
     for k in range(problem.horizon):
         a = torch.zeros_like(noises[k]) if policy is None else policy(k, x)
+        check_shape("policy(k, x)", a, shape[1:])
         rewards.append(problem.running_reward(k, x))
         x = problem.transition(k, x, noises[k] + a)
         states.append(x)
@@ -281,7 +283,6 @@ def rollout(
         if on_step is not None and not on_step(k):
             raise InterruptedError("the rollout was stopped by its callback")
     name, terminal = type(problem).__name__, problem.terminal_reward(x)
-    check_shape("policy(k, x)", controls[-1], shape[1:])
     check_shape(f"{name}.running_reward(k, x)", rewards[-1], (n,))
     check_shape(f"{name}.terminal_reward(x)", terminal, (n,))
     paths = Trajectories(

@@ -128,6 +128,12 @@ def test_sac_is_not_charged_and_its_likelihoods_are_relative_to_the_noise() -> N
     assert float(actor.last_kl.mean()) == pytest.approx(0.5 * 2 * 0.5**2, abs=0.02)
 
 
+def test_a_bound_of_the_control_is_a_positive_number() -> None:
+    """Settings of checkpoints go straight to the policy."""
+    with pytest.raises(ValueError, match="control_bound must be a positive number; got 'wide'"):
+        make_ppo(Drift(), seed=0, policy_kwargs={"control_bound": "wide"})
+
+
 def test_what_sac_draws_before_it_learns_has_no_price() -> None:
     """Nor after an evaluation in between, which asks the same policy for other actions."""
     prices: list[tuple[int, float]] = []
