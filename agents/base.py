@@ -153,13 +153,15 @@ class ProblemAgent(SavedAgent):
             ValueError: the policy's controls are no numbers, or the rewards are none.
         """
         n = self.n_trajectories if n is None else n
+        check_integer("n", n)
         check_policy("policy", policy)
         stopped, lost = [], torch.zeros((), dtype=torch.bool, device=self.device)
 
         def checked(k: int, x: Tensor) -> Tensor:
             assert policy is not None
             a = policy(k, x)
-            lost.logical_or_(~a.isfinite().all())  # looked at after the rollout: no wait for a GPU
+            if isinstance(a, Tensor):  # else the rollout says so
+                lost.logical_or_(~a.isfinite().all())  # looked at afterwards: no wait for a GPU
             return a
 
         def on_step(k: int) -> bool:

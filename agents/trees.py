@@ -76,7 +76,19 @@ def unpacked(checkpoint: Checkpoint) -> Any:
     return walk(checkpoint.settings["tree"])
 
 
-_LEAVES: dict[str, Callable[[Tensor], Any]] = {_TENSOR: lambda t: t, _ARRAY: lambda t: t.numpy()}
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor where torch itself would have put it: in a file it may begin at any byte, and
+    products of matrices that begin elsewhere are rounded in another order.
+    """
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
+
+
+#: Bytes; those of torch's own allocations on a CPU.
+_ALIGNMENT = 64
+_LEAVES: dict[str, Callable[[Tensor], Any]] = {
+    _TENSOR: aligned,
+    _ARRAY: lambda t: aligned(t).numpy(),
+}
 
 
 def to(parts: Iterable[Any], device: torch.device) -> list[Any]:

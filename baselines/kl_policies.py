@@ -19,6 +19,8 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
+from ..envs.checks import check_positive
+
 #: The first weights of an actor's last layer are this much smaller than SB3's, as PPO's own are.
 _GAIN = 0.01
 
@@ -37,6 +39,7 @@ class KLActorCriticPolicy(ActorCriticPolicy):
     """
 
     def __init__(self, *args: Any, control_bound: float = 1.0, **kwargs: Any) -> None:
+        check_positive("control_bound", control_bound)
         self.control_bound = control_bound
         self.last_mean: Tensor | None = None  #: of the last actions drawn, (n, noise size)
         super().__init__(*args, **kwargs)
@@ -76,6 +79,7 @@ class KLActor(Actor):
     """
 
     last_kl: Tensor | None = None  #: log likelihood ratios of the last actions drawn, (n,)
+    last_action: Tensor | None = None  #: these actions, in [-1, 1], (n, noise size)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,6 +95,7 @@ class KLActor(Actor):
         """Actions in [-1, 1]; ``last_kl`` keeps what they cost."""
         action = super().forward(obs, deterministic)
         self.last_kl = self._relative(action, self.action_dist.log_prob(action))
+        self.last_action = action
         return action
 
     def action_log_prob(self, obs: Any) -> tuple[Tensor, Tensor]:
@@ -200,7 +205,8 @@ class RatioKept(Unpriced):
     ``(num_envs,)``: in the mean the temperature times KL.
 
     ``policy`` must be set to the ``KLSACPolicy`` that acts. Actions that are not the policy's (SB3
-    draws the first ``learning_starts`` ones without it) have no price.
+    draws the first ``learning_starts`` ones without it) have no price, whatever the policy was
+    asked for in between, by an evaluation say.
     """
 
     policy: KLSACPolicy
@@ -209,7 +215,15 @@ class RatioKept(Unpriced):
     def step_async(self, actions: np.ndarray) -> None:
         """As without the wrapper."""
         actor: Any = self.policy.actor
-        drawn, actor.last_kl = actor.last_kl, None
-        nats = np.zeros(self.num_envs, np.float32) if drawn is None else drawn.cpu().numpy()
+        nats = np.zeros(self.num_envs, np.float32)
+        if actor.last_kl is not None and self._drawn(actor, actions):
+            nats = actor.last_kl.detach().cpu().numpy()
+        actor.last_kl = actor.last_action = None
         self.price = self.venv.problem.temperature * nats  # type: ignore[attr-defined]
         self.venv.step_async(actions)
+
+    @staticmethod
+    def _drawn(actor: Any, actions: np.ndarray) -> bool:
+        """Whether these are the actions that the policy was last asked for."""
+        own = actor.bound * actor.last_action.detach().cpu().numpy()
+        return own.shape == actions.shape and np.allclose(own, actions, atol=1e-4 * actor.bound)

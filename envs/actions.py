@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_one_of, check_positive, check_shape
-from .problem import Problem, device_of, squared_norm
+from .problem import Problem, device_of, row_sums, squared_norm
 
 #: Of an action: its square is a number of float32.
 LARGEST_BOUND = 1e18
@@ -96,7 +96,7 @@ class ControlActions(ActionForm):
             action.shape, generator=generator, device=action.device, dtype=action.dtype
         ).add_(action)
         kl = 0.5 * squared_norm(action)
-        return Steered(noise, kl, kl - (action * noise).flatten(1).sum(1))
+        return Steered(noise, kl, kl - row_sums(action * noise))
 
 
 class NoiseActions(ActionForm):
@@ -173,12 +173,14 @@ class Steering:
         action = action.to(x).clamp(-self.form.bound, self.form.bound)
         steered = self.form.steer(action, generator)
         reward, z, states = x.new_zeros(len(x)), steered.noise, []
-        for _ in range(self._lengths[k]):
+        for left in range(self._lengths[k], 0, -1):
             if self._paid_on_the_way:
                 reward = reward + problem.running_reward(k, x)
             x = problem.transition(k, x, z)
             states.append(x)
-            k, z = k + 1, torch.zeros_like(z)  # what follows in the same action has no noise
+            k += 1
+            if left > 1:  # what follows in the same action has no noise
+                z = torch.zeros_like(z)
         if k == problem.horizon:
             reward = reward + problem.terminal_reward(x)
         name = type(problem).__name__

@@ -136,7 +136,7 @@ def check_dtype(name: str, value: Any) -> None:
 
 def check_policy(name: str, value: Any) -> None:
     """Raise a ValueError unless ``value`` can be a control, or is None: none at all."""
-    if value is not None and not callable(value):
+    if value is not None and (not callable(value) or isinstance(value, type)):
         raise ValueError(f"{name} must be a function of (k, x), or None; got {shown(value)}")
 
 
@@ -153,6 +153,13 @@ def check_shape(name: str, value: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(value, torch.Tensor) or value.shape != shape:
         got = tuple(value.shape) if isinstance(value, torch.Tensor) else shown(value)
         raise ValueError(f"{name} must be a tensor of shape {tuple(shape)}; got {got}")
+
+
+def check_states(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless ``value`` is a tensor of that shape, of floating-point numbers."""
+    check_shape(name, value, shape)
+    if not value.is_floating_point():
+        raise ValueError(f"{name} must be floating-point numbers; got {value.dtype}")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:

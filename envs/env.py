@@ -21,7 +21,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from .actions import Steered, Steering, action_form
-from .checks import check_flag, check_integer, check_one_of, check_shape, is_finite, shown
+from .checks import check_flag, check_integer, check_one_of, check_states, is_finite, shown
 from .observations import StateObservation, observation_of
 from .problem import Policy, Problem, check_problem, device_of
 
@@ -148,7 +148,7 @@ class ProblemEnv(gym.Env[np.ndarray, np.ndarray]):
             self._generator.manual_seed(_torch_seed(self.np_random))
         self._k = 0
         self._x = self.problem.initial(1, self._generator)
-        check_shape("initial states", self._x, (1, *self.problem.state_shape))
+        check_states("initial states", self._x, (1, *self.problem.state_shape))
         self._path = [self._x]
         noise = np.zeros(self.problem.noise_shape, np.float32)
         info = {"task_reward": 0.0, "kl": 0.0, "noise": noise, "log_ratio": 0.0}
@@ -266,6 +266,8 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._steering = Steering(problem, self.actions)
         self.episode_length = self._steering.episode_length  #: actions until the horizon
         self._mode = modes[autoreset_mode]
+        self._shape = (num_envs, *(self.single_action_space.shape or ()))
+        self._noise_shape = (num_envs, *problem.noise_shape)
         self._generator = torch.Generator(device_of(problem))
         self._k = problem.horizon
         self._x: Tensor | None = None
@@ -308,16 +310,16 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             self._path.extend(states)
         ended = self._k == problem.horizon
         self._return = self._return + reward  # NaN and infinity stay in a sum
-        if (ended or not self.tensors) and not torch.isfinite(self._return).all():
+        if (ended or not self.tensors) and not is_finite(self._return):
             # looking would make a GPU wait
             raise ValueError(
                 f"the reward of {type(problem).__name__} must be finite; got NaN or infinity at"
                 f" step {k}"
             )
         infos = self._infos(reward, steered)
-        truncated = torch.zeros(self.num_envs, dtype=torch.bool, device=reward.device)
-        paid = reward - problem.temperature * steered.kl
-        out = self._out(paid, truncated | ended, truncated)
+        never = torch.zeros(self.num_envs, dtype=torch.bool, device=reward.device)
+        over = torch.ones_like(never) if ended else torch.zeros_like(never)
+        out = self._out(reward - problem.temperature * steered.kl, over, never)
         if ended and self._mode is AutoresetMode.SAME_STEP:
             infos["final_obs"] = self._seen()
             infos["final_info"] = {key: infos[key] for key in INFOS}
@@ -348,20 +350,20 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return tuple(self.problem.render(path) for path in torch.stack(self._path, 1).cpu())
 
     def _given(self, actions: Any) -> Tensor:
-        shape = (self.num_envs, *(self.single_action_space.shape or ()))
+        shape = self._shape
         if not isinstance(actions, Tensor):
             actions = torch.from_numpy(_check_action(actions, shape))
-            if actions.isnan().any():
-                lanes = int(actions.isnan().any(1).sum())
+            # NaN stays in a sum, which is much quicker to look at
+            if torch.isnan(actions.sum()) and (lanes := int(actions.isnan().any(1).sum())):
                 raise ValueError(f"action must hold no NaN; got {lanes} lanes with some")
         elif tuple(actions.shape) != shape:
             raise ValueError(f"action must have shape {shape}; got {tuple(actions.shape)}")
-        return actions.view(self.num_envs, *self.problem.noise_shape)
+        return actions.view(self._noise_shape)
 
     def _restart(self) -> Any:
         self._k, self._return = 0, 0.0
         self._x = self.problem.initial(self.num_envs, self._generator)
-        check_shape("initial states", self._x, (self.num_envs, *self.problem.state_shape))
+        check_states("initial states", self._x, (self.num_envs, *self.problem.state_shape))
         self._path = [self._x]
         return self._seen()
 
@@ -386,11 +388,14 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if not self.tensors:
             arrays = [_float32(x) for x in arrays]
         infos = dict(zip(INFOS, (*numbers, *arrays), strict=True))
-        return infos | {f"_{key}": np.ones(self.num_envs, bool) for key in INFOS}
+        infos.update(dict.fromkeys(_SAID, np.ones(self.num_envs, bool)))
+        return infos
 
 
 #: What ``infos`` hold of every step, as ``ProblemEnv`` says.
 INFOS = ("task_reward", "kl", "log_ratio", "noise", "state")
+#: Where Gymnasium says which lanes they hold it of: of all.
+_SAID = tuple(f"_{key}" for key in INFOS)
 
 
 def _check_render_mode(render_mode: Any) -> None:
@@ -433,7 +438,7 @@ def as_env(env: Any, **kwargs: Any) -> Any:
     if isinstance(env, Problem):
         return ProblemEnv(env, **kwargs)
     if isinstance(env, str):
-        if len(env) > 300:
+        if len(env) > 300 or not env.isprintable():
             raise ValueError(f"env must be a registered id; got {shown(env)}")
         try:
             return gym.make(env, **kwargs)

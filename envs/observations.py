@@ -57,8 +57,7 @@ class StateObservation(Observation):
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
         """See Observation; ``(n, state size + 1)``."""
-        flat = x.reshape(x.shape[0], -1).float()
-        return torch.cat([flat, flat.new_full((x.shape[0], 1), k / self.problem.horizon)], 1)
+        return torch.constant_pad_nd(x.flatten(1).float(), (0, 1), k / self.problem.horizon)
 
     @property
     def space(self) -> gym.spaces.Box:

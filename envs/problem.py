@@ -28,6 +28,7 @@ from .checks import (
     check_generator,
     check_policy,
     check_shape,
+    check_states,
     is_finite,
     shown,
 )
@@ -182,9 +183,25 @@ def dtype_of(problem: Problem) -> torch.dtype:
     return problem.initial(1, torch.Generator(device_of(problem)).manual_seed(0)).dtype
 
 
+#: Rows up to this long are summed column by column: several times as quick on a CPU, and the same
+#: to the bit, as torch adds so few from left to right too.
+_SHORT = 4
+
+
+def row_sums(a: Tensor) -> Tensor:
+    """Sum over every dimension but the first: ``(n, ...) -> (n,)``."""
+    rows = a.flatten(1)
+    if not (rows.is_cpu and 1 <= rows.shape[1] <= _SHORT):
+        return rows.sum(1)
+    first, *rest = rows.unbind(1)
+    for column in rest:
+        first = first + column
+    return first
+
+
 def squared_norm(a: Tensor) -> Tensor:
     """Sum of squares over every dimension but the first: ``(n, ...) -> (n,)``."""
-    return a.flatten(1).square().sum(1)
+    return row_sums(a.square())
 
 
 def finite_rewards(reward: Tensor, what: str) -> Tensor:
@@ -250,7 +267,7 @@ def rollout(
     check_generator("generator", generator)
     check_policy("policy", policy)
     x = problem.initial(n, generator) if start is None else start
-    check_shape("start", x, (n, *problem.state_shape))
+    check_states("start", x, (n, *problem.state_shape))
     shape = (problem.horizon, n, *problem.noise_shape)
     if noises is None:
         noises = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -258,6 +275,7 @@ def rollout(
     states, controls, rewards = [x], [], []
     for k in range(problem.horizon):
         a = torch.zeros_like(noises[k]) if policy is None else policy(k, x)
+        check_shape("policy(k, x)", a, shape[1:])
         rewards.append(problem.running_reward(k, x))
         x = problem.transition(k, x, noises[k] + a)
         states.append(x)
@@ -265,7 +283,6 @@ def rollout(
         if on_step is not None and not on_step(k):
             raise InterruptedError("the rollout was stopped by its callback")
     name, terminal = type(problem).__name__, problem.terminal_reward(x)
-    check_shape("policy(k, x)", controls[-1], shape[1:])
     check_shape(f"{name}.running_reward(k, x)", rewards[-1], (n,))
     check_shape(f"{name}.terminal_reward(x)", terminal, (n,))
     paths = Trajectories(

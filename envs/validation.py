@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_integer, check_positive
+from .checks import check_integer, check_positive, shown
 
 #: Values for an int ``k`` and for one step per row may differ by this share of the largest.
 _ROUNDING = 0.01
@@ -195,5 +195,5 @@ def _check_attributes(problem: Any) -> None:
         ):
             raise ValueError(
                 f"{name}.{attribute} must be a tuple of at least one positive integer; got"
-                f" {given!r}"
+                f" {shown(given)}"
             )

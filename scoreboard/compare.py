@@ -99,9 +99,10 @@ class Comparison:
         if not isinstance(self.out, (str, os.PathLike)):
             raise ValueError(f"out must be a folder; got {shown(self.out)}")
         object.__setattr__(self, "out", Path(self.out))
-        check_keywords("agent_kwargs", self.agent_kwargs or {})
-        for agent, settings in (self.agent_kwargs or {}).items():
-            check_keywords(f"agent_kwargs of {agent}", settings or {})
+        check_keywords("agent_kwargs", self.agent_kwargs)
+        object.__setattr__(self, "agent_kwargs", self.agent_kwargs or {})
+        for agent, settings in self.agent_kwargs.items():
+            check_keywords(f"agent_kwargs of {agent}", settings)
         unknown = sorted(set(self.agent_kwargs) - set(self.agents))
         if unknown:
             raise ValueError(
@@ -118,7 +119,7 @@ class Comparison:
                 seed,
                 self.budget,
                 self.env_kwargs,
-                self.agent_kwargs.get(agent, {}),
+                self.agent_kwargs.get(agent) or {},
                 self.device,
                 self.plan,
             )

@@ -216,9 +216,9 @@ class RunSpec:
             values.pop("about", None)
             for name in ("env_kwargs", "agent_kwargs"):
                 if not isinstance(values.get(name, {}), dict):
-                    raise TypeError(f"{name} must be an object; got {values[name]!r}")
+                    raise TypeError(f"{name} must be an object; got {shown(values[name])}")
             if not isinstance(values.get("seed", 0), int):
-                raise TypeError(f"seed must be an integer; got {values['seed']!r}")
+                raise TypeError(f"seed must be an integer; got {shown(values['seed'])}")
             return cls(**{key: _nested(key, value) for key, value in values.items()})
         except (TypeError, AttributeError) as error:
             raise ValueError(

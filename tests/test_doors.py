@@ -498,3 +498,35 @@ def plain_arguments(make: Any) -> dict[str, str]:
         for name, parameter in inspect.signature(maker).parameters.items()
         if parameter.annotation in kinds and parameter.default is not parameter.empty
     }
+
+
+def test_what_a_long_fuzz_found() -> None:
+    """Late, or rare: states that are no floats from four paths on, controls that are None, ids that
+    would colour a terminal, settings that are empty but no dict, and a page of a bad value.
+    """
+    toy = make_problem("girsanov/Pendulum-v0", steps=3)
+    vars(toy)["initial"] = lambda n, g: torch.ones(n, 3, dtype=torch.int64 if n > 3 else None)
+    stream = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match=r"start must be floating-point numbers; got torch.int64"):
+        rollout(toy, None, 7, stream)
+    with pytest.raises(ValueError, match="initial states must be floating-point numbers; got"):
+        girsanov.ProblemVectorEnv(toy, 5).reset(seed=0)
+    mixture = make_problem("girsanov/GaussianMixture-v0", steps=3)
+    agent = girsanov.PDE("MlpPolicy", mixture, seed=0)
+    for paths in (lambda p: rollout(mixture, p, 4, stream), lambda p: agent.collect(p, 4)):
+        with pytest.raises(ValueError, match=r"policy\(k, x\) must be a tensor of shape \(4, 2\)"):
+            paths(lambda k, x: None)
+        with pytest.raises(ValueError, match="policy must be a function of"):
+            paths(int)
+    with pytest.raises(ValueError, match="env must be a registered id; got '\\\\x1b"):
+        girsanov.PDE("MlpPolicy", "\x1b[31m", seed=0)
+    comparison: dict[str, Any] = dict(
+        agents=("pde",), envs=("girsanov/Pendulum-v0",), seeds=(0,), budget=girsanov.Budget(5)
+    )
+    for empty in ((), "", 0.0, False):
+        with pytest.raises(ValueError, match="agent_kwargs must be a dict"):
+            girsanov.Comparison(**comparison, out=Path("x"), agent_kwargs=empty)
+    vars(mixture)["state_shape"] = "x" * 5000
+    with pytest.raises(ValueError, match="state_shape must be a tuple") as caught:
+        mixture.validate()
+    assert len(str(caught.value)) < 400

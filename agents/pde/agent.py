@@ -277,10 +277,16 @@ class PDE(Regression):
         own = {"rewards": self.rewards, "rewards_optimizer": self.rewards.optimizer}
         return {**super().networks(), **own}
 
-    @property
-    def resumes(self) -> bool:
-        """See SavedAgent; the agents of a contest are in no state."""
-        return self.contest is None
+    def training_state(self) -> dict[str, Any]:
+        """See SavedAgent; of a contest everyone in it."""
+        contest = {} if self.contest is None else {"contest": self.contest.training_state(self)}
+        return {**super().training_state(), **contest}
+
+    def set_training_state(self, state: dict[str, Any]) -> None:
+        """See SavedAgent; first it becomes of the class that had won."""
+        if self.contest is not None:
+            self.contest.set_training_state(self, state["contest"])
+        super().set_training_state(state)
 
     def forget(self) -> None:
         """See ProblemAgent."""

@@ -119,6 +119,7 @@ def adjoint_sweep(
         ValueError: the reward or the transition cannot be differentiated.
     """
     problem, name = policy.problem, type(policy.problem).__name__
+    paid = (paths.running_rewards != 0).any(1).tolist()  # at once: a GPU waits once
     with torch.enable_grad():
         x = paths.states[-1].detach().requires_grad_()
         reward = problem.terminal_reward(x)
@@ -147,7 +148,7 @@ def adjoint_sweep(
                 rise = by_noise - beta * a.detach()
                 by_parameters = torch.autograd.grad(a, parameters, rise, retain_graph=True)
             running = problem.running_reward(k, x)
-            if not running.requires_grad and bool((running != 0).any()):
+            if paid[k] and not running.requires_grad:
                 raise ValueError(_DETACHED.format(f"{name}.running_reward"))
             here = running.sum() - beta * (a * (0.5 * a + paths.noises[k])).sum()
             by_next_state = adjoint

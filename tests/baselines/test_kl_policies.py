@@ -11,7 +11,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
 from girsanov.baselines import hyperparameters
 from girsanov.baselines.hyperparameters import settings_for
@@ -126,6 +126,29 @@ def test_sac_is_not_charged_and_its_likelihoods_are_relative_to_the_noise() -> N
     with torch.no_grad():
         actor(observation)
     assert float(actor.last_kl.mean()) == pytest.approx(0.5 * 2 * 0.5**2, abs=0.02)
+
+
+def test_a_bound_of_the_control_is_a_positive_number() -> None:
+    """Settings of checkpoints go straight to the policy."""
+    with pytest.raises(ValueError, match="control_bound must be a positive number; got 'wide'"):
+        make_ppo(Drift(), seed=0, policy_kwargs={"control_bound": "wide"})
+
+
+def test_what_sac_draws_before_it_learns_has_no_price() -> None:
+    """Nor after an evaluation in between, which asks the same policy for other actions."""
+    prices: list[tuple[int, float]] = []
+
+    class Evaluating(BaseCallback):
+        def _on_step(self) -> bool:
+            prices.append((self.num_timesteps, float(np.abs(self.training_env.price).max())))  # type: ignore[attr-defined]
+            seen = torch.zeros(4, *self.model.observation_space.shape)  # type: ignore[misc]
+            self.model.policy.predict(seen.numpy(), deterministic=self.num_timesteps % 8 == 0)
+            return True
+
+    settings = {"n_envs": 4, "learning_starts": 40, "batch_size": 16, "net_arch": [8]}
+    make_sac(Drift(), seed=0, **settings).learn(80, Evaluating())
+    assert all(price == 0 for steps, price in prices if steps <= 40)
+    assert all(price > 0 for steps, price in prices if steps > 44) and prices[-1][0] == 80
 
 
 def test_sac_over_several_steps_pays_for_each_but_the_first() -> None:

@@ -193,9 +193,29 @@ def test_what_cannot_be_saved_begins_again(tmp_path: Path, monkeypatch: pytest.M
     assert len(steps) == 20  # all four rounds
 
 
-def test_a_contest_of_classes_begins_again() -> None:
+@pytest.mark.parametrize(("step", "budget"), [(27, 160), (43, 400), (42, 160)])
+@pytest.mark.filterwarnings("ignore:.*the learnt control reaches")
+def test_a_contest_of_classes_goes_on(
+    step: int, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its second round of two, in its third, and after a class has won."""
+    settings = {**PDE_ROUNDS, "policy": "auto", "policy_kwargs": NET}
+    spec = Case("pde", settings, budget=budget).spec()
+    with monkeypatch.context() as patch:
+        steps = killed_at(patch, 0)
+        execute(spec, tmp_path / "whole", saving=SELDOM)
+    last = len(steps)
+    interrupted(spec, tmp_path / "killed", monkeypatch, step)
+    with monkeypatch.context() as patch:
+        steps = killed_at(patch, 0)
+        execute(spec, tmp_path / "killed", saving=SELDOM)
+    assert len(steps) < last  # not from the beginning
+    same(spec, tmp_path / "whole", tmp_path / "killed")
+
+
+def test_only_what_can_be_saved_resumes() -> None:
     env = make_env("girsanov/GaussianMixture-v0", {"steps": 5})
-    assert not resuming.resumable(PDE("auto", env, device="cpu"))
+    assert resuming.resumable(PDE("auto", env, device="cpu"))
     assert resuming.resumable(PDE("MlpPolicy", env, device="cpu"))
     assert not resuming.resumable(object())
 

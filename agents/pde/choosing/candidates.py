@@ -51,6 +51,7 @@ SEPARABLE = Candidate(
     },
     "sums of powers, fitted step by step",
 )
+CANDIDATES = (QUADRATIC, KERNEL, SEPARABLE)
 
 
 def network_for(problem: Problem) -> str:

@@ -29,7 +29,7 @@ from ..classes.linear import LinearValue
 from ..policies import ValuePolicy
 from ..replay import Replay
 from ..settings import Collection
-from .candidates import Candidate, candidates_for
+from .candidates import CANDIDATES, Candidate, candidates_for
 
 #: What the agent takes over from the winner.
 _WHAT_A_CLASS_IS = (
@@ -112,6 +112,7 @@ class Contest:
         self.free: Verdict | None = None  # of no control
         self.last: Verdict | None = None  # of the newest paths of the agent's own control
         self.others: list[tuple[Candidate, Any]] = []
+        self.won: Candidate | None = None  # what the agent became, if no network
 
     def round(self, agent: Contestant) -> None:
         """One round of all who are left."""
@@ -182,10 +183,31 @@ class Contest:
         assert self.free is not None
         free = f"no control: objective {self.free.mean:.3g}"
         self._say(agent, f"{names[leader]} ({'; '.join([*ranked, free])}; all in nats)")
-        if leader:
-            for name in _WHAT_A_CLASS_IS:
-                setattr(agent, name, getattr(everyone[leader][1], name))
         self.others, self.open = [], False
+        self.won, winner = everyone[leader]
+        if self.won is not None:
+            _become(agent, winner)
+
+    def training_state(self, agent: Contestant) -> dict[str, Any]:
+        """Where it stands, and the state of everyone beside the agent, as a tree."""
+        said = {"choice": agent.choice, "won": self.won and self.won.word}
+        verdicts = {"free": self.free, "last": self.last}
+        others = {candidate.word: one.training_state() for candidate, one in self.others}
+        return {"open": self.open, "rounds": self.rounds, **said, **verdicts, "others": others}
+
+    def set_training_state(self, agent: Contestant, state: dict[str, Any]) -> None:
+        """Take over what ``training_state`` gave, and make the agent one of the class that won."""
+        named = {candidate.word: candidate for candidate in CANDIDATES}
+        self.open, self.rounds = bool(state["open"]), int(state["rounds"])
+        self.free, self.last = (v and Verdict(*v) for v in (state["free"], state["last"]))
+        agent.choice, self.others = state["choice"], []
+        for word, known in state["others"].items():
+            one = _rival(agent, named[word])
+            one.set_training_state(known)
+            self.others.append((named[word], one))
+        self.won = None if state["won"] is None else named[state["won"]]
+        if self.won is not None:
+            _become(agent, _rival(agent, self.won))
 
     def _say(self, agent: Contestant, text: str) -> None:
         agent.choice = text
@@ -227,6 +249,11 @@ def _judged(one: Contestant, g: Tensor, own: Replay, every: Replay) -> Verdict:
     value, rows = one.policy.value, slice(0, None, 2 if one.collection.exploration else 1)
     first, more = (value(data.steps[:, 0], data.inputs[:, 0]).double() for data in (own, every))
     return Verdict.of(g[rows], first[rows], float(more.mean()))
+
+
+def _become(agent: Contestant, winner: Any) -> None:
+    for name in _WHAT_A_CLASS_IS:
+        setattr(agent, name, getattr(winner, name))
 
 
 def _rival(agent: Contestant, candidate: Candidate) -> Any:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from test_mujoco import ARM, arm
+from test_mujoco import ARM, STIFF, arm
 
 from girsanov.agents import PDE
 from girsanov.envs import NEED_MUJOCO, make_problem
@@ -102,6 +102,27 @@ def test_the_fallen_stay_and_earn_nothing() -> None:
     later = problem.transition(0, x, torch.zeros(4, 3))
     assert torch.equal(later[1, :-2], x[1, :-2]) and later[1, -2:].tolist() == [0.0, 0.0]
     assert later[2, -2:].tolist() == [0.0, 0.0] and later[[0, 3], -1].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("frame_skip", [1, 3])
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_explodes_is_not_put_back_alive(device: str, frame_skip: int) -> None:
+    problem = MujocoProblem(
+        STIFF,
+        lambda b, c, a: a.qpos[:, 0] - b.qpos[:, 0],
+        steps=30,
+        temperature=1.0,
+        scale=0.1,
+        frame_skip=frame_skip,
+        engine="warp",
+    ).to(device)
+    states = rollout(problem, None, 16, torch.Generator(device).manual_seed(0)).states
+    alive, paid = states[..., -1], states[..., -2]
+    assert bool(states.isfinite().all()) and bool((alive.diff(dim=0) <= 0).all())
+    assert not alive[-1].any() and bool((paid[alive == 0] == 0).all())
+    last = (alive.sum(0) - 1).long()
+    held = states[last, torch.arange(16), 0]  # each stays where it was last seen alive
+    assert torch.equal(states[-1, :, 0], held) and bool((held.abs() > 1).all())
 
 
 @pytest.mark.parametrize("device", DEVICES)
