@@ -9,6 +9,7 @@ from ..envs.certificates import Certificate
 from ..envs.problem import Estimate
 from .evaluation import Reference
 from .intervals import Interval
+from .output import sampling
 from .plots import name_of
 from .storage.files import escaped_within, printable
 
@@ -42,8 +43,7 @@ def markdown(summary: dict[str, Any]) -> str:
     if summary["unfinished"]:
         names = ", ".join(summary["unfinished"])
         parts.append(f"**Not finished** (the same command continues): {names}.")
-    parts.append(_made_with(summary))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, _made_with(summary)]) + "\n"
 
 
 def _environment(env: dict[str, Any]) -> str:
@@ -56,6 +56,7 @@ def _environment(env: dict[str, Any]) -> str:
         ),
         _certificate(env["reference"]),
         _agents(env),
+        *sampling.told(env["agents"]),
     ]
     if env["equal_cost"]:
         told = "Read off the learning curves where the cheapest run stops."
