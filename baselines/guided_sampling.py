@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,21 @@ class GuidedSamples(NamedTuple):
     def objective(self, temperature: float) -> Estimate:
         """A lower bound of J, as ``problem.objective`` estimates it of a policy."""
         return Estimate.of(self.reward - temperature * self.kl)
+
+
+class Sampler(Protocol):
+    """What draws whole samples where others have a policy (``guided_agents``)."""
+
+    def draw(self, problem: Problem, n: int, generator: torch.Generator) -> GuidedSamples:
+        """``n`` finished samples."""
+
+
+class Sampling(NamedTuple):
+    """What a sample costs of who learns nothing, and pays when it draws."""
+
+    sampling_model_evaluations: float
+    sampling_reward_queries: float
+    sampling_cpu_seconds: float
 
 
 def posterior_value(problem: Problem) -> Value:

@@ -23,6 +23,9 @@ NAMES = {
     "dyna": "Dyna",
     "pde-mou": "Mou's estimator",
     "pi-ft-algorithm1": "PI-FT, Algorithm 1",
+    "best-of-n": "best of n",
+    "feynman-kac": "Feynman-Kac particles",
+    "posterior-guidance": "posterior guidance",
 }
 
 

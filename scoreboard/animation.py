@@ -110,6 +110,8 @@ def film_run(folder: Path, frames: int = 50, seconds: float = 5.0, seed: int = S
         raise ValueError(f"agent {spec.agent!r} can't be loaded")
     env = make_env(spec.env, spec.env_kwargs, "cpu")
     model = agent.load(str(folder / "model.zip"), env, "cpu")
+    if hasattr(model, "draw"):
+        raise ValueError(f"agent {spec.agent!r} has no policy to film: it draws whole samples")
     policies: dict[str, Policy | None] = {
         "without control": None,
         f"steered by {name_of(spec.agent)}": policy_of(model, env.problem),

@@ -337,6 +337,7 @@ def row_of(
         **_named("success", success),
         "certificate_holds": reference.holds(value.objective),
         "paths": paths,
+        **({} if evaluation.sampling is None else evaluation.sampling._asdict()),
     }
 
 

@@ -10,12 +10,14 @@ few effective paths carry the bound, or a policy is worth more, there is no scor
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..baselines.guided_sampling import Sampler, Sampling
 from ..baselines.sb3 import deterministic_policy
 from ..envs.certificates import (
     Certificate,
@@ -25,6 +27,7 @@ from ..envs.certificates import (
     pooled_certificate,
     reward_bound_of,
 )
+from ..envs.counting import counted
 from ..envs.env import device_of
 from ..envs.problem import Estimate, Objective, Policy, Problem, rollout
 
@@ -46,10 +49,12 @@ def generator_on(problem: Problem, seed: int) -> torch.Generator:
     return torch.Generator(device_of(problem)).manual_seed(seed)
 
 
-def policy_of(model: Any, problem: Problem) -> Policy:
+def policy_of(model: Any, problem: Problem) -> Policy | Sampler:
     """What a model does without exploration, as a batched torch policy: our agents' ``control``, or
-    that of an SB3 model.
+    that of an SB3 model; what draws whole samples is its own.
     """
+    if hasattr(model, "draw"):
+        return model
     return (
         model.policy.control
         if hasattr(model.policy, "control")
@@ -65,26 +70,43 @@ class Evaluation(NamedTuple):
         Estimate | None
     )  # share of terminal states that solve the task, where the problem says which do
     states: Tensor  # terminal states (n, *state_shape)
+    sampling: Sampling | None = None  # of a Sampler
 
 
 @torch.no_grad()
 def evaluate(
-    problem: Problem, policy: Policy | None, n: int, generator: torch.Generator, batch: int = 1024
+    problem: Problem,
+    policy: Policy | Sampler | None,
+    n: int,
+    generator: torch.Generator,
+    batch: int = 1024,
 ) -> Evaluation:
     """Run ``n`` fresh paths, ``batch`` at a time."""
     rewards, kls, ends = [], [], []
+    draw = getattr(policy, "draw", None)
+    twin, evaluations = (problem, None) if draw is None else counted(problem)
+    queries, begun = 0, time.process_time()
     for start in range(0, n, batch):
-        paths = rollout(problem, policy, min(batch, n - start), generator)
+        size = min(batch, n - start)
+        if draw is None:
+            paths = rollout(problem, policy, size, generator)
+            ends.append(paths.states[-1].clone())
+        else:
+            paths = draw(twin, size, generator)
+            ends.append(paths.states)
+            queries += paths.values
         rewards.append(paths.reward)
         kls.append(paths.kl)
-        ends.append(paths.states[-1].clone())
+    sampling = None
+    if evaluations is not None:
+        sampling = Sampling(evaluations.count / n, queries / n, (time.process_time() - begun) / n)
     reward, kl, states = torch.cat(rewards).double(), torch.cat(kls).double(), torch.cat(ends)
     value = Objective(
         Estimate.of(reward - problem.temperature * kl), Estimate.of(reward), Estimate.of(kl)
     )
     success = getattr(problem, "success", None)
     return Evaluation(
-        value, None if success is None else Estimate.of(success(states).double()), states
+        value, None if success is None else Estimate.of(success(states).double()), states, sampling
     )
 
 

@@ -151,6 +151,8 @@ _DYNA_ACCESS = "black-box reward; pre-trained transition, simulated"
 # The likelihood of a step is that of its noise, which is therefore seen; where there is a denoiser,
 # its estimate is the input.
 _SCORE_ACCESS = "black-box reward; interaction with the noise seen; pre-trained estimate as input"
+_SAMPLING_ACCESS = "black-box reward of pre-trained estimates; pre-trained transition, simulated"
+_SAMPLERS = "..baselines.guided_agents"
 
 #: From the least that a method may use to the most; each holds what those before it hold.
 ACCESS_CLASSES = (
@@ -199,6 +201,9 @@ AGENTS: dict[str, Agent] = {
     "grpo": _of(f"{_METHODS}.grpo", "GRPO", _SCORE_ACCESS, _NOISE),
     "draft": _of(f"{_METHODS}.draft", "DRaFT", _PI_FT_ACCESS, _GRADIENT),
     "log-variance": _of(f"{_METHODS}.log_variance", "LogVariance", _SCORE_ACCESS, _NOISE),
+    "best-of-n": _of(_SAMPLERS, "BestOfN", _SAMPLING_ACCESS, _TRANSITION),
+    "feynman-kac": _of(_SAMPLERS, "FeynmanKac", _SAMPLING_ACCESS, _TRANSITION),
+    "posterior-guidance": _of(_SAMPLERS, "PosteriorGuidance", _PI_FT_ACCESS, _GRADIENT),
     "ppo-control": Agent(
         _maker("..baselines.sb3", "make_ppo_control"),
         access=_RL_ACCESS,

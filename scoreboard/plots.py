@@ -32,6 +32,12 @@ _LOOKS = {
     "dyna": ("Dyna", "#999933"),
     "pde-mou": ("PDE (Mou's)", "#44AA99"),
     "pi-ft-algorithm1": ("PI-FT (Algorithm 1)", "#DDCC77"),
+    "grpo": ("GRPO", "#332288"),
+    "draft": ("DRaFT", "#661100"),
+    "log-variance": ("Log-variance", "#6699CC"),
+    "best-of-n": ("Best of n", "#117733"),
+    "feynman-kac": ("Feynman-Kac particles", "#888888"),
+    "posterior-guidance": ("Posterior guidance", "#CC6677"),
 }
 _OTHERS = ("#332288", "#661100", "#6699CC", "#117733", "#888888")
 

@@ -194,8 +194,9 @@ def _lent(out: Path, records: list[dict[str, Any]]) -> tuple[Any, dict[str, Poli
             agent = load(str(model), env, "auto")
         except (ValueError, ImportError, OSError):  # of another version, or not to be loaded safely
             continue
-        agent.policy.set_training_mode(False)
-        policies[name] = policy_of(agent, env.problem)
+        if not hasattr(agent, "draw"):  # which has no control to lend
+            agent.policy.set_training_mode(False)
+            policies[name] = policy_of(agent, env.problem)
     return (env.problem, policies) if env is not None and policies else None
 
 
@@ -271,8 +272,7 @@ def _draw(
     figures = {"learning_curves": plots.learning_curves(rows, quantity, title, lines)}
     states = _states(out, env, agents)
     title = f"{env}: terminal states, all from the same noises (first seed)"
-    picture = plots.samples(states, title) if states else None
-    if picture is not None:
+    if states and (picture := plots.samples(states, title)) is not None:
         figures["samples"] = picture
     folder = out / slug(env)
     for name, figure in figures.items():

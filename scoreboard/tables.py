@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from .evaluation import Reference
 from .intervals import Interval
-from .output import bounds
+from .output import bounds, sampling
 from .plots import name_of
 from .storage.files import escaped_within, printable
 
@@ -67,6 +67,7 @@ def _environment(env: dict[str, Any]) -> str:
         ),
         bounds.told(env["reference"]),
         _agents(env),
+        *sampling.told(env["agents"]),
     ]
     if env["equal_cost"]:
         told = "Read off the learning curves where the cheapest run stops."

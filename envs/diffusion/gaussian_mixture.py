@@ -104,6 +104,8 @@ class GaussianMixture(DenoisingProblem):
             returns the velocity ``E[e - x0 | x]``, else the noise.
     """
 
+    model_methods = ("predict", "predict_noise", "gaussian_kernel")  # the last knows the score, too
+
     @checked
     def __init__(
         self,

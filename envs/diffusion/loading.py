@@ -64,6 +64,7 @@ def load_pipeline(model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
     given |= {key: value for key, value in kwargs.items() if value is not None}
     left_out = {key for key, value in kwargs.items() if value is None}
     try:
+        given |= _absent(Path(model))
         given |= _whole_encoders(Path(model), dtype, kwargs.get("variant"), left_out)
         pipeline = diffusers.DiffusionPipeline.from_pretrained(str(model), **given)
     except _Incomplete:
@@ -85,6 +86,13 @@ def _index(folder: Path) -> dict[str, Any]:
     """What a pipeline's folder holds; nothing for a name on the hub."""
     file = folder / "model_index.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _absent(folder: Path) -> dict[str, None]:
+    """The parts that a pipeline was saved without, as Stable Diffusion 3 is without its T5:
+    diffusers wants to be told so again.
+    """
+    return {name: None for name, entry in _index(folder).items() if entry == [None, None]}
 
 
 class _Incomplete(ValueError):

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from .weights import FOLDER, ScoreHead, Source, fill, frozen, locate, pixels, read_state
 
 
-def _pretrained(kind: Any, argument: str, name: str | os.PathLike[str]) -> Any:
+def pretrained(kind: Any, argument: str, name: str | os.PathLike[str]) -> Any:
     """``kind.from_pretrained`` of a folder, of the last part of ``name`` in ``$GIRSANOV_WEIGHTS``,
     or from the Hub's cache.
     """
@@ -43,23 +43,25 @@ class ClipScore(nn.Module):
     gradients survive).
 
     Args:
-        weights: folder or name of a ``CLIPModel``.
+        weights: folder or name of a ``CLIPModel``, or the model.
         tokenizer: folder or name of its tokenizer, where that lies elsewhere.
     """
 
     differentiable: ClassVar[bool] = True
+    whole: ClassVar[bool] = False  # of an image that is no square the middle is seen
     model: Any
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] = "openai/clip-vit-large-patch14",
+        weights: str | os.PathLike[str] | CLIPModel = "openai/clip-vit-large-patch14",
         tokenizer: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer = _pretrained(
+        self.tokenizer = pretrained(
             CLIPTokenizer, "weights" if tokenizer is None else "tokenizer", tokenizer or weights
         )
-        self.model = _pretrained(CLIPModel, "weights", weights)
+        given = isinstance(weights, CLIPModel)
+        self.model = weights if given else pretrained(CLIPModel, "weights", weights)
         frozen(self)
 
     @property
@@ -78,7 +80,9 @@ class ClipScore(nn.Module):
         found = self.model(
             input_ids=words["input_ids"].to(like.device),
             attention_mask=words["attention_mask"].to(like.device),
-            pixel_values=pixels(images, self.model.config.vision_config.image_size, like),
+            pixel_values=pixels(
+                images, self.model.config.vision_config.image_size, like, whole=self.whole
+            ),
         )
         prompt = found.text_embeds[[texts.index(text) for text in prompts]]
         return (self.scale * (found.image_embeds * prompt).sum(1)).float()
@@ -132,7 +136,7 @@ class Aesthetic(nn.Module):
     ) -> None:
         super().__init__()
         path = locate("weights", weights, self.source)
-        whole = _pretrained(CLIPModel, "clip", clip)
+        whole = pretrained(CLIPModel, "clip", clip)
         self.size = whole.config.vision_config.image_size
         self.vision, self.projection = (
             whole.vision_model,

@@ -107,6 +107,7 @@ _REWARDS: dict[str, Callable[..., PromptedReward] | tuple[str, str]] = {
     "clip-score": (".clip", "ClipScore"),
     "compressibility": Compressibility,
     "digit-prompt": ("..diffusion.latent_digits", "PromptLogProbability"),
+    "hps-v2": (".hps", "HPSv2"),
     "image-reward": (".image_reward", "load_image_reward"),
     "incompressibility": Incompressibility,
     "pick-score": (".clip", "PickScore"),

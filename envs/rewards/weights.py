@@ -84,9 +84,9 @@ def _cached(source: Source) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_state(path: str | os.PathLike[str], part: str | None = None) -> dict[str, Tensor]:
     """The tensors of a state dict, on the CPU; safetensors by the file's name, else a pickle of
-    tensors and nothing else.
+    tensors and nothing else, or of a dict whose ``part`` is one.
 
     Raises:
         ValueError: a corrupt file, or one that holds anything but tensors.
@@ -107,6 +107,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{os.fspath(path)} must be a readable state dict of tensors;"
             f" {str(error).splitlines()[0]}"
         ) from error
+    if part is not None and isinstance(state, dict):
+        state = state.get(part, state)
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
@@ -137,20 +139,27 @@ def frozen(module: nn.Module) -> None:
     module.eval().requires_grad_(False)
 
 
-def pixels(images: Tensor, size: int, like: Tensor) -> Tensor:
+def pixels(images: Tensor, size: int, like: Tensor, whole: bool = False) -> Tensor:
     """What CLIP and BLIP take, ``(n, 3, size, size)``, of images in 0..1, ``(n, 3, H, W)``, grey or
     RGBA; differentiable.
 
     The shorter side is resized to ``size`` (antialiased bicubic, as PIL's within its rounding), the
-    centre cropped, colours normalised; in the dtype and on the device of ``like``.
+    centre cropped, colours normalised; in the dtype and on the device of ``like``. A ``whole``
+    image has its longer side resized, and black around it.
     """
     images = rgb(images).to(like)
-    short = min(images.shape[-2:])
-    height, width = (size * side // short for side in images.shape[-2:])
+    short, long = min(images.shape[-2:]), max(images.shape[-2:])
+    height, width = (
+        round(size * side / long) if whole else size * side // short for side in images.shape[-2:]
+    )
     if (height, width) != tuple(images.shape[-2:]):
         images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (round((side - size) / 2) for side in (height, width))
-    images = images[..., top : top + size, left : left + size]
+    if whole:
+        top, left = ((size - side) // 2 for side in (height, width))
+        images = F.pad(images, (left, size - width - left, top, size - height - top))
+    else:
+        top, left = (round((side - size) / 2) for side in (height, width))
+        images = images[..., top : top + size, left : left + size]
     return (images - images.new_tensor(_MEAN)[:, None, None]) / images.new_tensor(_STD)[
         :, None, None
     ]

@@ -36,6 +36,9 @@ _CLASSES = {
     "grpo": (f"{_METHODS}.grpo", "GRPO"),
     "draft": (f"{_METHODS}.draft", "DRaFT"),
     "log-variance": (f"{_METHODS}.log_variance", "LogVariance"),
+    "best-of-n": ("girsanov.baselines.guided_agents", "BestOfN"),
+    "feynman-kac": ("girsanov.baselines.guided_agents", "FeynmanKac"),
+    "posterior-guidance": ("girsanov.baselines.guided_agents", "PosteriorGuidance"),
 }
 _STRONG = "girsanov.baselines.hyperparameters"
 _CONTROL = "girsanov.baselines.hyperparameters_control"

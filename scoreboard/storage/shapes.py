@@ -14,8 +14,11 @@ _NUMBERS = (
     *("env_steps", "reward_queries", "seconds"),
 )
 _COUNTS = ("env_steps", "reward_queries", "seconds", "model_evaluations", "cpu_seconds")
+_SAMPLING = tuple(
+    f"sampling_{name}" for name in ("model_evaluations", "reward_queries", "cpu_seconds")
+)
 #: Numbers that are absent, or null, where they are not known.
-_MAYBE = (*_COUNTS[3:], "score", "score_stderr", "success", "success_stderr")
+_MAYBE = (*_COUNTS[3:], *_SAMPLING, "score", "score_stderr", "success", "success_stderr")
 _LARGEST = 1e15  #: of anything that is added up and drawn
 
 

@@ -71,14 +71,18 @@ _SAC: dict[str, Space] = {
     "n_steps": Choice((1, 3, 5)),
     "net_arch": _NETWORKS,
 }
-_STEPS: dict[str, Space] = {  # of DPOK, DDPO and adjoint matching
+_ROUNDS: dict[str, Space] = {  # of all fine-tuning methods
     "learning_rate": Log(1e-4, 1e-2),
     "n_trajectories": Choice((10, 20, 40)),
-    "gradient_steps": Choice((5, 10, 20, 40)),
-    "batch_size": Choice((512, 1024)),
     "max_grad_norm": Choice((0.1, 1.0)),
     "policy_kwargs": _HIDDEN,
 }
+_STEPS: dict[str, Space] = {  # of those that sample steps of their paths
+    **_ROUNDS,
+    "gradient_steps": Choice((5, 10, 20, 40)),
+    "batch_size": Choice((512, 1024)),
+}
+_CLIPPED: dict[str, Space] = {"clip_range": Choice((0.1, 0.2, 0.4)), **_STEPS}
 
 #: By the name of the agent.
 SPACES: dict[str, Mapping[str, Space]] = {
@@ -102,7 +106,10 @@ SPACES: dict[str, Mapping[str, Space]] = {
     "ppo": _PPO,
     "sac": _SAC,
     "dyna": {"imagined": Choice((1000, 2000, 4000)), **_PPO},
-    "dpok": {"clip_range": Choice((0.1, 0.2, 0.4)), **_STEPS},
-    "ddpo": {"clip_range": Choice((0.1, 0.2, 0.4)), **_STEPS},
+    "dpok": _CLIPPED,
+    "ddpo": _CLIPPED,
+    "grpo": _CLIPPED,
     "adjoint-matching": _STEPS,
+    "draft": {**_ROUNDS, "truncation": Choice((1, 5, 20, None))},
+    "log-variance": {**_ROUNDS, "gradient_steps": Choice((1, 2, 5, 10))},
 }

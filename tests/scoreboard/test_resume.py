@@ -146,7 +146,8 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
 
 
 def test_the_table_holds_every_agent() -> None:
-    assert {case.agent for case in CASES.values()} == set(AGENTS)
+    nothing_to_lose = {"best-of-n", "feynman-kac", "posterior-guidance"}  # they learn nothing
+    assert {case.agent for case in CASES.values()} == set(AGENTS) - nothing_to_lose
     forms = {case.agent_kwargs["policy"] for case in CASES.values() if case.agent == "pi-ft"}
     lora = {name for name in PIFT.policy_aliases if name.startswith("Lora")}
     assert forms == set(PIFT.policy_aliases) - lora

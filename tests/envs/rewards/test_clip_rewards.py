@@ -1,5 +1,5 @@
-"""CLIP score, PickScore and the aesthetic predictor on small random models, saved and loaded as
-users' are.
+"""CLIP score, PickScore, HPSv2 and the aesthetic predictor on small random models, saved and loaded
+as users' are.
 """
 
 import json
@@ -91,6 +91,87 @@ def test_clip_score_and_pick_score_are_cosines(clip, images):
     )
     pick = make_reward("pick-score", weights=clip, tokenizer=clip)
     torch.testing.assert_close(pick(images, PROMPTS), scale * cosine, atol=1e-4, rtol=1e-5)
+
+
+def open_clip_names(model):
+    """The weights of a CLIPModel as open_clip keeps them: queries, keys and values together,
+    projections from the right, and a mask among them.
+    """
+    towers = {"vision_model": ("visual.", "visual.transformer"), "text_model": ("", "transformer")}
+    parts = {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
+    ours = model.state_dict()
+    state = {
+        "logit_scale": ours["logit_scale"],
+        "attn_mask": torch.zeros(20, 20),
+        "text_projection": ours["text_projection.weight"].T,
+        "visual.proj": ours["visual_projection.weight"].T,
+        "visual.class_embedding": ours["vision_model.embeddings.class_embedding"],
+        "visual.conv1.weight": ours["vision_model.embeddings.patch_embedding.weight"],
+        "token_embedding.weight": ours["text_model.embeddings.token_embedding.weight"],
+    }
+    for tower, (head, blocks) in towers.items():
+        place = f"{tower}.embeddings.position_embedding.weight"
+        state[f"{head}positional_embedding"] = ours[place]
+        for kind in ("weight", "bias"):
+            for layer in range(2):
+                theirs, mine = f"{blocks}.resblocks.{layer}", f"{tower}.encoder.layers.{layer}"
+                for part, name in parts.items():
+                    state[f"{theirs}.{name}.{kind}"] = ours[f"{mine}.{part}.{kind}"]
+                three = [ours[f"{mine}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+                state[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(three)
+            if tower == "vision_model":
+                state[f"visual.ln_pre.{kind}"] = ours[f"{tower}.pre_layrnorm.{kind}"]
+                state[f"visual.ln_post.{kind}"] = ours[f"{tower}.post_layernorm.{kind}"]
+            else:
+                state[f"ln_final.{kind}"] = ours[f"{tower}.final_layer_norm.{kind}"]
+    return state
+
+
+def test_hps_is_the_cosine_of_weights_in_open_clips_layout(clip, images, tmp_path):
+    """Of a CLIP that was trained on, whose folder holds other weights than the published file."""
+    torch.manual_seed(1)
+    trained = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(clip))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    file = tmp_path / "HPS_v2.1_compressed.pt"
+    torch.save({"epoch": 3, "name": "HPS", "state_dict": open_clip_names(trained)}, file)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((clip / name).read_bytes())
+    trained.save_pretrained(tmp_path)
+    image, text, _ = embeddings(tmp_path, images, PROMPTS)
+    reward = make_reward("hps-v2", weights=tmp_path, clip=clip)
+    found = reward(images, PROMPTS)
+    torch.testing.assert_close(found, F.cosine_similarity(image, text), atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+    assert float(images.grad.flatten(1).norm(dim=1).min()) > 0
+    assert not any(parameter.requires_grad for parameter in reward.parameters())
+    state = open_clip_names(trained)
+    del state["visual.proj"]
+    torch.save(state, file)
+    with pytest.raises(ValueError, match="HPS_v2.1_compressed.pt must hold CLIPModel's weights"):
+        make_reward("hps-v2", weights=file, clip=clip)
+    with pytest.raises(ValueError, match="hf download xswu/HPSv2 HPS_v2.1_compressed.pt"):
+        make_reward("hps-v2", weights=tmp_path / "nowhere", clip=clip)
+
+
+def test_whole_images_lie_on_black():
+    images = torch.ones(1, 3, 10, 20)
+    seen = pixels(images, 40, torch.zeros(()), whole=True)
+    black = pixels(torch.zeros(1, 3, 40, 40), 40, torch.zeros(()))
+    white = pixels(torch.ones(1, 3, 40, 40), 40, torch.zeros(()))
+    rows = torch.arange(40)
+    inside = ((rows >= 10) & (rows < 30))[:, None]
+    torch.testing.assert_close(seen, torch.where(inside, white, black))
+    square = torch.rand(2, 3, 30, 30)
+    whole = pixels(square, 40, torch.zeros(()), whole=True)
+    assert torch.equal(whole, pixels(square, 40, torch.zeros(())))
 
 
 def test_the_aesthetic_predictor_scores_the_normalised_embedding(clip, head, images):
