@@ -13,6 +13,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -63,6 +64,11 @@ def expanded(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]
     if not path:
         return given
     settings = read(Path(path), commands[given[0]])
+    if "--agents" in flags and isinstance(own := settings.get("agent_kwargs"), dict):
+        usual = _parameters(commands[given[0]])["agents"].default
+        chosen, listed = _values(given, flags.index("--agents")), settings.get("agents", usual)
+        left_out = set(listed) - set(chosen)  # by the command line: no settings for them
+        settings["agent_kwargs"] = {k: v for k, v in own.items() if k not in left_out}
     for name in _KWARGS:  # merged: the command line's come later, and count
         flag = "--" + name.replace("_", "-")
         nested = name == "agent_kwargs" and "agents" in _parameters(commands[given[0]])
@@ -79,6 +85,11 @@ def expanded(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]
             values = value if isinstance(value, (list, tuple)) else [value]
             given += [flag, *map(str, values)]
     return given
+
+
+def _values(arguments: Sequence[str], at: int) -> list[str]:
+    """What follows the flag at that place."""
+    return list(takewhile(lambda text: not text.startswith("--"), arguments[at + 1 :]))
 
 
 def read(path: Path, command: Callable[..., Any]) -> dict[str, Any]:

@@ -98,3 +98,14 @@ def test_a_dry_run_tells_and_makes_nothing(
     assert told[-1] == "2 of 2 runs to do" and not out.exists()
     assert main([*arguments, "--agent-kwargs", "sac.tua=1"]) == 2
     assert "unknown 'tua'; did you mean 'tau'?" in capsys.readouterr().err
+
+
+def test_a_file_s_settings_of_agents_that_the_command_leaves_out_are_left_out(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "c.json"
+    own = {"pde": {"draws": 2}, "ppo": {"n_envs": 4}, "pqo": {"n_envs": 4}}
+    file.write_text(json.dumps({"agent_kwargs": own}))
+    words = expanded(["compare", "--config", str(file), "--agents", "ppo", "sac"], COMMANDS)
+    # what names no agent of the file is a mistake, and is told
+    assert words[-3:] == ["--agent-kwargs", "ppo.n_envs=4", "pqo.n_envs=4"]
