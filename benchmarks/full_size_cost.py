@@ -4,7 +4,7 @@ anywhere; seconds and memory measured on a GPU.
     python benchmarks/full_size_cost.py
     python benchmarks/full_size_cost.py --rows flux-dev --device cuda
 
-The networks of configs/full_size.json have random weights, whose cost is that of the real ones;
+The networks of full_size.json have random weights, whose cost is that of the real ones;
 text encoders are left out, since prompts are encoded once. Counted: shapes alone, on torch's
 ``meta`` device, every product and convolution of a forward and a backward pass; how often each is
 run is observed on a tiny pipeline. Measured: one gradient of PI-FT with gradient checkpointing,
@@ -44,7 +44,7 @@ from girsanov.scoreboard.storage.records import provenance, write_json
 
 HERE = bench.RESULTS / "full_size_cost.json"
 #: Pipelines, their networks and the widths of what they are told, as diffusers writes them.
-SHAPES = json.loads((Path(__file__).parent / "configs" / "full_size.json").read_text())
+SHAPES = json.loads((Path(__file__).parent / "full_size.json").read_text())
 #: Forms of PI-FT, a reward that suits each, and the fewest paths that it takes at a time.
 FORMS = {
     "LoraPolicy": ("brightness", 1),
@@ -209,7 +209,7 @@ def main(
     """Count, measure where there is a GPU, write and print.
 
     Args:
-        rows: which shapes, by their names in configs/full_size.json.
+        rows: which shapes, by their names in full_size.json.
         forms: of PI-FT; all but LoraPolicy take rewards without a gradient.
         paths: of a gradient whose FLOPs are told.
         steps: of a path.
