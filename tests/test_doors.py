@@ -64,6 +64,7 @@ KINDS: dict[str, str] = {
     "anneal": "flag",
     "autoreset_mode": "name",
     "averaging": "share",
+    "controlled": "share",
     "batch": "count",
     "batch_size": "count",
     "budget": "settings",
@@ -299,7 +300,9 @@ def subjects() -> Iterator[Subject]:
         flat = found.arguments() if hasattr(found, "arguments") else ()
         named = parameters(found)
         every = (*named, *(arg for arg in flat if arg not in named))
-        yield Subject(name, found, every, optional(found) | {"ridge", "lookahead", "mean_span"})
+        yield Subject(
+            name, found, every, optional(found) | {"ridge", "lookahead", "mean_span", "controlled"}
+        )
         for method in sorted(attribute for attribute in dir(found) if attribute[0] != "_"):
             static = inspect.getattr_static(found, method)
             function = getattr(static, "__func__", static)

@@ -215,7 +215,8 @@ def _fitted(
                 part.fit(seen.flatten(1))
         own = rest[torch.randint(len(rest), (len(rest),), generator=generator, device=device)]
         optimizer = torch.optim.AdamW(one.parameters(), learning_rate, weight_decay=weight_decay)
-        best, kept = math.inf, {}
+        best: float = math.inf
+        kept: dict[str, Any] = {}
         for i in range(steps + 1):
             if i % _EVERY == 0 or i == steps:
                 with torch.no_grad():

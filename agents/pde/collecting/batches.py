@@ -50,10 +50,9 @@ class Batches:
     ) -> None:
         self.data, self.size, self.span, self.horizon = data, size, span, horizon
         self.most, self.resamples, self.generator = most, resamples, generator
-        self._drawn, self._chances, self._starts = data, None, None
-        self._chances: Tensor | None
-        self._starts: Tensor | None
-        self._since = 0
+        self._drawn, self._since = data, 0
+        self._chances: Tensor | None = None
+        self._starts: Tensor | None = None
 
     def draw(self, value: Value) -> tuple[Spans, Tensor, Replay]:
         """A batch, its weights, which are all the same, and the paths that its rows are of.
