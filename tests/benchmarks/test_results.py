@@ -19,7 +19,7 @@ from girsanov.scoreboard.storage import archive
 
 #: Benchmarks with a report of their own; two of them need diffusers.
 OWN = ["attribution", "control_literature", "convergence", "digits_fine_tuning", "frontier"]
-OWN += ["functional", "image_rewards", "pde", "rates", "stable_diffusion"]
+OWN += ["functional", "image_rewards", "oracle", "pde", "rates", "stable_diffusion"]
 NEED_DIFFUSERS = ("image_rewards", "stable_diffusion")
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
 ARCHIVED = ["robotics", "robotics_equal_seconds"]
@@ -93,6 +93,7 @@ QUICK = {
     "convergence": "quadratics d1 beta0.4",
     "digits_fine_tuning": "dpok",
     "functional": "beta2",
+    "oracle": "whole size 20",
     "pde": "mixture",
     "rates": "n 40",
     "attribution": "both-ppo",
