@@ -122,7 +122,7 @@ def told(lines: list[bench.Line], out: Path) -> dict[str, Any]:
                 axes.loglog(ns, errors, style, color=f"C{i}", label=f"{size} bumps, {data}")
                 cells = (f"{e:.3f} ({e / least:.1f})" for e in errors)
                 rows.append([norm, str(size), data, f"{least:.3f}", *cells])
-    panels[0].legend(fontsize=7)
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     heads = ["norm", "bumps", "data", "best of the class", *(f"n = {n:,}" for n in NS)]
     table = reports.table(heads, rows)
     return {"errors": table, "made": reports.made_by(lines), "oracle": drawn}
