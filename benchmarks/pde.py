@@ -26,7 +26,7 @@ from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Policy, Problem, objective
 from girsanov.scoreboard.evaluation import FINAL_SEED, evaluate, generator_on
 
-TABLES = ("mixture", "dimensions", "digits", "ablation")
+TABLES = ("mixture", "steps", "dimensions", "digits", "ablation")
 REFERENCE_PATHS = 1 << 16  # a quarter of them on Digits
 
 _RAW = "states in place of clean estimates"
@@ -48,11 +48,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "control matched directly": {"policy": "NoisePolicy"},
     _SCALED: {},
 }
+_OFF = {"policy": "KernelPolicy", "adaptive": False}
+#: From Mou's estimator to the default, each with one change more than the one before.
+MOU = "Mou's estimator: uncontrolled paths at random times, f in a convex set, of the states"
+FROM_MOU: dict[str, dict[str, Any]] = {
+    MOU: {},
+    "clean estimates in place of states": {},
+    "paths seen at every step": {"visits": 50},
+    "log f in place of f: a kernel's space, solved by Newton's steps": {
+        **_OFF,
+        "lookahead": "observed",
+    },
+    "fresh noise one step ahead": _OFF,
+    "paths of the present policy": {"policy": "KernelPolicy"},
+    "a network in place of the kernel: the default": {"policy": "MlpPolicy"},
+}
 #: Settings of a single row of another table.
 _LONG = "200 gradient steps, gradient averaged over noise"
-SETTINGS = {**VARIANTS, _LONG: {"gradient_steps": 200, "policy_kwargs": {"draws": 2}}}
+SETTINGS = {**VARIANTS, **FROM_MOU, _LONG: {"gradient_steps": 200, "policy_kwargs": {"draws": 2}}}
 #: Variants that are other agents, with the settings of their table.
 RL = {"PPO": "ppo-control", "SAC": "sac-control"}
+AGENTS = {**RL, **dict.fromkeys(list(FROM_MOU)[:3], "pde-mou")}
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
         ):
             made.append(Job("mixture", "mixture", beta, queries, seed, action_bound=bound))
         made.append(Job("mixture", "mixture", 0.1, 1000, seed, 2, _LONG, 2.0))
+        made += [Job("steps", "mixture", 0.5, 500, seed, variant=v) for v in FROM_MOU]
         made += [Job("dimensions", "mixture", 0.5, 1000, seed, d) for d in (2, 8, 32, 64)]
         for beta, queries in ((0.3, 1000), (0.3, 2000), (1.0, 1000)):
             made.append(Job("digits", "digits", beta, queries, seed, 64))
@@ -96,10 +113,11 @@ def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
 def problem_of(job: Job) -> Problem:
     """On the CPU."""
     if job.env == "mixture":
-        return mixture(job.beta, job.dimension)
-    problem = make_problem("girsanov/Digits-v0", temperature=job.beta)
-    if job.variant == _RAW:
-        problem.terminal_estimate = None  # type: ignore[attr-defined]
+        problem: Any = mixture(job.beta, job.dimension)
+    else:
+        problem = make_problem("girsanov/Digits-v0", temperature=job.beta)
+    if job.variant in (_RAW, MOU):
+        problem.terminal_estimate = None
     return problem
 
 
@@ -121,9 +139,10 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     """Learn, then measure on fresh paths."""
     problem, known = problem_of(job), 256 if at.quick else REFERENCE_PATHS
     env = ProblemEnv(problem, action_bound=job.action_bound)
-    settings = {} if job.variant in RL else {"policy": "MlpPolicy", **SETTINGS[job.variant]}
+    usual = {} if job.variant in AGENTS else {"policy": "MlpPolicy"}
+    settings = {**usual, **SETTINGS.get(job.variant, {})}
     kept = 200 if job.variant == _SCALED else 0
-    curve = Curve.of(RL.get(job.variant, "pde"), env, job.seed, **settings)
+    curve = Curve.of(AGENTS.get(job.variant, "pde"), env, job.seed, **settings)
     policy = curve.learn(job.queries - kept).policy
     if kept:
         policy = scaled(problem, policy, kept // len(_FACTORS), seed=10_000 + job.seed)
@@ -143,7 +162,7 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
 def _title(job: bench.Line) -> str:
     """A row's name within its table."""
     table, variant = job["table"], job["variant"]
-    if table == "ablation":
+    if table in ("ablation", "steps"):
         return variant
     parts = {"dimensions": [f"d = {job['dimension']}"], "digits": [v for v in RL if v == variant]}
     parts = [*parts.get(table, []), f"beta {job['beta']:g}, {job['queries']:,} queries"]
