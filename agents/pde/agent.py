@@ -265,9 +265,8 @@ class PDE(Regression):
                     f"imagined must be 0 for {name}: it is for networks that know the transition;"
                     f" got {imagined}"
                 )
-            self.rewards = LearnedRewards(self.policy.n_inputs, self.problem.horizon).to(
-                self.device
-            )
+            rewards = LearnedRewards(self.policy.n_inputs, self.problem.horizon)
+            self.rewards = rewards.to(self.device)
         self._start_learner()
 
     def networks(self) -> dict[str, Any]:
@@ -299,17 +298,15 @@ class PDE(Regression):
         Of the first, the round alone.
         """
         first = len(self.rounds) == 1
-        running, terminal = self.rewards.regress(
-            every, _REWARD_STEPS * (3 if first else 1), self.generator
-        )
+        steps = _REWARD_STEPS * (3 if first else 1)
+        running, terminal = self.rewards.regress(every, steps, self.generator)
         self.logger.record("train/running_reward_loss", running)
         self.logger.record("train/terminal_reward_loss", terminal)
         if first:
             return fresh
         n = self.collection.imagined
-        return Replay.joined(
-            [fresh, imagine(self.problem, self.rewards, control, n, self.generator)]
-        )
+        made = imagine(self.problem, self.rewards, control, n, self.generator)
+        return Replay.joined([fresh, made])
 
     def observe(
         self, control: Policy | None, n: int, spread: float = 0.0

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..least_squares import least_squares
 from ..networks import Value
 from .classes.linear import ExponentialValue
 from .classes.system import System
@@ -136,7 +137,7 @@ def rescue(value: ExponentialValue, data: Replay, lookahead: Lookahead, max_weig
         free, Split.of([next(split.train())]), lookahead, value, STEPWISE_RIDGES, max_weight
     )
     before = value.weights.clone()
-    value.weights.copy_(value.project(torch.linalg.lstsq(value.time_table, free.weights).solution))
+    value.weights.copy_(value.project(least_squares(value.time_table, free.weights)))
     better = float(one_step_residuals(value, witnesses, lookahead).mean()) < _FAR_BETTER * residual
     if not better:
         value.weights.copy_(before)

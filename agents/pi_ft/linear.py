@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ...envs.problem import Problem, Trajectories
+from ..least_squares import least_squares
 from .form import Iteration, IterationPolicy, some_states
 from .value_gradients import value_gradients
 
@@ -75,10 +76,7 @@ class LinearPolicy(IterationPolicy):
             )
         agent.logger.record("train/gradient_norm", float((rise.mT @ phi / n).norm()))
         betas = rise.new_tensor(self.betas)[:, None, None]
-        # in float64: LAPACK's last bits depend on where in memory its arguments lie
-        slopes = torch.linalg.lstsq(regressors.double(), (rise / betas).double()).solution[
-            :, : phi.shape[2]
-        ]
+        slopes = least_squares(regressors.double(), (rise / betas).double())[:, : phi.shape[2]]
         self.gain.add_(agent.damping * slopes.mT)
 
     def gradient(self, paths: Trajectories) -> Tensor:
