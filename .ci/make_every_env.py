@@ -8,17 +8,20 @@ from pathlib import Path
 import gymnasium as gym
 
 import girsanov
-from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS
+from girsanov.envs import NEED_DIFFUSERS, NEED_MUJOCO, NEED_WEIGHTS
 
 checkout = Path(__file__).resolve().parents[1]
 assert checkout not in Path(girsanov.__file__).resolve().parents, (
     f"not the installed package: {girsanov.__file__}"
 )
+lacking = set(NEED_WEIGHTS)
+lacking |= NEED_MUJOCO if find_spec("mujoco") is None else set()
+lacking |= NEED_DIFFUSERS if find_spec("diffusers") is None else set()
 ids = sorted(spec for spec in gym.registry if spec.startswith("girsanov/"))
 assert ids, "no environment is registered"
 for env_id in ids:
     # the tests make the first on a pipeline of random weights; here both must say what they lack
-    if env_id in NEED_WEIGHTS or (env_id in NEED_MUJOCO and find_spec("mujoco") is None):
+    if env_id in lacking:
         try:
             gym.make(env_id)
         except ValueError as error:

@@ -20,6 +20,11 @@ GALLERY: dict[str, dict[str, tuple[str, str, str]]] = {
             "stable_diffusion",
             "Fine-tune a text-to-image model, with LoRA if you like.",
         ),
+        "FlowDigits-v0": (
+            "flow_digits.png",
+            "flow_digits",
+            "Fine-tune a rectified flow with a transformer.",
+        ),
         "GaussianMixture-v0": (
             "gaussian_mixture.png",
             "gaussian_mixture",
@@ -210,12 +215,16 @@ def draw() -> None:
         file = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("-v0")).lower()
         figure.savefig(DOCS / "films" / f"{file}.png", dpi=100)
         plt.close(figure)
-    small = make_problem("girsanov/StableDiffusion-v0", **_SMALL_MODEL | {"guidance_scale": 1.5})
-    ends = rollout(small, None, 12, torch.Generator().manual_seed(0)).states[-1]
-    tiles = small.images(ends).detach().permute(0, 2, 3, 1).numpy()
-    rows = [np.concatenate(list(tiles[i : i + 4]), 1) for i in (0, 4, 8)]
-    picture = np.concatenate(rows, 0).repeat(6, 0).repeat(6, 1).clip(0, 1)
-    plt.imsave(DOCS / "films" / "latent_digits.png", picture)
+    for name, env_id, settings in (
+        ("latent_digits", "StableDiffusion-v0", _SMALL_MODEL),
+        ("flow_digits", "FlowDigits-v0", {}),
+    ):
+        small = make_problem(f"girsanov/{env_id}", **settings, guidance_scale=1.5)
+        ends = rollout(small, None, 12, torch.Generator().manual_seed(0)).states[-1]
+        tiles = small.images(ends).detach().permute(0, 2, 3, 1).numpy()
+        rows = [np.concatenate(list(tiles[i : i + 4]), 1) for i in (0, 4, 8)]
+        picture = np.concatenate(rows, 0).repeat(6, 0).repeat(6, 1).clip(0, 1)
+        plt.imsave(DOCS / "films" / f"{name}.png", picture)
 
 
 def _box(box: Any) -> str:

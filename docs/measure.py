@@ -16,7 +16,8 @@ from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "environments.json"
 #: Fewer paths where a step is dear.
-PATHS = {"girsanov/Digits-v0": 8192} | dict.fromkeys(NEED_MUJOCO, 2000)
+PATHS = {"girsanov/Digits-v0": 8192, "girsanov/FlowDigits-v0": 1024}
+PATHS |= dict.fromkeys(NEED_MUJOCO, 2000)
 USUAL_PATHS = 20_000
 
 

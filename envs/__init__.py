@@ -51,6 +51,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
         "robots.navigation", "DoubleIntegratorNavigation"
     ),
     "girsanov/DoubleWell-v0": Factory("known_optimum.double_well", "DoubleWell"),
+    "girsanov/FlowDigits-v0": Factory("diffusion.stable_diffusion", "flow_digits"),
     "girsanov/GaussianMixture-v0": Factory("diffusion.gaussian_mixture", "gaussian_mixture"),
     "girsanov/HalfCheetah-v0": Factory(_ROBOTS, "HalfCheetah"),
     "girsanov/Hopper-v0": Factory(_ROBOTS, "Hopper"),
@@ -75,6 +76,8 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 #: Ids whose weights do not come with the package: their factories say what to obtain, and where to
 #: name it.
 NEED_WEIGHTS = frozenset({"girsanov/StableDiffusion-v0"})
+#: Ids that want ``pip install girsanov[sd]``.
+NEED_DIFFUSERS = NEED_WEIGHTS | {"girsanov/FlowDigits-v0"}
 #: Ids that want ``pip install girsanov[mujoco]``.
 NEED_MUJOCO = frozenset(
     name for name, make in PROBLEMS.items() if isinstance(make, Factory) and make.module == _ROBOTS

@@ -20,7 +20,6 @@ LONG = {
     "envs/problem.py": "the seam",
     "envs/env.py": "the two Gymnasium shells, which must agree",
     "envs/known_optimum/linear_quadratic.py": "the Riccati recursion and its instances",
-    "envs/pretraining/latent_digits.py": "what trains the text-to-image model",
 }
 
 

@@ -1,5 +1,5 @@
-"""Coloured handwritten digits with a sentence each: what the small text-to-image model that ships
-with the package knows.
+"""Coloured handwritten digits with a sentence each: what the small text-to-image models that ship
+with the package know.
 
 The shapes are scikit-learn's real digits, the ink is one of five colours, the prompt is "a green
 six". One colour of every digit is kept out of training: those ten prompts ask for what the model
@@ -28,6 +28,8 @@ COLOURS = {
 IMAGE_SIZE = 16
 #: The shipped ``StableDiffusionPipeline``; ``train.py pretrain-latent`` made it.
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "latent_digits"
+#: The shipped ``StableDiffusion3Pipeline``; ``train.py pretrain-flow`` made it.
+FLOW_CHECKPOINT = CHECKPOINT.with_name("flow_digits")
 
 
 def prompt_of(digit: int, colour: int) -> str:

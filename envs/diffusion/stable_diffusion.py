@@ -1,5 +1,5 @@
 """``girsanov/StableDiffusion-v0``: a pipeline of diffusers from a folder or the hub, with a reward
-by name.
+by name; and ``girsanov/FlowDigits-v0``, the small flow that comes with the package.
 """
 
 from __future__ import annotations
@@ -10,13 +10,21 @@ from typing import Any
 
 import torch
 
+from ..checks import checked
 from .diffusers_chain import ImageReward
 from .latent_digits import CHECKPOINT as LATENT_DIGITS
+from .latent_digits import FLOW_CHECKPOINT as FLOW_DIGITS
 from .loading import as_dtype, check_folder, load_pipeline
 from .pipelines.prompted import PromptedDiffusion
 
 #: The name by which it was known when Stable Diffusion was all that it took.
 StableDiffusion = PromptedDiffusion
+#: The small models that come with the package, and what ``PromptedDiffusion`` is told of each: the
+#: flow has no T5, and wants no tokens in its place.
+SHIPPED: dict[str, tuple[Path, dict[str, Any]]] = {
+    "latent-digits": (LATENT_DIGITS, {}),
+    "flow-digits": (FLOW_DIGITS, {"prompt_kwargs": {"max_sequence_length": 0}}),
+}
 
 
 def stable_diffusion(
@@ -39,9 +47,9 @@ def stable_diffusion(
 
     Args:
         model: a local diffusers folder, a name on the Hugging Face hub, a pipeline (whose networks
-            are frozen and used), or ``latent-digits``, the small model that comes with the package.
-            Stable Diffusion 1, 2, XL and 3, Flux, PixArt, latent consistency models, and DiT, whose
-            prompts are classes.
+            are frozen and used), or one of the small models that come with the package:
+            ``latent-digits`` or, a rectified flow, ``flow-digits``. Stable Diffusion 1, 2, XL and
+            3, Flux, PixArt, latent consistency models, and DiT, whose prompts are classes.
         prompts: one prompt, or several.
         reward: a callable ``(images (n, 3, H, W) in 0..1, prompts) -> (n,)`` with a flag
             ``differentiable``, the name of one in ``image_rewards``, or several names with a weight
@@ -63,7 +71,9 @@ def stable_diffusion(
             starts), or a bad argument.
     """
     network = as_dtype(dtype)
-    model = LATENT_DIGITS if isinstance(model, str) and model == "latent-digits" else model
+    if isinstance(model, str) and model in SHIPPED:
+        model, told = SHIPPED[model]
+        kwargs = {**told, **kwargs}
     check_folder(model)
     if isinstance(reward, (str, Mapping)):
         from ..rewards.images import make_reward
@@ -84,3 +94,53 @@ def stable_diffusion(
         raise ValueError(
             f"arguments must be PromptedDiffusion's; got {sorted(kwargs)} ({error})"
         ) from error
+
+
+@checked
+def flow_digits(
+    *,
+    prompts: str | Sequence[str] = "a yellow eight",
+    reward: str | Mapping[str, float] | ImageReward = "digit-prompt",
+    temperature: float = 0.1,
+    steps: int = 10,
+    guidance_scale: float = 1.0,
+    scheduler: str = "posterior",
+    eta: float = 1.0,
+    noise_level: float = 0.7,
+    batch_size: int = 256,
+    gradient_checkpointing: bool = False,
+) -> PromptedDiffusion:
+    """``girsanov/FlowDigits-v0``: a small rectified flow that draws painted digits, to be taught
+    what its prompts say. Needs ``girsanov[sd]``.
+
+    Args:
+        prompts: one of ``"a <colour> <digit>"``, or several.
+        reward: a callable ``(images (n, 3, 16, 16) in 0..1, prompts) -> (n,)`` with a flag
+            ``differentiable``, the name of one in ``image_rewards``, or several names with a weight
+            each.
+        temperature: price of one nat of KL.
+        steps: number of denoising steps.
+        guidance_scale: at least 1; 1 is no guidance.
+        scheduler: ``posterior`` or ``flow-grpo``.
+        eta: of ``posterior``, above 0 and at most 1; at 1 the chain forgets its start.
+        noise_level: of ``flow-grpo``.
+        batch_size: images that the network is given at once (twice as many rows with guidance).
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping
+            them.
+
+    Raises:
+        ValueError: a package is missing, or a bad argument.
+    """
+    return stable_diffusion(
+        model="flow-digits",
+        prompts=prompts,
+        reward=reward,
+        temperature=temperature,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+        eta=eta,
+        noise_level=noise_level,
+        batch_size=batch_size,
+        gradient_checkpointing=gradient_checkpointing,
+    )

@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-import platform
 import tempfile
-import time
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..diffusion.latent_digits import COLOURS, DIGITS, IMAGE_SIZE, paint, prompt_of, withheld
+from ..diffusion.latent_digits import COLOURS, DIGITS, IMAGE_SIZE, paint
+from .descent import anneal, decay, descend, steps
 from .digit_images import load_images
 from .latent_quality import measure
+from .painted_latents import SENTENCES, PaintedLatents
+from .record import Clock, write_record
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "scikit-learn", "numpy")
 #: Tokens of a prompt, the two at its ends included.
 PROMPT_LENGTH = 6
 
@@ -159,8 +155,8 @@ def train_autoencoder(
     model = make_autoencoder()
     shadow = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
-    for i in _steps(iterations, "autoencoder", progress):
-        _anneal(optimizer, learning_rate, i, iterations)
+    for i in steps(iterations, "autoencoder", progress):
+        anneal(optimizer, learning_rate, i, iterations)
         target = 2 * _painted(images, batch) - 1
         posterior = model.encode(target).latent_dist
         guess = model.decode(posterior.sample()).sample
@@ -169,7 +165,7 @@ def train_autoencoder(
             + F.mse_loss(guess, target)
             + kl_weight * posterior.kl().mean() / target[0].numel()
         )
-        _descend(loss, model, optimizer, shadow, _decay(average, i))
+        descend(loss, model, optimizer, shadow, decay(average, i))
     shadow.eval().requires_grad_(False)
     standardise(shadow, 2 * _painted(images, 2048) - 1)
     return shadow
@@ -213,48 +209,25 @@ def train_denoiser(
     both: Any = nn.ModuleDict({"unet": make_denoiser(), "text": text})
     shadow = copy.deepcopy(both)
     scheduler = make_scheduler()
-    means, stds = _encoded(images, autoencoder)
-    # every prompt is encoded at every iteration: there are few of them
-    pairs = [(d, c) for d in range(len(DIGITS)) for c in range(len(COLOURS))]
-    tokens = prompt_tokens(tokenizer, [*(prompt_of(d, c) for d, c in pairs), ""])
-    kept = torch.tensor(
-        [[c for c in range(len(COLOURS)) if not withheld(d, c)] for d in range(len(DIGITS))]
-    )
+    painted = PaintedLatents(images, labels, autoencoder)
+    # every sentence is encoded at every iteration: there are few of them
+    tokens = prompt_tokens(tokenizer, SENTENCES)
     optimizer = torch.optim.AdamW(
         [p for p in both.parameters() if p.requires_grad],
         learning_rate,
         (0.9, 0.99),
         weight_decay=1e-4,
     )
-    for i in _steps(iterations, "denoiser", progress):
-        _anneal(optimizer, learning_rate, i, iterations)
-        row = torch.randint(len(images), (batch,))
-        colour = kept[labels[row], torch.randint(kept.shape[1], (batch,))]
-        latents = means[colour, row] + stds[colour, row] * torch.randn(batch, *means.shape[2:])
-        said = torch.where(
-            torch.rand(batch) < prompt_dropout, len(pairs), labels[row] * len(COLOURS) + colour
-        )
+    for i in steps(iterations, "denoiser", progress):
+        anneal(optimizer, learning_rate, i, iterations)
+        latents, said = painted.draw(batch, prompt_dropout)
         level = torch.randint(scheduler.config.num_train_timesteps, (batch,))
         noise = torch.randn_like(latents)
         prompts = both["text"](tokens).last_hidden_state[said]
         guess = both["unet"](scheduler.add_noise(latents, noise, level), level, prompts).sample
-        _descend(F.mse_loss(guess, noise), both, optimizer, shadow, _decay(average, i))
+        descend(F.mse_loss(guess, noise), both, optimizer, shadow, decay(average, i))
     shadow.eval().requires_grad_(False)
     return shadow["unet"], shadow["text"]
-
-
-@torch.no_grad()
-def _encoded(images: Tensor, autoencoder: Any) -> tuple[Tensor, Tensor]:
-    """Means and deviations of the latents of every image in every colour, ``(colours, n, channels,
-    4, 4)`` each.
-    """
-    found = []
-    for colour in range(len(COLOURS)):
-        painted = paint(images, torch.full((len(images),), colour))
-        parts = [autoencoder.encode(2 * part - 1).latent_dist for part in painted.split(256)]
-        found.append((torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])))
-    means, stds = zip(*found, strict=True)
-    return torch.stack(means), torch.stack(stds)
 
 
 def _painted(images: Tensor, n: int) -> Tensor:
@@ -328,8 +301,7 @@ def pretrain_latent(
             f"{allowed}; got {iterations}, {autoencoder_iterations} and {images_a_prompt}"
         )
     path.mkdir(parents=True, exist_ok=True)
-    data = load_images()
-    start, cpu = time.perf_counter(), time.process_time()
+    data, clock = load_images(), Clock()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = make_tokenizer()
@@ -344,70 +316,20 @@ def pretrain_latent(
             iterations=iterations,
             progress=progress,
         )
-    spent = {
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-    }
+    spent = clock.spent()
     save(make_pipeline(autoencoder, text, tokenizer, unet), path)
-    parts = {"vae": autoencoder, "text_encoder": text, "unet": unet}
-    record = {
-        "command": command,
-        "seed": seed,
-        "iterations": iterations,
-        "autoencoder_iterations": autoencoder_iterations,
-        "training": spent,
-        "versions": (
-            {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
-        ),
-        "hardware": {
-            "machine": platform.machine(),
-            "device": "cpu",
-            "threads": torch.get_num_threads(),
+    return write_record(
+        path,
+        command,
+        {
+            "seed": seed,
+            "iterations": iterations,
+            "autoencoder_iterations": autoencoder_iterations,
         },
-        "parameters": {
-            name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()
-        },
-        "data": {
-            "source": "sklearn.datasets.load_digits, painted",
-            "train": len(data.train),
-            "held_out": len(data.held_out),
-            "withheld_prompts": [
-                prompt_of(d, c) for d in range(10) for c in range(len(COLOURS)) if withheld(d, c)
-            ],
-        },
-        "quality": (
-            measure(path, data, each=images_a_prompt, progress=progress)
-            if images_a_prompt
-            else None
-        ),
-    }
-    path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    return record
-
-
-def _descend(
-    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, shadow: nn.Module, keep: float
-) -> None:
-    """One step down a loss; ``shadow`` follows as the average."""
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    with torch.no_grad():
-        for old, new in zip(shadow.parameters(), model.parameters(), strict=True):
-            old.lerp_(new, 1 - keep)
-
-
-def _decay(average: float, i: int) -> float:
-    return min(average, (1 + i) / (10 + i))
-
-
-def _steps(n: int, name: str, progress: bool) -> Iterator[int]:
-    return iter(tqdm(range(n), desc=name, disable=not progress, mininterval=1.0))
-
-
-def _anneal(optimizer: torch.optim.Optimizer, rate: float, i: int, n: int) -> None:
-    """Linear warm-up over 200 steps, then a half cosine down to a hundredth."""
-    factor = min(1.0, (i + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / n)))
-    for group in optimizer.param_groups:
-        group["lr"] = rate * factor
+        spent,
+        {"vae": autoencoder, "text_encoder": text, "unet": unet},
+        data,
+        measure(path, data, {"eta": 1.0}, each=images_a_prompt, progress=progress)
+        if images_a_prompt
+        else None,
+    )

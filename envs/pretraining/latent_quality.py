@@ -1,5 +1,5 @@
-"""How well a folder of ``train.py pretrain-latent`` draws what its prompts say, by judges that had
-no part in making it.
+"""How well a folder of ``train.py pretrain-latent`` or ``pretrain-flow`` draws what its prompts
+say, by judges that had no part in making it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..diffusion.latent_digits import (
     prompt_of,
     withheld,
 )
+from ..diffusion.loading import load_pipeline
 from .digit_images import DigitImages
 from .quality import Judge, frechet_distance, nearest_distance
 
@@ -29,10 +30,17 @@ _PAIRS = [(digit, colour) for digit in range(len(DIGITS)) for colour in range(le
 
 
 def draw(
-    pipeline: Any, prompts: list[str], seed: int, *, steps: int, guidance: float, batch: int = 250
+    pipeline: Any,
+    prompts: list[str],
+    seed: int,
+    told: dict[str, Any],
+    *,
+    steps: int,
+    guidance: float,
+    batch: int = 250,
 ) -> Tensor:
-    """An image for each prompt, ``(n, 3, 16, 16)`` in [0, 1], by plain diffusers with DDIM's ``eta
-    = 1``.
+    """An image for each prompt, ``(n, 3, 16, 16)`` in [0, 1], by plain diffusers, which is ``told``
+    these arguments, too.
     """
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
@@ -43,9 +51,9 @@ def draw(
             width=IMAGE_SIZE,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            eta=1.0,
             generator=generator,
             output_type="pt",
+            **told,
         ).images
         for i in range(0, len(prompts), batch)
     ]
@@ -87,6 +95,7 @@ def describe(
 def measure(
     folder: str | Path,
     data: DigitImages,
+    told: dict[str, Any],
     *,
     each: int = 40,
     seed: int = 0,
@@ -95,15 +104,13 @@ def measure(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Quality of ``each`` images a prompt, beside the same figures of real held-out digits and of
-    their reconstructions.
+    their reconstructions; ``told`` goes to the pipeline.
 
     Figures by guidance, for the prompts that were trained on (``seen``) and those that were not
     (``withheld``). Frechet distances are to the held-out images; the held-out images' own are to
     the training images.
     """
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline = load_pipeline(folder, torch.float32)
     judge, reward = Judge(data), PromptLogProbability()
     colours = torch.arange(len(data.held_out)) % len(COLOURS)
     real = paint(data.held_out, colours)
@@ -127,7 +134,12 @@ def measure(
                 for _ in range(each)
             ]
             images = draw(
-                pipeline, [prompt_of(*pair) for pair in asked], seed, steps=steps, guidance=guidance
+                pipeline,
+                [prompt_of(*pair) for pair in asked],
+                seed,
+                told,
+                steps=steps,
+                guidance=guidance,
             )
             found[f"guidance {guidance:g}, {name}"] = describe(
                 images, asked, data.held_out, data.train, judge, reward

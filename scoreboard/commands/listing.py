@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS
+from ...envs import NEED_DIFFUSERS, NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS
 from ...envs.extras import install_command
 from ..registry import AGENTS, Agent, imported, is_problem
 from .arguments import (
@@ -81,7 +81,10 @@ def _made_by(env: str) -> Any:
 def _needs(env: str) -> str:
     if env in NEED_MUJOCO:
         return f" Needs: {install_command('mujoco')}"
-    return f" Needs: {install_command('sd')}, and weights." if env in NEED_WEIGHTS else ""
+    if env in NEED_DIFFUSERS:
+        weights = ", and weights." if env in NEED_WEIGHTS else ""
+        return f" Needs: {install_command('sd')}{weights}"
+    return ""
 
 
 def _sentence(thing: Any) -> str:

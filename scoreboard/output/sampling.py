@@ -7,7 +7,7 @@ from typing import Any
 from ..intervals import interval
 from ..plots import name_of
 
-_HEAD = "Not learnt but drawn; their KL is an upper bound, their J a lower one. A sample costs:"
+_HEAD = "Drawn, not learnt, with a KL that is no less than the true one. A sample costs:"
 
 
 def told(agents: list[dict[str, Any]]) -> list[str]:

@@ -25,7 +25,7 @@ NEED_DIFFUSERS = ("image_rewards", "stable_diffusion")
 ARCHIVED = ["robotics", "robotics_equal_seconds"]
 REPORTED = ["digits_pi_ft_3000", "mixture"]
 #: Comparisons whose report is made anew here, to the byte.
-REMADE = ["digits"]
+REMADE = ["digits", "flow_guidance"]
 
 
 class Blank:
@@ -143,6 +143,34 @@ def test_the_robots_are_compared_by_configurations(monkeypatch: pytest.MonkeyPat
     made = {(spec.env, spec.agent, spec.seed): spec.to_json() for spec in asked}
     assert len(made) == len(asked) == 220
     assert all(made[spec.env, spec.agent, spec.seed] == spec.to_json() for spec in runs)
+
+
+def test_the_flow_is_fine_tuned_by_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every agent of the file was run as the file says; what is drawn cost no budget."""
+    from girsanov import train
+    from girsanov.scoreboard.spec import RunSpec
+
+    asked: list[RunSpec] = []
+    monkeypatch.setattr(
+        "girsanov.scoreboard.compare.compare", lambda told: asked.extend(told.specs())
+    )
+    monkeypatch.setattr(train, "report", lambda out: None)
+    file = bench.RESULTS.parent / "configs" / "text_to_image" / "flow_guidance.json"
+    assert train.main(["compare", "--config", str(file)]) == 0
+    runs = archive.finished(bench.RESULTS / "flow_guidance")
+    assert sorted(json.dumps(spec.to_json(), sort_keys=True) for spec in asked) == sorted(
+        json.dumps(run["spec"], sort_keys=True) for run in runs
+    )
+    for run in runs:
+        final = run["final"]
+        drawn = "sampling_reward_queries" in final
+        for cost in ("reward_queries", "model_evaluations"):
+            assert (final[cost] == 0) == drawn
+        if drawn:
+            assert final["objective"] > run["reference"]["uncontrolled"]["mean"]
+        else:  # on the same 64 noises, before and after
+            before, *_, after, _ = run["rows"]
+            assert before["reward_queries"] == 0 and after["objective"] > before["objective"]
 
 
 @pytest.mark.parametrize("name", [*ARCHIVED, *REPORTED])
