@@ -22,8 +22,8 @@ OWN = ["attribution", "control_literature", "convergence", "digits_fine_tuning",
 OWN += ["functional", "image_rewards", "oracle", "pde", "rates", "stable_diffusion"]
 NEED_DIFFUSERS = ("image_rewards", "stable_diffusion")
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
-ARCHIVED = ["robotics", "robotics_equal_seconds"]
-REPORTED = ["digits_pi_ft_3000", "mixture"]
+ARCHIVED = ["robotics"]
+REPORTED = ["mixture"]
 #: Comparisons whose report is made anew here, to the byte.
 REMADE = ["digits", "flow_guidance"]
 
