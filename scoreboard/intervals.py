@@ -22,6 +22,9 @@ Groups = Mapping[str, list[dict[str, Any]]]
 #: What learning costs, in every unit that a row of progress may tell; old rows lack the last two.
 COSTS = (*UNITS, "model_evaluations", "cpu_seconds")
 _DRAWS = 2_000
+#: Seeds below which a difference is told, but nobody wins by it: a bootstrap of three values spans
+#: no more than these.
+FEWEST = 5
 
 
 class Interval(NamedTuple):
@@ -135,13 +138,14 @@ def differences(agents: Groups, quantity: str) -> list[dict[str, Any]]:
 
 
 def wins(agent: str, agents: Groups, differences: list[dict[str, Any]]) -> bool:
-    """Whether an agent is clearly better, pair by pair, than every other of its access class; there
-    must be one.
+    """Whether an agent is clearly better, pair by pair and by ``FEWEST`` seeds or more, than every
+    other of its access class; there must be one.
     """
     classes = {name: group[0].get("access_class") for name, group in agents.items()}
     rivals = {name for name, other in classes.items() if name != agent and other == classes[agent]}
-    beaten = {d["second"] for d in differences if d["first"] == agent and (d["low"] or 0) > 0}
-    beaten |= {d["first"] for d in differences if d["second"] == agent and (d["high"] or 0) < 0}
+    enough = [d for d in differences if d["n"] >= FEWEST]
+    beaten = {d["second"] for d in enough if d["first"] == agent and (d["low"] or 0) > 0}
+    beaten |= {d["first"] for d in enough if d["second"] == agent and (d["high"] or 0) < 0}
     return classes[agent] is not None and bool(rivals) and rivals <= beaten
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .evaluation import Reference
-from .intervals import Interval
+from .intervals import FEWEST, Interval
 from .output import bounds, sampling
 from .plots import name_of
 from .storage.files import escaped_within, printable
@@ -25,7 +25,7 @@ and a score between two values: against the bound, and against the best. J = rew
 KL, on fresh paths that cost no budget.
 
 Every figure over seeds is an interquartile mean, brackets are its 95% stratified bootstrap interval
-(as rliable computes them; five seeds give rough ones). Seconds are training time without
+(as rliable computes them; five seeds give rough ones, fewer no verdict). Seconds are training time without
 evaluation; model evaluations are calls of the transition or the denoiser while learning. Agents
 with the same seed are evaluated on the same noises: differences are paired by seed. **Bold** is the
 winner of an access class: clearly better, pair by pair, than every other method that may use the
@@ -230,9 +230,10 @@ def _differences(env: dict[str, Any]) -> str:
     rows = []
     for line in env["differences"]:
         low, high, first, second = line["low"], line["high"], line["first"], line["second"]
-        clear = (
-            "one seed" if low is None or high is None else "yes" if low > 0 or high < 0 else "no"
-        )
+        if low is None or high is None or line["n"] < FEWEST:
+            clear = "too few seeds" if line["n"] > 1 else "one seed"
+        else:
+            clear = "yes" if low > 0 or high < 0 else "no"
         same = "same" if classes[first] == classes[second] else "differs: no claim"
         pair = f"{name_of(first)} - {name_of(second)}"
         rows.append([pair, _cell(line), clear, *([same] if told else [])])

@@ -70,8 +70,8 @@ def test_pairing_removes_what_seeds_share() -> None:
     assert paired({0: 1.0}, {1: 1.0}) is None
 
 
-def _differs(first: str, second: str, low: float, high: float) -> dict[str, Any]:
-    return {"first": first, "second": second, "low": low, "high": high}
+def _differs(first: str, second: str, low: float, high: float, n: int = 5) -> dict[str, Any]:
+    return {"first": first, "second": second, "low": low, "high": high, "n": n}
 
 
 def test_a_win_is_within_an_access_class_and_against_all_of_it() -> None:
@@ -82,6 +82,8 @@ def test_a_win_is_within_an_access_class_and_against_all_of_it() -> None:
     clear = [_differs("a", "b", 0.1, 0.2), _differs("d", "a", -0.3, -0.1)]
     assert wins("a", agents, [*clear, _differs("a", "c", 0.5, 0.6)])
     assert not wins("a", agents, clear[:1])  # not against d
+    few = [_differs("a", "b", 0.1, 0.2, n=4), clear[1]]
+    assert not wins("a", agents, few)
     assert not wins("d", agents, clear)
     assert not wins("c", agents, [_differs("c", "a", 0.5, 0.6)])  # alone in its class
     unknown = {name: [{}] for name in "ab"}  # records of before
