@@ -25,12 +25,12 @@ and a score between two values: against the bound, and against the best. J = rew
 KL, on fresh paths that cost no budget.
 
 Every figure over seeds is an interquartile mean, brackets are its 95% stratified bootstrap interval
-(as rliable computes them). They tell the spread of seeds, not the error of evaluation. Five seeds
-give rough ones, fewer no verdict. Seconds are training time without evaluation; model evaluations
-are calls of the transition or the denoiser while learning. Agents with the same seed are evaluated
-on the same noises: differences are paired by seed. **Bold** is the winner of an access class:
-clearly better, pair by pair, than every other method that may use the same. Across classes nothing
-is claimed."""
+(as rliable computes them): the spread of seeds and of their evaluations, not the error of the
+bound. Five seeds give rough ones, fewer no verdict. Seconds are training time without evaluation;
+model evaluations are calls of the transition or the denoiser while learning. Agents with the same
+seed are evaluated on the same noises: differences are paired by seed. **Bold** is the winner of an
+access class: clearly better, pair by pair, than every other method that may use the same. Across
+classes nothing is claimed."""
 
 
 def markdown(summary: dict[str, Any]) -> str:
