@@ -49,7 +49,7 @@ def generator_on(problem: Problem, seed: int) -> torch.Generator:
     return torch.Generator(device_of(problem)).manual_seed(seed)
 
 
-def policy_of(model: Any, problem: Problem) -> Policy | Sampler:
+def policy_of(model: Any, problem: Problem) -> Any:
     """What a model does without exploration, as a batched torch policy: our agents' ``control``, or
     that of an SB3 model; what draws whole samples is its own.
     """
@@ -83,13 +83,14 @@ def evaluate(
 ) -> Evaluation:
     """Run ``n`` fresh paths, ``batch`` at a time."""
     rewards, kls, ends = [], [], []
+    acting: Any = policy
     draw = getattr(policy, "draw", None)
     twin, evaluations = (problem, None) if draw is None else counted(problem)
     queries, begun = 0, time.process_time()
     for start in range(0, n, batch):
         size = min(batch, n - start)
         if draw is None:
-            paths = rollout(problem, policy, size, generator)
+            paths = rollout(problem, acting, size, generator)
             ends.append(paths.states[-1].clone())
         else:
             paths = draw(twin, size, generator)

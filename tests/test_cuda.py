@@ -18,7 +18,7 @@ from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatch
 from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
 from girsanov.baselines.fine_tuning_methods.dpok import DPOK
 from girsanov.baselines.sb3 import make_ppo, make_sac
-from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
+from girsanov.envs import NEED_DIFFUSERS, NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv
 from girsanov.envs.problem import rollout
 from girsanov.scoreboard.evaluation import evaluate, policy_of
@@ -34,6 +34,8 @@ def on_the_gpu(env_id: str, **kwargs: Any) -> Any:
         pytest.importorskip("mujoco")
         pytest.importorskip("mujoco_warp")
         kwargs = {"engine": "warp", **kwargs}
+    if env_id in NEED_DIFFUSERS:
+        pytest.importorskip("diffusers")
     return make_problem(env_id, DEVICE, **kwargs)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import girsanov
-from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
+from girsanov.envs import NEED_DIFFUSERS, NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.problem import rollout
 
 NAN, INF = float("nan"), float("inf")
@@ -460,6 +460,8 @@ def test_states_that_turn_nan_are_named_with_their_step() -> None:
 def test_problems_refuse_bad_settings_by_name(env_id: str) -> None:
     if env_id in NEED_MUJOCO:
         pytest.importorskip("mujoco")
+    if env_id in NEED_DIFFUSERS:
+        pytest.importorskip("diffusers")
     wrong = {}
     for name, kind in plain_arguments(PROBLEMS[env_id].load()).items():  # type: ignore[attr-defined]
         for value in BAD[kind]:

@@ -18,7 +18,7 @@ from girsanov.agents import PDE, PIFT
 from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching
 from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
 from girsanov.baselines.fine_tuning_methods.dpok import DPOK
-from girsanov.envs import NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
+from girsanov.envs import NEED_DIFFUSERS, NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv
 
 #: Operations whose results, or sizes of results, depend on values.
@@ -62,6 +62,8 @@ def test_what_waits_is_seen() -> None:
 
 @pytest.mark.parametrize("env_id", sorted(PROBLEMS.keys() - NEED_WEIGHTS - NEED_MUJOCO))
 def test_a_step_of_the_lanes_has_none(env_id: str) -> None:
+    if env_id in NEED_DIFFUSERS:
+        pytest.importorskip("diffusers")
     env = ProblemVectorEnv(make_problem(env_id), 4, tensors=True)
     env.reset(seed=0)
     actions = torch.zeros(env.action_space.shape or ())

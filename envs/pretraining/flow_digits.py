@@ -57,7 +57,7 @@ def make_transformer(layers: int = 4, width: int = 48, prompt_width: int = 64) -
     from diffusers import SD3Transformer2DModel
 
     head = 16
-    found = SD3Transformer2DModel(
+    found: Any = SD3Transformer2DModel(
         sample_size=4,
         patch_size=1,
         in_channels=8,

@@ -57,11 +57,13 @@ class ClipScore(nn.Module):
         tokenizer: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        self.tokenizer = pretrained(
-            CLIPTokenizer, "weights" if tokenizer is None else "tokenizer", tokenizer or weights
-        )
-        given = isinstance(weights, CLIPModel)
-        self.model = weights if given else pretrained(CLIPModel, "weights", weights)
+        model: Any = weights
+        if not isinstance(weights, CLIPModel):
+            model = pretrained(CLIPModel, "weights", weights)
+        place: Any = tokenizer or weights
+        name = "weights" if tokenizer is None else "tokenizer"
+        self.tokenizer = pretrained(CLIPTokenizer, name, place)
+        self.model = model
         frozen(self)
 
     @property

