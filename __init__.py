@@ -2,8 +2,10 @@
 
 Diffusion denoising chains and control-affine robotics tasks as Gymnasium environments; a regression
 agent (PDE, Mou 2025) and a policy-iteration agent (PI-FT, Han, Razaviyayn and Xu 2025), scored
-against stable-baselines3's PPO and SAC. ``import girsanov`` registers the environments. The names
-in ``__all__`` are the supported interface; each is imported when it is first asked for.
+against stable-baselines3's PPO and SAC, the fine-tuning methods for diffusion models (DPOK, DDPO,
+GRPO, DRaFT, adjoint matching, log-variance) and what guides samples without learning (best of n,
+Feynman-Kac, posterior guidance). ``import girsanov`` registers the environments. The names in
+``__all__`` are the supported interface; each is imported when it is first asked for.
 """
 
 from typing import TYPE_CHECKING

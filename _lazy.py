@@ -35,8 +35,8 @@ MOVED = {
 def lazily(
     package: str, places: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A module's ``__getattr__`` and ``__dir__`` that import ``places[name]``, a module relative to
-    ``package``.
+    """A module's ``__getattr__``, which imports ``places[name]``, a module relative to ``package``,
+    and its ``__dir__``: the public names, those of ``__all__``.
     """
 
     def get(name: str) -> Any:
@@ -47,7 +47,7 @@ def lazily(
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *places})
+        return sorted(sys.modules[package].__all__)
 
     return get, names
 

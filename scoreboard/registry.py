@@ -16,6 +16,7 @@ from ..envs import PROBLEMS, make_problem
 from ..envs.env import ProblemEnv
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Problem
+from .commands.arguments import is_problem, unknown_of_env
 from .commands.near import did_you_mean
 from .learners import AGENTS, Agent
 from .spec import DEVICES, base_of
@@ -71,6 +72,8 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
         try:
             problem = factory(**kwargs)
         except TypeError as error:
+            if words := unknown_of_env(name, factory, kwargs, error):
+                raise ValueError(words) from error
             given = f"env_kwargs must suit {name}; got {kwargs}"
             alone = f"env {name!r} must be what makes a problem, here without env_kwargs"
             raise ValueError(f"{given if kwargs else alone} ({error})") from error
@@ -95,11 +98,6 @@ def resolve_device(device: str) -> str:
                 f"device {device!r} was asked for, but torch finds {there}; use auto or cpu"
             )
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def is_problem(found: Any) -> bool:
-    """Whether something is a Problem, or a class of them."""
-    return isinstance(found, Problem) or (isinstance(found, type) and issubclass(found, Problem))
 
 
 def imported(what: str, name: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import girsanov
-from girsanov import _lazy
+from girsanov import _lazy, agents
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Each may import from those after it.
@@ -132,7 +132,9 @@ def test_the_public_names_are_there() -> None:
     space: dict[str, object] = {}
     exec("from girsanov import *", space)
     assert set(girsanov.__all__) <= set(space)
-    assert set(girsanov.__all__) <= set(dir(girsanov))
+    assert dir(girsanov) == sorted(girsanov.__all__)
+    assert dir(agents) == ["PDE", "PIFT"]
+    assert all(name in str(girsanov.__doc__) for name in ("PPO", "DPOK", "adjoint matching"))
     with pytest.raises(AttributeError, match="no attribute 'Porblem'"):
         girsanov.Porblem  # noqa: B018
 

@@ -218,7 +218,7 @@ BAD = {
     ),
     "unknown argument": (
         {"--env-kwargs": ["colour=1"]},
-        "env_kwargs must suit girsanov/GaussianMixture-v0",
+        "env_kwargs of girsanov/GaussianMixture-v0 must be among ",
     ),
     "no pair": (
         {"--env-kwargs": ["temperature"]},

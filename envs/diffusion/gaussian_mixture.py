@@ -295,6 +295,12 @@ def gaussian_mixture(
     In an even ``dimension`` above 2 the two directions that tell the modes apart are spread over
     all coordinates: each is the diagonal of one half of them, so that distances between modes stay
     what they are in the plane.
+
+    Args:
+        temperature: price of one nat of KL.
+        steps: number of denoising steps.
+        dimension: of the states.
+        **schedule: further arguments of ``Schedule.ddpm``.
     """
     if not isinstance(dimension, int) or dimension < 2 or dimension % 2:
         raise ValueError(f"dimension must be an even integer of at least 2; got {dimension!r}")

@@ -7,14 +7,17 @@ listed twice.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
 from importlib import import_module
 from typing import Any, NamedTuple, get_type_hints
 
 from docstring_parser import parse
 
 from ...envs import PROBLEMS
-from ..registry import AGENTS, is_problem
+from ...envs.problem import Problem
+from ..learners import AGENTS
 from ..spec import base_of
 from .near import did_you_mean
 
@@ -64,6 +67,14 @@ class Argument(NamedTuple):
     about: str  # from the docstring; may be empty
 
 
+#: What the environment around a problem takes.
+_SHELL = (
+    Argument("action_bound", "1.0", "largest action in any coordinate"),
+    Argument("actions", "'control'", "control, or noise"),
+    Argument("observation", "'state'", "state, or features"),
+)
+
+
 def check_name(kind: str, given: str, known: Iterable[str]) -> None:
     """Raise a ValueError that says what was perhaps meant, unless ``given`` is known, or
     ``module:attribute``.
@@ -93,6 +104,24 @@ def unsuitable(agent: str, given: Mapping[str, Any], error: Exception) -> ValueE
         return ValueError(f"agent {agent!r} must {wanted} ({error})")
     hint = suggestions(given, agent_arguments(agent))
     return ValueError(f"agent_kwargs must suit {agent}; got {dict(given)} ({error}){hint}")
+
+
+def unknown_of_env(
+    name: str, make: Callable[..., Any], given: Mapping[str, Any], error: TypeError
+) -> str:
+    """What to say of ``env_kwargs`` that Python refused for an argument's name; nothing where it
+    refused them for something else, or the names that there are can't be read.
+    """
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    try:
+        known = list(env_arguments(name) if name in PROBLEMS else arguments_of(make, "env"))
+    except (TypeError, ValueError, NameError):  # no signature, or hints of names that are not there
+        return ""
+    if found is None or found[1] not in given or found[1] in known:
+        return ""
+    known += [argument.name for argument in _SHELL if argument.name not in known]
+    hint = did_you_mean(found[1], known)
+    return f"env_kwargs of {name} must be among {', '.join(known)}; got {found[1]!r}{hint}"
 
 
 def agent_class(name: str) -> Any:
@@ -137,6 +166,11 @@ def agent_arguments(name: str) -> dict[str, Argument]:
     return found
 
 
+def is_problem(found: Any) -> bool:
+    """Whether something is a Problem, or a class of them."""
+    return isinstance(found, Problem) or (isinstance(found, type) and issubclass(found, Problem))
+
+
 def makes_agents(make: Any) -> bool:
     """Whether something of your own has to be given an environment, as what makes agents has."""
     if not callable(make) or is_problem(make):
@@ -162,12 +196,7 @@ def env_arguments(name: str) -> dict[str, Argument]:
         return {}
     make = make.load()
     found = dict(_arguments(make))
-    shell = (
-        Argument("action_bound", "1.0", "largest action in any coordinate"),
-        Argument("actions", "'control'", "control, or noise"),
-        Argument("observation", "'state'", "state, or features"),
-    )
-    return {**{argument.name: argument for argument in shell}, **found}
+    return {**{argument.name: argument for argument in _SHELL}, **found}
 
 
 def _arguments(make: Callable[..., Any]) -> Iterator[tuple[str, Argument]]:
@@ -193,8 +222,8 @@ def _arguments(make: Callable[..., Any]) -> Iterator[tuple[str, Argument]]:
 
 
 def _chain(make: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """``make``, and those to whom it passes ``**kwargs``: the classes above it, or the class that
-    it returns.
+    """``make``, and those to whom it passes ``**kwargs``: the classes above it; whose arguments its
+    docstring says they are; or the class that it returns.
     """
     if isinstance(make, type):
         for base in make.__mro__:
@@ -205,9 +234,18 @@ def _chain(make: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         return
     yield make
     if _passes_on(make):
-        target = getattr(make, "__self__", None) or get_type_hints(make).get("return")
-        if isinstance(target, type):
+        target = getattr(make, "__self__", None) or _named(make)
+        target = target or get_type_hints(make).get("return")
+        if callable(target):
             yield from _chain(target)
+
+
+def _named(make: Callable[..., Any]) -> Any:
+    """What "``**others``: further arguments of ``X``" in a docstring names, if it does."""
+    found = re.search(r"\*\*\w+: [\w ]*arguments of ``([\w.]+)``", inspect.getdoc(make) or "")
+    place = vars(inspect.getmodule(inspect.unwrap(make)) or object)
+    first, *rest = found[1].split(".") if found else ("",)
+    return reduce(lambda part, name: getattr(part, name, None), rest, place.get(first))
 
 
 def _passes_on(make: Callable[..., Any]) -> bool:

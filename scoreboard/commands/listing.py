@@ -11,7 +11,7 @@ from typing import Any
 
 from ...envs import NEED_DIFFUSERS, NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS
 from ...envs.extras import install_command
-from ..registry import AGENTS, Agent, imported, is_problem
+from ..registry import AGENTS, Agent, imported
 from .arguments import (
     Argument,
     agent_arguments,
@@ -19,6 +19,7 @@ from .arguments import (
     arguments_of,
     check_name,
     env_arguments,
+    is_problem,
     makes_agents,
 )
 

@@ -44,6 +44,9 @@ def test_arguments_are_those_of_the_signature() -> None:
     )  # and those of the classes above
     assert own["gradient_steps"].default == "100" and own["gradient_steps"].about
     assert "model" not in env_arguments("girsanov/Hopper-v0")  # set by the class below
+    assert env_arguments("girsanov/Digits-v0")["beta_end"].default == "0.02"  # of the schedule
+    assert "train_steps" in env_arguments("girsanov/GaussianMixture-v0")
+    assert "dtype" not in env_arguments("girsanov/Digits-v0")  # of the class, not of the function
     assert "spread" in env_arguments("girsanov/Hopper-v0")  # passed on to the class above
 
 
@@ -144,6 +147,46 @@ def test_your_own_is_shown(
         assert "gusts = 0.5  how strong they are." in told
     assert main(["show", f"wind:{name}x"]) == 2
     assert "must name module:attribute that can be imported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "told"),
+    [
+        ("girsanov/Digits-v0", "temprature=0.3", "did you mean 'temperature'?"),
+        ("girsanov/Digits-v0", "zzz=1", "reward, checkpoint, beta_schedule, "),
+        ("girsanov/Pendulum-v0", "temprature=0.3", "did you mean 'temperature'?"),
+        ("wind:Wind", "gust=1", "must be among gusts, action_bound, actions, observation; got"),
+        ("wind:Wind", "action_bond=1", "did you mean 'action_bound'?"),
+        ("wind:Calm", "gusts=1", "must be among action_bound, actions, observation; got 'gusts'"),
+        ("wind:storm", "gust=1", "got 'gust'; did you mean 'gusts'?"),
+    ],
+)
+def test_an_unknown_argument_of_an_environment_is_named_at_the_door(
+    env: str,
+    given: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = "from girsanov.envs.known_optimum.double_well import DoubleWell as Problem"
+    (tmp_path / "wind.py").write_text(OWN.replace("from girsanov import Problem", whole))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wind", raising=False)
+    asked = ["run", "--env", env, "--agent", "pde", "--out", str(tmp_path / "out")]
+    assert main([*asked, "--env-kwargs", given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: env_kwargs of {env} must be among ") and told in line
+    assert "unexpected keyword" not in line and not (tmp_path / "out").exists()
+
+
+def test_what_can_not_be_read_is_told_in_pythons_words() -> None:
+    from girsanov.scoreboard.commands.arguments import unknown_of_env
+
+    refused = TypeError("f() got an unexpected keyword argument 'steps'")
+    assert unknown_of_env("girsanov/Digits-v0", dict, {"steps": 1}, refused) == ""  # it is known
+    assert unknown_of_env("girsanov/Digits-v0", dict, {"x": 1}, TypeError("no number")) == ""
+    assert unknown_of_env("a:b", dict, {"steps": 1}, refused) == ""  # which has no signature
 
 
 def test_what_it_says_to_type_is_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
