@@ -124,6 +124,8 @@ def after_readme(folder: Path, said: str) -> None:
 def after_own_robot(folder: Path, said: str) -> None:
     found = re.search(r"worth more than (\S+) \((\d+) of 8000", said)
     assert found is not None and int(found[2]) >= 50, said  # the task is one that can be certified
+    solved = re.search(r"success at the optimum: (\d+)%", said)
+    assert solved is not None and int(solved[1]) >= 60, said  # and a score near 1 shows
     assert reports_of(folder, "runs/my_arm") == ["pde", "ppo"]
     film = folder / "runs/my_arm/my_arm.arm/pde/seed0/behaviour.gif"
     assert 0 < film.stat().st_size < 300_000
