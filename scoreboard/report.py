@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..envs.checks import check_flag, shown
-from ..envs.problem import Estimate, Policy
 from . import plots
-from .evaluation import (
-    Reached,
-    Reference,
-    policy_of,
-    pooled_from_json,
-    pooled_reference,
-    pooled_to_json,
-)
+from .evaluation import Reference
 from .intervals import (
     COSTS,
     Rows,
@@ -36,13 +27,14 @@ from .intervals import (
     wins,
 )
 from .output import page, tensorboard
+from .output.measured import grouped, measured, refined
+from .output.unfinished import missing_from
 from .spec import Budget, RunSpec, slug
 from .storage import archive
 from .storage.records import (
     RunFolder,
     check_writable,
     inside,
-    read_json,
     read_samples,
     write_json,
     write_whole,
@@ -50,8 +42,6 @@ from .storage.records import (
 from .storage.shapes import told_of
 from .tables import markdown
 
-#: Paths of a pooled certificate at most: those of learnt policies carry far more than free ones.
-_LENT_PATHS = 2048
 _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success", *COSTS)
 
 
@@ -82,19 +72,14 @@ def report(
             f" none under {str(out)!r}"
         )
     check_writable(out)
-    unfinished = sorted(
-        str(path.relative_to(out))
-        for path in out.glob("*/*/seed*")
-        if not (path / "record.json").is_file()
-        and any((path / sign).is_file() for sign in ("spec.json", "error.txt"))
-    )
+    missing = missing_from(out)
     with told_of(out):
-        groups = _grouped(records, "env").values()
+        groups = grouped(records, "env").values()
         environments = [summarise(out, group, refine, on_stage) for group in groups]
     summary = {
         "environments": environments,
         "overall": overall(environments),
-        "unfinished": unfinished,
+        **missing,
         "commands": _distinct(record["command"] for record in records if record["command"]),
         "hardware": _distinct(
             {**r["hardware"], "device": r["device"], "threads": r["threads"]} for r in records
@@ -116,10 +101,10 @@ def summarise(
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
-    reference, env = _refined(out, records, refine, on_stage), records[0]["spec"]["env"]
+    reference, env = refined(out, records, refine, on_stage), records[0]["spec"]["env"]
     on_stage(f"{env}: tables and pictures")
-    records = [_measured(record, reference) for record in records]
-    agents = _grouped(records, "agent")
+    records = [measured(record, reference) for record in records]
+    agents = grouped(records, "agent")
     rows = {agent: [record["rows"] for record in group] for agent, group in agents.items()}
     scored = all(record["final"]["score"] is not None for record in records)
     quantity = "score" if scored else "objective"
@@ -145,81 +130,6 @@ def summarise(
         "cost_of_equals": cost_of_equals(rows, quantity),
         "pictures": pictures,
     }
-
-
-def _refined(
-    out: Path, records: list[dict[str, Any]], refine: bool, on_stage: Callable[[str], None]
-) -> Reference:
-    """The reference with the best J that anybody reached, and with pooled certificates."""
-    reference = Reference.from_json(records[0]["reference"])
-    top = max(records, key=lambda record: record["final"]["objective"])
-    best = Reached(top["spec"]["agent"], _objective(top["final"]))
-    closed = reference.closed_form
-    if closed is not None and closed.objective.mean > best.objective.mean:
-        best = Reached("closed form", closed.objective)
-    runs = [[r["spec"]["agent"], r["spec"]["seed"], r["final"]["objective"]] for r in records]
-    name, pooled = slug(top["spec"]["env"]), None
-    path = out / name / "pooled.json"
-    kept = read_json(path) if path.is_file() else archive.read(out).pooled.get(Path(name))
-    if kept is not None and kept["runs"] == runs:
-        pooled = pooled_from_json(kept["pooled"])
-    elif refine and (lent := _lent(out, records)):
-        spec = RunSpec.from_json(top["spec"])
-        plan = spec.plan
-        problem, policies = lent
-        paths = min(plan.reference_paths, _LENT_PATHS)
-        lenders = ", ".join(map(plots.name_of, policies))
-        on_stage(
-            f"{spec.env}: the bound, anew from {paths:,} paths, uncontrolled and of {lenders}; this"
-            " may take minutes"
-        )
-        pooled = pooled_reference(problem, policies, paths, plan.reference_starts)
-        write_json(path, {"runs": runs, "pooled": pooled_to_json(pooled)})
-    return reference._replace(pooled=pooled, best=best)
-
-
-def _lent(out: Path, records: list[dict[str, Any]]) -> tuple[Any, dict[str, Policy]] | None:
-    """The problem and the policy of each agent's best run, where models were kept that load."""
-    from .registry import find_agent, make_env
-
-    policies, env = {}, None
-    for name, group in _grouped(records, "agent").items():
-        top = max(group, key=lambda record: record["final"]["objective"])
-        spec = RunSpec.from_json(top["spec"])
-        model = RunFolder(out, spec).model
-        if not model.is_file() or (load := find_agent(name).load) is None:
-            continue
-        try:
-            env = env or make_env(spec.env, spec.env_kwargs)
-            agent = load(str(model), env, "auto")
-        except (ValueError, ImportError, OSError):  # of another version, or not to be loaded safely
-            continue
-        if not hasattr(agent, "draw"):  # which has no control to lend
-            agent.policy.set_training_mode(False)
-            policies[name] = policy_of(agent, env.problem)
-    return (env.problem, policies) if env is not None and policies else None
-
-
-def _objective(row: dict[str, Any]) -> Estimate:
-    return Estimate(row["objective"], row["objective_stderr"])
-
-
-def _measured(record: dict[str, Any], reference: Reference) -> dict[str, Any]:
-    """A record whose rows have their scores against the refined reference."""
-
-    def measured(row: dict[str, Any]) -> dict[str, Any]:
-        objective = _objective(row)
-        low, high = reference.score(objective), reference.score_of_best(objective)
-        return {
-            **row,
-            "score": None if low is None else low.mean,
-            "score_stderr": None if low is None else low.stderr,
-            "score_of_best": None if high is None else high.mean,
-            "certificate_holds": reference.holds(objective),
-        }
-
-    rows = [measured(row) for row in record["rows"]]
-    return {**record, "final": measured(record["final"]), "rows": rows}
 
 
 def _agent(agent: str, group: list[dict[str, Any]]) -> dict[str, Any]:
@@ -322,25 +232,6 @@ def _to_tensorboard(
         unit = tensorboard.unit_of(Budget(**group[0]["spec"]["budget"]))
         rows = [record["rows"] for record in group]
         tensorboard.write_means(inside(out, folder / slug(agent)), rows, unit)
-
-
-def _grouped(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
-    """Records by environment or agent, the known agents in their usual order, seeds in theirs."""
-    from .registry import AGENTS, base_of
-
-    order = {name: i for i, name in enumerate(AGENTS)}
-    ranked = sorted(
-        records,
-        key=lambda r: (
-            order.get(base_of(r["spec"]["agent"]), len(order)),
-            r["spec"]["agent"],
-            r["spec"]["seed"],
-        ),
-    )
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for record in ranked:
-        groups[record["spec"][key]].append(record)
-    return dict(groups)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from .evaluation import Reference
 from .intervals import FEWEST, Interval
-from .output import bounds, sampling
+from .output import bounds, sampling, unfinished
 from .plots import name_of
 from .storage.files import escaped_within, printable
 
@@ -40,9 +40,7 @@ def markdown(summary: dict[str, Any]) -> str:
     parts = ["# Report", _NOTES, *(_environment(env) for env in summary["environments"])]
     if summary["overall"]:
         parts += ["## All environments", _overall(summary["overall"])]
-    if summary["unfinished"]:
-        names = ", ".join(summary["unfinished"])
-        parts.append(f"**Not finished** (the same command continues): {names}.")
+    parts += unfinished.told(summary)
     parts.append(_made_with(summary))
     lines = "\n\n".join(parts).splitlines()
     return "\n".join(_wrapped(line) for line in lines) + "\n"

@@ -156,6 +156,7 @@ class RunFolder:
                 self.clear()
             else:
                 self.checkpoints.cut(resumed)
+                self.error.unlink(missing_ok=True)  # it is being mended
             write_json(self.path / "spec.json", self.spec.to_json())
             try:
                 yield True

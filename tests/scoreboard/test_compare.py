@@ -266,9 +266,10 @@ def test_a_failure_shows_in_the_bar_and_in_the_report(
     assert (
         "1 of 2 runs failed" in told.err and "1 failed" in told.err and "runs: 100%" not in told.err
     )
-    report = (mine / "out" / "report.md").read_text()
+    report = (mine / "out" / "report.md").read_text("utf-8")
     assert "mine:agent (1 seed)" in report
-    assert "Not finished" in report and "mine.Walk/grim.make/seed0" in report
+    assert "- mine.Walk/grim.make/seed0: RuntimeError: grün" in report
+    assert "**Failed** (the same command tries again" in report and "Not finished" not in report
     error = (mine / "out" / "mine.Walk" / "grim.make" / "seed0" / "error.txt").read_text("utf-8")
     assert "grün" in error
 

@@ -259,6 +259,27 @@ def test_what_is_missing_is_named(finished: Path) -> None:
     )
 
 
+def test_a_failed_run_is_told_with_its_error(finished: Path) -> None:
+    for seed, said in (
+        (7, "Traceback\n  x.py\nRuntimeError: no <b>"),
+        (8, "\n"),
+        (9, "error: x" + 500 * "y"),
+    ):
+        path = finished / "Fake-v0" / "pde" / f"seed{seed}"
+        path.mkdir()
+        (path / "error.txt").write_text(said + "\n")
+    text = words_of(report(finished))
+    assert "- Fake-v0/pde/seed7: RuntimeError: no &lt;b&gt;\n" in text
+    assert f"- Fake-v0/pde/seed9: x{299 * 'y'}..." in text and 300 * "y" not in text
+    assert "(the same command continues): Fake-v0/pde/seed8." in text  # killed without a word
+    summary = json.loads((finished / "report.json").read_text())
+    assert summary["failed"][0] == {"run": "Fake-v0/pde/seed7", "error": "RuntimeError: no <b>"}
+    assert summary["unfinished"] == ["Fake-v0/pde/seed8"]
+    spec = RunSpec("girsanov/Fake-v0", "pde", 7, Budget(100), {"steps": 50})
+    with RunFolder(finished, spec).begin():  # begun again: it fails no more
+        assert "Fake-v0/pde/seed7, Fake-v0/pde/seed8." in words_of(report(finished))
+
+
 def test_report_needs_finished_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="out must hold finished runs"):
         report(tmp_path / "nowhere")
