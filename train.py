@@ -285,11 +285,13 @@ def export(
     Args:
         to: file to write: .csv, or .parquet, which needs girsanov[export].
         out: folder of a comparison.
-        table: runs, a line a run with its final evaluation; or curves, a line an evaluation.
+        table: runs, a line a run with its final evaluation; or curves, a line an evaluation. The
+            scores are those of the report.
     """
     from girsanov.scoreboard.output.export import export as write
 
-    print(f"written: {write(out, to, table)}")
+    path = write(out, to, table, lambda stage: print(stage, file=sys.stderr, flush=True))
+    print(f"written: {path}")
 
 
 def publish(

@@ -111,6 +111,7 @@ def summarise(
     pictures = _draw(out, env, agents, rows, quantity, reference)
     pairs = differences(agents, quantity)
     spec = records[0]["spec"]
+    notes = _distinct(r["note"] for r in records if r.get("note"))
     return {
         "env": env,
         "env_kwargs": spec["env_kwargs"],
@@ -129,6 +130,7 @@ def summarise(
         "equal_cost": equal_cost(rows, quantity),
         "cost_of_equals": cost_of_equals(rows, quantity),
         "pictures": pictures,
+        **({"notes": notes} if notes else {}),
     }
 
 

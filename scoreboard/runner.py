@@ -150,6 +150,7 @@ def execute(
             "device": resolve_device(spec.device),
             "threads": torch.get_num_threads(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **({"note": words.removeprefix("warning: ")} if words else {}),
             **provenance(),
         }
         write_json(folder.record, record)

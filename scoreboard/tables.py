@@ -21,8 +21,9 @@ _UNIT_WORDS = {
 }
 _NOTES = """`score = (J - J(0)) / (J_ref - J(0))`: 0 is the pre-trained model, 1 is J_ref, the exact
 optimum where it is known. Else J_ref lies between the best J that anybody reached and the bound,
-and a score between two values: against the bound, and against the best. J = reward - temperature x
-KL, on fresh paths that cost no budget.
+and a score between two values: against the bound, and against the best. So the second number is
+1.000 for the best run whatever it is worth: it compares the agents, and (best) marks whose it is.
+J = reward - temperature x KL, on fresh paths that cost no budget.
 
 Every figure over seeds is an interquartile mean, brackets are its 95% stratified bootstrap interval
 (as rliable computes them): the spread of seeds and of their evaluations, not the error of the
@@ -66,6 +67,7 @@ def _environment(env: dict[str, Any]) -> str:
         ),
         bounds.told(env["reference"]),
         _agents(env),
+        *(f"Note: {note}." for note in env.get("notes", ())),
         *sampling.told(env["agents"]),
     ]
     if env["equal_cost"]:
@@ -110,6 +112,7 @@ def _agents(env: dict[str, Any]) -> str:
     heads += ["J <= bound + 3 s.e.", *(_UNIT_WORDS[unit] for unit in costs), "access"]
     rest = [""] * (len(costs) + 2)
     no_score = _no_score(reference)
+    best = None if reference.best is None else reference.best.by
     rows = []
     for name in ("pre-trained", "closed form"):
         if name == "pre-trained" or env["reference"]["closed_form"] is not None:
@@ -117,7 +120,7 @@ def _agents(env: dict[str, Any]) -> str:
             rows.append([first, *([""] * len(classes)), *cells, *rest])
     for agent in env["agents"]:
         seeds, holds = len(agent["seeds"]), agent["certificate_holds"]
-        score, mark = _score(agent, no_score), "**" if agent["best_of_class"] else ""
+        score, mark = _score(agent, no_score, best), "**" if agent["best_of_class"] else ""
         cells = [f"{name_of(agent['agent'])} ({seeds} seed{'s' if seeds > 1 else ''})"]
         cells += [agent["access_class"] or "" for _ in classes]
         cells.append(f"{mark}{score}{mark}")
@@ -139,8 +142,10 @@ def _no_score(reference: Reference) -> str:
     )
 
 
-def _score(agent: dict[str, Any], no_score: str) -> str:
-    """The score over seeds, from its lower end to its upper one, the brackets around both."""
+def _score(agent: dict[str, Any], no_score: str, best: str | None) -> str:
+    """The score over seeds, from its lower end to its upper one, the brackets around both, and a
+    mark where the upper one is against a run of its own.
+    """
     low, high = agent["score"], agent["score_of_best"]
     if low is None:
         known = high is not None and no_score != "nothing to gain"
@@ -148,7 +153,8 @@ def _score(agent: dict[str, Any], no_score: str) -> str:
     if high is None or f"{low['iqm']:.3f}" == f"{high['iqm']:.3f}":
         return _cell(low)
     text = f"{low['iqm']:.3f} to {high['iqm']:.3f}"
-    return text if low["low"] is None else f"{text} [{low['low']:.3f}, {high['high']:.3f}]"
+    text += "" if low["low"] is None else f" [{low['low']:.3f}, {high['high']:.3f}]"
+    return f"{text} (best)" if agent["agent"] == best else text
 
 
 def _overall(agents: list[dict[str, Any]]) -> str:

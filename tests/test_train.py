@@ -383,6 +383,9 @@ def test_a_budget_of_few_rounds_is_told_before_it_is_spent(
     words = [*RUN, "--agent-kwargs", "n_uncontrolled=4", "gradient_steps=1", "--out", str(tmp_path)]
     assert main(_replaced(words, "--agent", "pde")) == 0
     assert "warning: 8 episodes are 2 rounds of pde" in capsys.readouterr().err
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert told.index("\nNote: 8 episodes are 2 rounds of pde") > told.index("\n| PDE (1 seed)")
 
 
 def test_every_command_is_in_the_reference_and_no_list_of_agents_in_the_help() -> None:

@@ -1,4 +1,6 @@
-"""Finished runs as a flat table for spreadsheets and data frames: CSV or Parquet."""
+"""Finished runs as a flat table for spreadsheets and data frames: CSV or Parquet. Its scores are
+those of the report.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from typing import Any
 from ...envs.extras import install_command
 from ..storage import archive
 from ..storage.files import write_whole
+from ..storage.shapes import told_of
+from .measured import grouped, measured, refined
 
 Line = dict[str, Any]
 TABLES = ("runs", "curves")
@@ -19,36 +23,48 @@ TABLES = ("runs", "curves")
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export(out: Path, path: Path, table: str = "runs") -> Path:
+def export(
+    out: Path,
+    to: Path,
+    table: str = "runs",
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Path:
     """Write the finished runs of a comparison as a table.
 
     Args:
         out: folder of the comparison, or of its archive.
-        path: what to write; ``.csv``, or ``.parquet``, which needs ``girsanov[export]``.
+        to: what to write; ``.csv``, or ``.parquet``, which needs ``girsanov[export]``.
         table: ``runs``, a line a run with its final evaluation; or ``curves``, a line an
-            evaluation. Both begin with what the run was; its arguments are JSON.
+            evaluation. Both begin with what the run was; its arguments are JSON. ``score`` is
+            against the reference of the report: the bound, refined by the paths of the learnt
+            policies, or the exact optimum. ``score_of_best`` is against the best J reached.
+        on_stage: called with a word where the bound is refined first, as no report has done so.
 
     Returns:
-        ``path``.
+        ``to``.
 
     Raises:
         ValueError: another suffix or table, no finished run, or no pyarrow for Parquet.
     """
-    if path.suffix not in _WRITERS:
-        raise ValueError(f"path must end in {' or '.join(_WRITERS)}; got {str(path)!r}")
+    if to.suffix not in _WRITERS:
+        raise ValueError(f"to (--to) must end in {' or '.join(_WRITERS)}; got {str(to)!r}")
     if table not in TABLES:
         raise ValueError(f"table must be one of {TABLES}; got {table!r}")
     records = archive.finished(out)
     if not records:
         raise ValueError(f"out must hold finished runs; found none under {str(out)!r}")
+    with told_of(out):
+        groups = grouped(records, "env")
+        references = {env: refined(out, runs, True, on_stage) for env, runs in groups.items()}
+        records = [measured(record, references[record["spec"]["env"]]) for record in records]
     lines = [
         {**_about(record), **row}
         for record in records
         for row in ([record["final"]] if table == "runs" else record["rows"])
     ]
     columns = list(dict.fromkeys(name for line in lines for name in line))
-    write_whole(path, _WRITERS[path.suffix](columns, lines))
-    return path
+    write_whole(to, _WRITERS[to.suffix](columns, lines))
+    return to
 
 
 def _about(record: Line) -> Line:
@@ -87,7 +103,7 @@ def _parquet(columns: list[str], lines: list[Line]) -> bytes:
         from pyarrow import parquet
     except ImportError as error:
         raise ValueError(
-            "path must end in .csv where pyarrow is not installed; for Parquet:"
+            "to (--to) must end in .csv where pyarrow is not installed; for Parquet:"
             f" {install_command('export')}"
         ) from error
     found = {name: [line.get(name) for line in lines] for name in columns}

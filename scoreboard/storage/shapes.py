@@ -35,8 +35,11 @@ def check_run(place: str, run: Any) -> None:
         *_wrong(run, ("temperature", "horizon", "threads"), _is_positive),
         *_wrong(run, ("device", "command", "access"), _is_text),
     ]
-    if not isinstance(run.get("access_class"), (str, type(None))):
-        wrong.append("access_class")
+    wrong += [
+        name
+        for name in ("access_class", "note")
+        if not isinstance(run.get(name), (str, type(None)))
+    ]
     hardware, versions = run.get("hardware"), run.get("versions")
     if not isinstance(hardware, dict) or not {"cpu", "cores", "gpu", "system"} <= hardware.keys():
         wrong.append("hardware")

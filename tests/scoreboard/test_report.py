@@ -51,7 +51,8 @@ def test_table_and_differences(finished: Path) -> None:
     pde = _cells(text, "PDE (")
     assert pde[0] == "PDE (3 seeds)"
     # against the bound -1, and against the best J of -1.3: 0.6 / 0.9
-    assert pde[1] == "0.600 to 0.667 [0.400, 1.000]"
+    assert pde[1] == "0.600 to 0.667 [0.400, 1.000] (best)"
+    assert text.count("(best)") == 2 and "1.000 for the best run whatever it is worth" in text
     assert pde[5:] == ["3 of 3", "5,000", "100", "10.0", "what pde needs"]
     assert _cells(text, "pre-trained")[:3] == ["pre-trained", "0.000", "-4.000"]
     assert _cells(text, "PDE - PPO") == [
@@ -213,7 +214,7 @@ def test_the_winner_of_an_access_class_is_bold_and_costs_are_told_where_known(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = words_of(report(finished))
     pde = _cells(text, "PDE (")
-    assert pde[1:3] == ["interaction", "**0.600 to 0.667 [0.400, 1.000]**"]
+    assert pde[1:3] == ["interaction", "**0.600 to 0.667 [0.400, 1.000] (best)**"]
     assert pde[-3:-1] == ["7,000", "12.5"] and "| model evaluations | CPU seconds |" in text
     assert _cells(text, "PPO (")[2] == "0.400 to 0.444 [0.200, 0.778]"
     assert _cells(text, "100 model evaluations")[1].startswith("0.600 [")
