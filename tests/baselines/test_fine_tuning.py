@@ -159,7 +159,7 @@ def test_imports_from_the_agents_are_the_documented_ones():
     assert found == {
         "baselines": {
             *("agents.base", "agents.control", "agents.checks", "agents.networks"),
-            "agents.lora_control",
+            *("agents.callbacks", "agents.lora_control"),
             *("agents.archive", "agents.checkpoint", "agents.trees"),  # files of SB3's models
             *("agents.pde.learned_rewards", "agents.pde.replay"),  # Dyna's dreams are PDE's
             "agents.pi_ft.value_gradients",  # DRaFT's sweep is that of PI-FT, stopped early
