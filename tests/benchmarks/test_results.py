@@ -24,7 +24,7 @@ NEED_DIFFUSERS = ("image_rewards", "stable_diffusion")
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
 ARCHIVED = ["robotics"]
 #: Comparisons whose report is made anew here, to the byte.
-REMADE = ["digits", "flow_guidance", "mixture"]
+REMADE = ["digits", "flow_guidance", "mixture", "robotics_noise_form"]
 
 
 class Blank:
