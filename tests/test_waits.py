@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import girsanov
 from girsanov.agents import PDE, PIFT
 from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching
 from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
@@ -27,6 +29,12 @@ WAITS = (
     *("_unique2", "unique_dim", "unique_consecutive"),
 )
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
+
+
+def is_ours(file: str) -> bool:
+    """Whether it is the package's or a test, wherever those lie; environments may lie in them."""
+    roots = (str(Path(girsanov.__file__).parent), str(Path(__file__).parent))
+    return any(file.startswith(r) and "site-packages" not in file.removeprefix(r) for r in roots)
 
 
 class Waits(TorchDispatchMode):
@@ -44,8 +52,8 @@ class Waits(TorchDispatchMode):
             ours = [f for f in frames if f.name != "__torch_dispatch__"]
             # optimizers count their steps on the CPU
             if not any("torch/optim" in f.filename for f in ours):
-                last = next(f for f in reversed(ours) if "girsanov" in f.filename)
-                self.at[f"{last.filename.split('girsanov/')[-1]}:{last.lineno} {name}"] += 1
+                last = next(f for f in reversed(ours) if is_ours(f.filename))
+                self.at[f"{last.filename}:{last.lineno} {name}"] += 1
         return func(*args, **(kwargs or {}))
 
 

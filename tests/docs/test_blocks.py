@@ -20,7 +20,7 @@ _BLOCK = re.compile(
     re.S | re.M,
 )
 #: Directives and drawings: nothing in them could run.
-_NO_CODE = ("text", "{toctree}", "{include}", "{eval-rst}")
+_NO_CODE = ("text", "{toctree}", "{include}", "{note}", "{eval-rst}")
 _FEW = (
     " --seeds 0 --points 1 --paths 16 --final-paths 32 --reference-paths 500 --workers 1"
     " --out runs/"
