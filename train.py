@@ -342,8 +342,6 @@ def pretrain(
         samples: drawn to measure the quality.
         device: auto (cuda where there is one), cpu, cuda or cuda:N.
     """
-    import json
-
     from girsanov.envs.pretraining.digits import pretrain as train
     from girsanov.scoreboard.registry import resolve_device
 
@@ -356,8 +354,7 @@ def pretrain(
         device=resolve_device(device),
         command=_command(),
     )
-    print(json.dumps(record["quality"], indent=1))
-    print(f"written: {path}")
+    _tell_quality(record, path)
 
 
 def pretrain_latent(
@@ -380,8 +377,6 @@ def pretrain_latent(
         autoencoder_iterations: of the autoencoder.
         images_a_prompt: drawn to measure the quality.
     """
-    import json
-
     from girsanov.envs.pretraining.latent_digits import pretrain_latent as train
 
     record = train(
@@ -392,8 +387,7 @@ def pretrain_latent(
         images_a_prompt=images_a_prompt,
         command=_command(),
     )
-    print(json.dumps(record["quality"], indent=1))
-    print(f"written: {path}")
+    _tell_quality(record, path)
 
 
 def pretrain_flow(
@@ -415,8 +409,6 @@ def pretrain_flow(
         iterations: of the transformer and the text encoders.
         images_a_prompt: drawn to measure the quality.
     """
-    import json
-
     from girsanov.envs.pretraining.flow_digits import pretrain_flow as train
 
     record = train(
@@ -426,6 +418,12 @@ def pretrain_flow(
         images_a_prompt=images_a_prompt,
         command=_command(),
     )
+    _tell_quality(record, path)
+
+
+def _tell_quality(record: dict[str, Any], path: Path) -> None:
+    import json
+
     print(json.dumps(record["quality"], indent=1))
     print(f"written: {path}")
 

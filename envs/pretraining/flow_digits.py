@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..diffusion.latent_digits import CHECKPOINT as SISTER
 from .descent import anneal, decay, descend, steps
 from .digit_images import DigitImages, load_images
-from .latent_digits import PROMPT_LENGTH, make_tokenizer, prompt_tokens, write_vocabulary
+from .latent_digits import PROMPT_LENGTH, make_tokenizer, prompt_tokens, save
 from .latent_quality import measure
 from .painted_latents import SENTENCES, PaintedLatents
 from .record import Clock, write_record
@@ -147,19 +147,6 @@ def train_flow(
     return shadow["transformer"], shadow["texts"]
 
 
-def save(pipeline: Any, path: Path) -> None:
-    """Write the folder, weights in half precision; the text encoders' in single, as transformers
-    loads them as they are.
-    """
-    pipeline.vae.half()
-    pipeline.transformer.half()
-    pipeline.save_pretrained(path)
-    for name in ("tokenizer", "tokenizer_2"):
-        write_vocabulary(path / name)
-    for file in path.rglob("*.safetensors"):
-        file.chmod(0o644)
-
-
 def pretrain_flow(
     path: str | Path,
     *,
@@ -204,7 +191,8 @@ def pretrain_flow(
             data, autoencoder, tokenizer, iterations=iterations, progress=progress
         )
     spent = clock.spent()
-    save(make_pipeline(autoencoder, transformer, texts, tokenizer), path)
+    pipeline = make_pipeline(autoencoder, transformer, texts, tokenizer)
+    save(pipeline, path, "transformer", ("tokenizer", "tokenizer_2"))
     return write_record(
         path,
         command,

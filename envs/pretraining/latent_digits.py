@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,16 +251,20 @@ def make_pipeline(autoencoder: Any, text: Any, tokenizer: Any, unet: Any) -> Any
     )
 
 
-def save(pipeline: Any, path: Path) -> None:
-    """Write the folder, weights in half precision; the text encoder's in single, as transformers
-    loads them as they are.
+def save(
+    pipeline: Any,
+    path: Path,
+    denoiser: str = "unet",
+    tokenizers: Sequence[str] = ("tokenizer",),
+) -> None:
+    """Write the folder, weights in half precision; the text encoders' in single, as transformers
+    loads them as they are. Newer versions of it leave out the vocabulary, and older ones need it.
     """
     pipeline.vae.half()
-    pipeline.unet.half()
+    getattr(pipeline, denoiser).half()
     pipeline.save_pretrained(path)
-    write_vocabulary(
-        path / "tokenizer"
-    )  # which newer versions of transformers leave out, and older ones need
+    for name in tokenizers:
+        write_vocabulary(path / name)
     for file in path.rglob("*.safetensors"):
         file.chmod(0o644)
 
