@@ -19,7 +19,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from girsanov.scoreboard.output.tensorboard import address
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.storage import archive
 
@@ -70,14 +69,14 @@ def main(wanted: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         shutil.copy(RESULTS / archive.FILE, out)
-        page = report(out, refine=False).with_suffix(".html")
+        html = report(out, refine=False).with_suffix(".html")
         if "report" in wanted:
-            photograph(page.as_uri(), FOLDER / "report.png", 5, "1400,1600")
+            photograph(html.as_uri(), FOLDER / "report.png", 5, "1400,1600")
         if "tensorboard" in wanted:
             with tensorboard(out) as port:
-                scores, bands = FOLDER / "tensorboard.png", FOLDER / "tensorboard_agents.png"
-                photograph(address(port), scores, 60, "1400,1000")
-                photograph(f"http://localhost:{port}/#custom_scalars", bands, 60, "1400,1000")
+                # the time series tab draws by WebGL, which a browser without a screen leaves empty
+                page = f"http://localhost:{port}/#custom_scalars"
+                photograph(page, FOLDER / "tensorboard_agents.png", 60, "1400,1000")
 
 
 if __name__ == "__main__":
