@@ -122,8 +122,8 @@ def learning_curves(
             axes.axhline(level, color="0.5", linestyle=style, linewidth=1, label=name, zorder=1)
         axes.set_xlabel(label)
         axes.grid(alpha=0.2)
-        # samplers learn nothing, and cost next to nothing
-        ends = [rows[-1][unit] for rows in everything if rows[-1]["env_steps"]]
+        # samplers take no steps, learn nothing, and cost next to nothing
+        ends = [rows[-1][unit] for rows in everything if rows[-1].get("env_steps") != 0]
         if ends and max(ends) > 20 * max(min(ends), 1e-9):
             axes.set_xscale("symlog", linthresh=max(min(ends) / 4, 1e-3))
             axes.set_xlim(left=0)  # costs are not negative
