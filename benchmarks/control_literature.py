@@ -110,7 +110,7 @@ class Job(bench.Job):
     seed: int  # of data and agent
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """Every case's first seed, then the others."""
     errors = [Job("error", name, seed) for seed in seeds for name in CASES]
     seconds = [Job("seconds", name, seed) for name in CLASSES for seed in seeds]

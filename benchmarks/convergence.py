@@ -262,7 +262,7 @@ PARTS: dict[str, Part] = {
 }
 
 
-def jobs(seeds: Any, quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Any, quick: bool) -> list[Job]:
     """Every line; nothing is random, so that seeds count for nothing."""
     return [Job(name, of) for name, part in PARTS.items() for of in part.arguments]
 

@@ -57,7 +57,7 @@ class Job(bench.Job):
     paths: int = 512  # common noises behind each evaluation
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """The first seed of all cells first; 32 dimensions and the noise form have it alone."""
     if quick:
         small = {"pde": 100, "pde-off": 100, "ppo": 80, "sac": 20}

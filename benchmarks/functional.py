@@ -21,12 +21,13 @@ import reports
 import resumable as bench
 import torch
 from learning import Curve
-from mixture import Reference, mixture
 from torch import Tensor
 
+from girsanov.envs import make_problem
+from girsanov.envs.certificates import pooled_certificate
 from girsanov.envs.env import ProblemEnv
-from girsanov.envs.problem import Policy, rollout
-from girsanov.scoreboard.evaluation import FINAL_SEED, generator_on
+from girsanov.envs.problem import Policy, objective, rollout
+from girsanov.scoreboard.evaluation import FINAL_SEED, REFERENCE_SEED, generator_on
 
 #: Action bounds by temperature.
 CELLS = {2.0: 1.0, 0.5: 1.0, 0.1: 2.0}
@@ -41,7 +42,7 @@ class Job(bench.Job):
     seed: int
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """Every temperature, seed by seed."""
     return [Job(beta, seed) for seed in seeds for beta in CELLS]
 
@@ -49,18 +50,18 @@ def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
 def execute(job: Job, at: bench.Place) -> bench.Line:
     """Sweep and measure."""
     trajectories, paths, known = (20, 64, 256) if at.quick else (250, 1 << 12, 1 << 16)
-    problem = mixture(job.beta)
-    reference = Reference.kept(job.beta, 2, known, at.out)
+    problem, (least, bound) = mixture(job.beta), levels(job.beta, known)
     env = ProblemEnv(problem, action_bound=CELLS[job.beta])
     settings = {"policy": "FunctionalPolicy", "n_trajectories": trajectories}
     curve = Curve.of("pi-ft", env, job.seed, **settings).learn(2 * trajectories)
     closed, closed_kl = closed_form(job.beta, paths)
     ours, kl = returns(problem, curve.policy, paths)
-    ahead = (ours - closed) / reference.room
+    room = bound - least
+    ahead = (ours - closed) / room
     return {
         "sweeps": 1,
-        "score": reference.score(float(ours.mean())),
-        "closed_form": reference.score(float(closed.mean())),
+        "score": (float(ours.mean()) - least) / room,
+        "closed_form": (float(closed.mean()) - least) / room,
         "ahead": float(ahead.mean()),
         "ahead_stderr": float(ahead.std()) / paths**0.5,
         "kl": kl,
@@ -69,6 +70,26 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
         "paths": curve.spent()["env_steps"] // problem.horizon,
         "seconds": curve.spent()["seconds"],
     }
+
+
+def mixture(beta: float) -> Any:
+    """The problem, on the CPU."""
+    return make_problem("girsanov/GaussianMixture-v0", temperature=beta)
+
+
+@functools.cache
+def levels(beta: float, paths: int) -> tuple[float, float]:
+    """J of no control, and the Donsker-Varadhan bound from paths of it and of the closed form."""
+    problem = mixture(beta)
+    drawn, policies = (
+        generator_on(problem, REFERENCE_SEED),
+        {"closed form": problem.reference_control},
+    )
+    with torch.no_grad():
+        free = objective(problem, None, paths, drawn).objective.mean
+        return free, pooled_certificate(
+            problem, policies, paths, drawn, batch=4096
+        ).certificate.bound
 
 
 @functools.cache

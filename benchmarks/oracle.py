@@ -46,7 +46,7 @@ class Job(bench.Job):
     seed: int  # of the class and of the paths
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """Seed by seed."""
     kinds = [(m, data) for m in SIZES[: 1 if quick else None] for data in ("whole", "random")]
     return [Job(m, data, seed) for seed in seeds for m, data in kinds]

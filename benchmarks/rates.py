@@ -83,7 +83,7 @@ SIZES = [("times", 0.5, (1, 2, 3, 4, 6, 8, 12, 16, 24), 3)]
 SIZES += [("centres", 2.0, (10, 20, 40, 80, 160), 2)]
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """Of each study the first seed of every line, then the others line by line."""
     if quick:
         made = [Job("rates", 2.0, 4, "polynomial", n, s) for n in (40, 80) for s in seeds]

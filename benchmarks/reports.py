@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from girsanov.scoreboard.plots import empty_figure
 from girsanov.scoreboard.storage.records import write_json, write_whole
 
 Line = dict[str, Any]
@@ -66,16 +63,6 @@ def chosen(lines: Iterable[Line], **wanted: Any) -> list[Line]:
     return sorted(found, key=lambda line: line["job"]["seed"])
 
 
-def paired(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:
-    """Mean of ``one`` less ``two`` ``(seeds, paths)``, both on the same noises, and its standard
-    error, which counts paths and seeds.
-    """
-    gaps = one - two
-    seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
-    mean = gaps.mean(0)
-    return float(mean.mean()), float(np.sqrt(mean.var(ddof=1) / len(mean) + seeds))
-
-
 # --- words
 
 
@@ -112,23 +99,3 @@ def made_by(lines: Sequence[Line]) -> str:
         f"{len(lines)} runs by torch {torch} on {machines}. The command, the versions and the\n"
         "seconds of each are in its line of `runs.jsonl`."
     )
-
-
-# --- pictures
-
-
-def draw_by_beta(curves: Mapping[float, Mapping[str, tuple[Any, Any]]], across: str) -> Any:
-    """The paper's Figure 3: ``x`` and ``y`` of gradient norms, rewards and KL, one colour a
-    temperature.
-    """
-    figure = empty_figure(12, 3.8, 100)
-    panels = figure.subplots(1, 3)
-    for i, (beta, found) in enumerate(curves.items()):
-        for axes, (title, (x, y)) in zip(panels, found.items(), strict=True):
-            axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
-            axes.set(xlabel=across, title=title)
-            axes.grid(alpha=0.2)
-    panels[0].set_yscale("log")
-    panels[2].set_yscale("symlog", linthresh=1)
-    panels[2].legend(fontsize=8)
-    return figure

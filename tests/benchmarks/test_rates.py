@@ -157,7 +157,7 @@ def test_slope_of_a_power_law_and_its_interval() -> None:
 
 def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
     for quick in (True, False):
-        every = rates.jobs((0, 1, 2, 3, 4), quick, {})
+        every = rates.jobs((0, 1, 2, 3, 4), quick)
         assert len({job.name for job in every}) == len(every)
     only = [job for job in every if job.study == "rates"]
     assert [job.seed > 0 for job in only] == sorted(job.seed > 0 for job in only)

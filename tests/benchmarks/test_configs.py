@@ -1,0 +1,51 @@
+"""benchmarks/configs: comparisons that replace scripts can be made as their files say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from girsanov import train
+from girsanov.scoreboard.storage import archive
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "benchmarks" / "configs"
+#: As little as shows that it works: an agent has one round, or two.
+TINY = ["--budget", "20", "--seeds", "0", "--points", "1", "--paths", "4", "--final-paths", "8"]
+TINY += ["--reference-paths", "64", "--samples", "2", "--workers", "1", "--device", "cpu"]
+DIGITS = ["attribution", "fine_tuning", "paper_costs", "pde_ablation"]
+MIXTURE = ["from_mou", "frontier"]
+IMAGES = ["text_to_image/unet_lora", "text_to_image/unet_guidance"]
+IMAGES += ["image_rewards/brightness", "image_rewards/incompressibility"]
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents of ``benchmarks`` are found from the root."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*(f"digits/{name}" for name in DIGITS), *(f"mixture/{name}" for name in MIXTURE)],
+)
+def test_every_agent_takes_its_settings(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--config", f"benchmarks/configs/{name}.json", "--out", str(tmp_path / "new")]
+    assert train.main(["compare", *given, "--dry-run"]) == 0
+    assert not (tmp_path / "new").exists() and "seed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*IMAGES, "mixture/from_mou", "mixture/frontier"])
+def test_a_comparison_is_made_and_reported(name: str, tmp_path: Path) -> None:
+    if name in IMAGES:
+        pytest.importorskip("diffusers")
+    given = ["--config", f"benchmarks/configs/{name}.json", "--out", str(tmp_path)]
+    assert train.main(["compare", *given, *TINY]) == 0
+    assert (
+        len(archive.finished(tmp_path)) > 3 and "Made with" in (tmp_path / "report.md").read_text()
+    )
