@@ -13,7 +13,6 @@ import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -83,7 +82,7 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     look = functools.partial(measure, problem=problem, paths=16 if at.quick else 128)
     watched = look, [*range(0, queries, apart), queries]
     settings = {**PATHWISE, **sweep.settings}
-    curve = Curve.of("pi-ft", problem, job.seed, *watched, **settings).learn(queries)
+    curve = Curve("pi-ft", problem, job.seed, *watched, **settings).learn(queries)
     final = measure(curve.policy, problem, 64 if at.quick else 2000, FINAL_SEED)
     return {**curve.spent(), **final, "curve": curve.rows, "gradient_norms": curve.norms}
 
@@ -154,7 +153,7 @@ def draw(lines: Sequence[bench.Line]) -> Any:
     return figure
 
 
-def told(lines: list[bench.Line], out: Path) -> dict[str, Any]:
+def told(lines: list[bench.Line]) -> dict[str, Any]:
     """A table and a figure each part: medians over seeds, and the worst and the best."""
     parts = reports.groups(lines, "part")
     tables = {part: table(parts.get(part, [])) for part in SWEEPS}

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, NamedTuple
 
@@ -174,7 +173,7 @@ KINDS = {
 }
 
 
-def told(lines: list[bench.Line], out: Path) -> dict[str, str]:
+def told(lines: list[bench.Line]) -> dict[str, str]:
     """Medians and worst seeds, and whether the median is within its target."""
     tables = dict.fromkeys(KINDS, "")
     for kind, group in reports.groups(lines, "kind").items():

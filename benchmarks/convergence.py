@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -274,7 +273,7 @@ def execute(job: Job, at: bench.Place) -> Row:
     return {"row": row, "cpu_seconds": round(time.process_time() - start, 2)}
 
 
-def told(found: Sequence[bench.Line], out: Path) -> dict[str, Any]:
+def told(found: Sequence[bench.Line]) -> dict[str, Any]:
     """A table a part, and a picture of all."""
     lines = reports.groups(found, "part")
     figure = empty_figure(11, 3.6 * len(lines), 100)

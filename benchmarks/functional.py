@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +52,7 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     problem, (least, bound) = mixture(job.beta), levels(job.beta, known)
     env = ProblemEnv(problem, action_bound=CELLS[job.beta])
     settings = {"policy": "FunctionalPolicy", "n_trajectories": trajectories}
-    curve = Curve.of("pi-ft", env, job.seed, **settings).learn(2 * trajectories)
+    curve = Curve("pi-ft", env, job.seed, **settings).learn(2 * trajectories)
     closed, closed_kl = closed_form(job.beta, paths)
     ours, kl = returns(problem, curve.policy, paths)
     room = bound - least
@@ -130,7 +129,7 @@ COLUMNS = {"kl": ".2f", "closed_form_kl": ".2f", "paths": ",.0f", "reward_querie
 COLUMNS |= {"seconds": ".0f"}
 
 
-def told(lines: list[bench.Line], out: Path) -> dict[str, str]:
+def told(lines: list[bench.Line]) -> dict[str, str]:
     """Medians over seeds, and the least and the largest."""
     found = reports.groups(lines, "beta")
     rows = [

@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
@@ -106,7 +105,7 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     return found
 
 
-def told(lines: list[bench.Line], out: Path) -> dict[str, Any]:
+def told(lines: list[bench.Line]) -> dict[str, Any]:
     """Medians over seeds, as a table and a figure."""
     drawn, rows = empty_figure(9, 3.8, 100), []
     panels = drawn.subplots(1, 2)

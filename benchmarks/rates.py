@@ -192,7 +192,7 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     if job.study == "rl":
         points = [50 * 2**i for i in range(20)]
         watched = (ruler.control, points, job.cpu_seconds)
-        curve = Curve.of(RL[job.method], ruler.problem, job.seed, *watched).learn(job.n)
+        curve = Curve(RL[job.method], ruler.problem, job.seed, *watched).learn(job.n)
         rows = [{"n": row.pop("queries"), **row} for row in curve.rows]
     else:
         agent, seconds = fit(job)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from girsanov.scoreboard.storage.records import write_json, write_whole
+from girsanov.scoreboard.storage.records import write_whole
 
 Line = dict[str, Any]
 
@@ -18,20 +18,16 @@ _BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.S)
 
 def write(here: Path, out: Path, told: Mapping[str, Any]) -> None:
     """Write the report to ``out``: the one in ``here``, prose by hand, with its blocks ``<!--
-    table: NAME -->`` to ``<!-- end -->`` made anew of the texts, figures as PNG, dicts
-    as JSON; None is nothing.
+    table: NAME -->`` to ``<!-- end -->`` made anew of the texts, and figures as PNG.
     """
     text = (here / "report.md").read_text()
     blocks = {name: value for name, value in told.items() if isinstance(value, str)}
     if lost := blocks.keys() ^ set(_BLOCK.findall(text)):
         raise ValueError(f"{here / 'report.md'} must have a block for each table; not {lost}")
-    for name, value in told.items():
-        if hasattr(value, "savefig"):
-            buffer = io.BytesIO()
-            value.savefig(buffer, format="png")
-            write_whole(out / f"{name}.png", buffer.getvalue())
-        elif isinstance(value, dict):
-            write_json(out / f"{name}.json", value)
+    for name in told.keys() - blocks.keys():
+        buffer = io.BytesIO()
+        told[name].savefig(buffer, format="png")
+        write_whole(out / f"{name}.png", buffer.getvalue())
 
     def block(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n\n{blocks[found[1]] or 'None yet.'}\n\n<!-- end -->"
@@ -49,18 +45,12 @@ def write(here: Path, out: Path, told: Mapping[str, Any]) -> None:
 # --- lines
 
 
-def groups(lines: Iterable[Line], key: str | Callable[[Line], Any]) -> dict[Any, list[Line]]:
-    """Lines by a field of their jobs or another key, in the order in which they come."""
+def groups(lines: Iterable[Line], field: str) -> dict[Any, list[Line]]:
+    """Lines by a field of their jobs, in the order in which they come."""
     found: dict[Any, list[Line]] = {}
     for line in lines:
-        found.setdefault(line["job"][key] if isinstance(key, str) else key(line), []).append(line)
+        found.setdefault(line["job"][field], []).append(line)
     return found
-
-
-def chosen(lines: Iterable[Line], **wanted: Any) -> list[Line]:
-    """The lines whose jobs have all these values, by seed."""
-    found = [x for x in lines if all(x["job"][key] == wish for key, wish in wanted.items())]
-    return sorted(found, key=lambda line: line["job"]["seed"])
 
 
 # --- words
@@ -84,11 +74,6 @@ def spread(values: Iterable[float], form: str = ".3f") -> str:
 def median(lines: Iterable[Line], name: str, form: str = ".2f") -> str:
     """Of a figure over lines."""
     return f"{statistics.median(line[name] for line in lines):{form}}"
-
-
-def pm(mean: float, error: float, form: str = "+.3f") -> str:
-    """An estimate and its standard error."""
-    return f"{mean:{form}} +- {error:{form.lstrip('+')}}"
 
 
 def made_by(lines: Sequence[Line]) -> str:

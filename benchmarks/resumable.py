@@ -1,9 +1,8 @@
 """What the benchmarks share: jobs made once, each a line of JSON, and the command line.
 
 A benchmark is a list of jobs, what executes one, and a report. Its folder holds ``runs.jsonl``,
-``report.md`` and pictures. A line of ``runs.jsonl`` is a run (``run``, ``job``, what was measured,
-``command``, versions, hardware), or what all runs of a problem are measured against
-(``reference``, ``settings``, ``value``).
+``report.md`` and pictures. A line of ``runs.jsonl`` is a run: ``run``, ``job``, what was measured,
+``command``, versions, hardware.
 """
 
 from __future__ import annotations
@@ -87,27 +86,6 @@ def lines_of(out: Path) -> list[Line]:
     return found
 
 
-def references_of(out: Path) -> dict[str, Line]:
-    """What runs are measured against, by name."""
-    return {x["reference"]: x for x in read_lines(out / RUNS) if "reference" in x}
-
-
-def kept(out: Path, name: str, settings: Line, make: Callable[[], Any]) -> Any:
-    """The value of a reference, made and kept if it is not there; a ValueError names one that was
-    made with other settings.
-    """
-    found = references_of(out).get(name)
-    if found is None:
-        found = {"reference": name, "settings": settings, "value": make()}
-        append(out / RUNS, {**found, **provenance()})
-    if found["settings"] != settings:
-        raise ValueError(
-            f"{out / RUNS} holds the reference {name} made with {found['settings']}, not"
-            f" {settings}; use another --out"
-        )
-    return found["value"]
-
-
 # --- jobs
 
 
@@ -173,7 +151,7 @@ class Benchmark:
     jobs: Callable[[Sequence[int], bool], Sequence[Job]]  # of these seeds, quick or not
     execute: Callable[[Any, Place], Line]
     words: Callable[[Line], str]  # of what was measured, to print
-    told: Callable[[list[Line], Path], Mapping[str, Any]]  # tables and figures (``reports.write``)
+    told: Callable[[list[Line]], Mapping[str, Any]]  # tables and figures (``reports.write``)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     @property
@@ -184,7 +162,7 @@ class Benchmark:
     def report(self, out: Path | None = None) -> None:
         """Write the report of the runs that are finished, in a folder."""
         out = out or self.here
-        reports.write(self.here, out, self.told(lines_of(out), out))
+        reports.write(self.here, out, self.told(lines_of(out)))
 
     def run(
         self,

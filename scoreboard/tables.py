@@ -219,7 +219,8 @@ def _cost_of_equals(env: dict[str, Any]) -> str:
     for line in env["cost_of_equals"]:
         spent = [line["spent"][name] for name in names]
         cells = ["never" if s["env_steps"] is None else _spent(s) for s in spent]
-        rows.append([f"{name_of(line['agent'])}: {line['target']:.3f}", *cells])
+        goal = env["compared"] if line["agent"] is None else f"{name_of(line['agent'])}:"
+        rows.append([f"{goal} {line['target']:.3f}", *cells])
     return _table(["to be as good as", *map(name_of, names)], rows)
 
 

@@ -18,9 +18,9 @@ from girsanov.scoreboard.report import report
 from girsanov.scoreboard.storage import archive
 
 #: Benchmarks with a report of their own.
-OWN = ["betas", "control_literature", "convergence", "frontier", "functional", "oracle", "rates"]
+OWN = ["betas", "control_literature", "convergence", "functional", "oracle", "rates"]
 #: Reports of scripts that are files of settings now: they stay as they were.
-EARLIER = ["digits_fine_tuning", "image_rewards", "pde", "stable_diffusion"]
+EARLIER = ["digits_fine_tuning", "frontier", "image_rewards", "pde", "stable_diffusion"]
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
 ARCHIVED = ["robotics"]
 #: Comparisons whose report is made anew here, to the byte.
@@ -37,7 +37,7 @@ class Blank:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Reports without pictures."""
-    for module in ("betas", "frontier_report", "rates_report"):
+    for module in ("betas", "rates_report"):
         monkeypatch.setattr(f"{module}.draw", lambda *_: Blank())
     yield
 
