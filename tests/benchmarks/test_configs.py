@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import raw_states
 
-from girsanov import train
+from girsanov import make_problem, train
+from girsanov.envs.env import ProblemEnv
 from girsanov.scoreboard.storage import archive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +40,15 @@ def test_every_agent_takes_its_settings(
     given = ["--config", f"benchmarks/configs/{name}.json", "--out", str(tmp_path / "new")]
     assert train.main(["compare", *given, "--dry-run"]) == 0
     assert not (tmp_path / "new").exists() and "seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [raw_states.pde, raw_states.mou])
+def test_raw_states_do_without_the_estimate(make: Any) -> None:
+    """And the environment keeps it for the agents beside it."""
+    env = ProblemEnv(make_problem("girsanov/GaussianMixture-v0", steps=5), action_bound=1.5)
+    model = make(env, seed=0, device="cpu", n_trajectories=20).learn(2 * 20 * 5)
+    assert model.problem.terminal_estimate is None and model.action_space.high[0] == 1.5
+    assert env.problem.terminal_estimate is not None
 
 
 @pytest.mark.slow

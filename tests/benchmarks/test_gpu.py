@@ -49,3 +49,10 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("there is one")
     assert gpu.main() == 2
     assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_steps_of_all_lanes_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 11.0, 12.5, 14.0])  # begun; one chunk; two, and over; done
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: next(now))
+    rate = gpu.steps_per_second("girsanov/DoubleIntegratorNavigation-v0", "cpu", 8, 2.0)
+    assert rate == gpu.CHUNK * 8 / 4.0
