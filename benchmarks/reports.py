@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from girsanov.scoreboard import tables
 from girsanov.scoreboard.storage.records import write_whole
 
 Line = dict[str, Any]
@@ -58,9 +59,8 @@ def groups(lines: Iterable[Line], field: str) -> dict[Any, list[Line]]:
 
 def table(heads: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of Markdown, ``heads`` apart by bars; nothing without rows."""
-    heads, rows = heads.split("|") if isinstance(heads, str) else heads, list(rows)
-    both = [heads, ["---"] * len(heads), *rows] if rows else []
-    return "\n".join("| " + " | ".join(line) + " |" for line in both)
+    rows = list(rows)
+    return tables.table(heads.split("|") if isinstance(heads, str) else heads, rows) if rows else ""
 
 
 def spread(values: Iterable[float], form: str = ".3f") -> str:
