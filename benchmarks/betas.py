@@ -75,15 +75,15 @@ def measure(
     return {name: float(f"{found.mean:.5g}") for name, found in value._asdict().items()}
 
 
-def execute(job: Job, at: bench.Place) -> bench.Line:
+def execute(job: Job, quick: bool) -> bench.Line:
     """Learn, then measure on fresh paths."""
     problem, sweep = make_problem("girsanov/Digits-v0", temperature=job.beta), SWEEPS[job.part]
     queries, apart = job.iterations * sweep.paths, sweep.apart * sweep.paths
-    look = functools.partial(measure, problem=problem, paths=16 if at.quick else 128)
+    look = functools.partial(measure, problem=problem, paths=16 if quick else 128)
     watched = look, [*range(0, queries, apart), queries]
     settings = {**PATHWISE, **sweep.settings}
     curve = Curve("pi-ft", problem, job.seed, *watched, **settings).learn(queries)
-    final = measure(curve.policy, problem, 64 if at.quick else 2000, FINAL_SEED)
+    final = measure(curve.policy, problem, 64 if quick else 2000, FINAL_SEED)
     return {**curve.spent(), **final, "curve": curve.rows, "gradient_norms": curve.norms}
 
 

@@ -116,9 +116,9 @@ def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     return [*errors, *seconds, Job("memory", "PolynomialPolicy", 0)]
 
 
-def execute(job: Job, at: bench.Place) -> bench.Line:
+def execute(job: Job, quick: bool) -> bench.Line:
     """What the job measures, quickly with 20 times fewer trajectories."""
-    divide = 20 if at.quick else 1
+    divide = 20 if quick else 1
     if job.kind == "memory":
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as one:
             return {"row": one.submit(peak_memory, job.of, MILLION // divide).result()}

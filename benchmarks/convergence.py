@@ -266,7 +266,7 @@ def jobs(seeds: Any, quick: bool) -> list[Job]:
     return [Job(name, of) for name, part in PARTS.items() for of in part.arguments]
 
 
-def execute(job: Job, at: bench.Place) -> Row:
+def execute(job: Job, quick: bool) -> Row:
     """Make one line."""
     part, start = PARTS[job.part], time.process_time()
     row = part.make(*part.arguments[job.of])

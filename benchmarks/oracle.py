@@ -80,9 +80,9 @@ def best(value: RadialValue, judges: Trajectories, energy: bool) -> None:
     value.weights.copy_(value.solve(gram, gram, total[:-1, -1], [1e-10])[0][None])
 
 
-def execute(job: Job, at: bench.Place) -> bench.Line:
+def execute(job: Job, quick: bool) -> bench.Line:
     """The best of the class in either norm, and the estimate from every number of paths."""
-    ns, judging = (NS[:2], 50) if at.quick else (NS, 1000)
+    ns, judging = (NS[:2], 50) if quick else (NS, 1000)
     judges, pilot = free(judging, 10**6), Replay.of(PROBLEM, Recording.of(free(500, 10**7)))
     value = RadialValue(2, STEPS, centres=job.size, width=1.5, span=0.3)
     value.standardise.fit(pilot.inputs.flatten(0, 1))

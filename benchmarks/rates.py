@@ -186,7 +186,7 @@ def fit(job: Job) -> tuple[PDE, float]:
     return agent, round(time.process_time() - start, 3)
 
 
-def execute(job: Job, at: bench.Place) -> bench.Line:
+def execute(job: Job, quick: bool) -> bench.Line:
     """Rows of one job, one of a fit, one a look of RL; what blew up is null."""
     ruler = yardstick(job.temperature, job.dimension)
     if job.study == "rl":

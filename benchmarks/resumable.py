@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import reports
 import torch
@@ -42,13 +42,6 @@ class Job:
     def name(self) -> str:
         """Of its line."""
         return self.form.format(**asdict(self))
-
-
-class Place(NamedTuple):
-    """Where jobs are executed, and how."""
-
-    out: Path
-    quick: bool  # as little as shows that it works
 
 
 # --- lines
@@ -149,7 +142,7 @@ class Benchmark:
     doc: str | None
     name: str  # of the folder of the committed results
     jobs: Callable[[Sequence[int], bool], Sequence[Job]]  # of these seeds, quick or not
-    execute: Callable[[Any, Place], Line]
+    execute: Callable[[Any, bool], Line]  # quick or not
     words: Callable[[Line], str]  # of what was measured, to print
     told: Callable[[list[Line]], Mapping[str, Any]]  # tables and figures (``reports.write``)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -182,7 +175,7 @@ class Benchmark:
             out: folder; that of the committed results, or ``runs/<name>_quick`` if quick.
         """
         seeds = self.seeds if seeds is None else seeds
-        place = Place(out or (Path("runs") / f"{self.name}_quick" if quick else self.here), quick)
+        out = out or (Path("runs") / f"{self.name}_quick" if quick else self.here)
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be from 0, each once, at least one; got {seeds}")
         if workers < 1:
@@ -191,9 +184,9 @@ class Benchmark:
         jobs = [job for job in every if all(word in job.name for word in only)]
         if not jobs:
             raise ValueError(f"only must be words of names of runs; none holds {only}")
-        check_writable(place.out)
-        resume(jobs, functools.partial(self.execute, at=place), self.words, place.out, workers)
-        self.report(place.out)
+        check_writable(out)
+        resume(jobs, functools.partial(self.execute, quick=quick), self.words, out, workers)
+        self.report(out)
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """``report``, or the arguments of ``run``; 2 with one line for what the caller can mend,

@@ -7,14 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rates  # noqa: E402
 import rates_report as rr  # noqa: E402
-import resumable as bench  # noqa: E402
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from girsanov.envs.problem import objective
 
 
 def execute(job: rates.Job) -> dict[str, Any]:
-    return rates.execute(job, bench.Place(Path(), quick=False))
+    return rates.execute(job, quick=False)
 
 
 def generator(seed: int = 0) -> torch.Generator:
