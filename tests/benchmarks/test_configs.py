@@ -17,8 +17,8 @@ CONFIGS = ROOT / "benchmarks" / "configs"
 #: As little as shows that it works: an agent has one round, or two.
 TINY = ["--budget", "20", "--seeds", "0", "--points", "1", "--paths", "4", "--final-paths", "8"]
 TINY += ["--reference-paths", "64", "--samples", "2", "--workers", "1", "--device", "cpu"]
-DIGITS = ["attribution", "fine_tuning", "paper_costs", "pde_ablation"]
-MIXTURE = ["from_mou", "frontier"]
+NAMES = ["digits/attribution", "digits/fine_tuning", "digits/paper_costs", "digits/pde_ablation"]
+NAMES += ["mixture/from_mou", "mixture/frontier"]
 IMAGES = ["text_to_image/unet_lora", "text_to_image/unet_guidance"]
 IMAGES += ["image_rewards/brightness", "image_rewards/incompressibility"]
 
@@ -31,12 +31,13 @@ def _root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [*(f"digits/{name}" for name in DIGITS), *(f"mixture/{name}" for name in MIXTURE)],
+    "name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGES)]
 )
 def test_every_agent_takes_its_settings(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name in IMAGES:
+        pytest.importorskip("diffusers")
     given = ["--config", f"benchmarks/configs/{name}.json", "--out", str(tmp_path / "new")]
     assert train.main(["compare", *given, "--dry-run"]) == 0
     assert not (tmp_path / "new").exists() and "seed" in capsys.readouterr().out
@@ -52,7 +53,7 @@ def test_raw_states_do_without_the_estimate(make: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*IMAGES, "mixture/from_mou", "mixture/frontier"])
+@pytest.mark.parametrize("name", [*NAMES[-2:], IMAGES[0], IMAGES[-1]])
 def test_a_comparison_is_made_and_reported(name: str, tmp_path: Path) -> None:
     if name in IMAGES:
         pytest.importorskip("diffusers")
