@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..envs.checks import check_flag, shown
+from ..envs.checks import MOST, check_flag, check_range, shown
 from . import plots
 from .evaluation import Reference
 from .intervals import (
@@ -63,11 +63,16 @@ def report(
     Returns the path of ``report.md``.
 
     Raises:
-        ValueError: no finished run there, or the folder can't be written to.
+        ValueError: no finished run there, the folder can't be written to, or a level that is no
+            number.
     """
     if not isinstance(out, (str, os.PathLike)):
         raise ValueError(f"out must be a folder; got {shown(out)}")
     check_flag("refine", refine)
+    if not isinstance(levels, (tuple, list)):
+        raise ValueError(f"levels must be a tuple of numbers; got {shown(levels)}")
+    for level in levels:
+        check_range("levels", level, -MOST, MOST)
     out = Path(out)
     records = archive.finished(out)
     if not records:
