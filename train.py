@@ -260,16 +260,19 @@ def schema(command: tyro.conf.Positional[Literal["run", "compare"]] = "compare")
     print(json.dumps(schema_of(commands[command]), indent=1))
 
 
-def report(out: Path = Path("runs/main")) -> None:
+def report(out: Path = Path("runs/main"), levels: tuple[float, ...] = ()) -> None:
     """Write the table and the plots of finished runs.
 
     Args:
         out: folder of a comparison.
+        levels: scores whose cost is told too, such as 0.5 0.9.
     """
     from girsanov.scoreboard.output.tensorboard import address
     from girsanov.scoreboard.report import report as write
 
-    path = write(out, on_stage=lambda stage: print(stage, file=sys.stderr, flush=True))
+    path = write(
+        out, on_stage=lambda stage: print(stage, file=sys.stderr, flush=True), levels=levels
+    )
     print(path.read_text())
     print(f"written: {path}, and {path.with_suffix('.html')} for a browser")
     print(f"curves:  tensorboard --logdir {out}\n         {address()}")

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, NamedTuple
 
@@ -110,16 +109,16 @@ class Job(bench.Job):
     seed: int  # of data and agent
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """Every case's first seed, then the others."""
     errors = [Job("error", name, seed) for seed in seeds for name in CASES]
     seconds = [Job("seconds", name, seed) for name in CLASSES for seed in seeds]
     return [*errors, *seconds, Job("memory", "PolynomialPolicy", 0)]
 
 
-def execute(job: Job, at: bench.Place) -> bench.Line:
+def execute(job: Job, quick: bool) -> bench.Line:
     """What the job measures, quickly with 20 times fewer trajectories."""
-    divide = 20 if at.quick else 1
+    divide = 20 if quick else 1
     if job.kind == "memory":
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as one:
             return {"row": one.submit(peak_memory, job.of, MILLION // divide).result()}
@@ -174,7 +173,7 @@ KINDS = {
 }
 
 
-def told(lines: list[bench.Line], out: Path) -> dict[str, str]:
+def told(lines: list[bench.Line]) -> dict[str, str]:
     """Medians and worst seeds, and whether the median is within its target."""
     tables = dict.fromkeys(KINDS, "")
     for kind, group in reports.groups(lines, "kind").items():

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -262,19 +261,19 @@ PARTS: dict[str, Part] = {
 }
 
 
-def jobs(seeds: Any, quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Any, quick: bool) -> list[Job]:
     """Every line; nothing is random, so that seeds count for nothing."""
     return [Job(name, of) for name, part in PARTS.items() for of in part.arguments]
 
 
-def execute(job: Job, at: bench.Place) -> Row:
+def execute(job: Job, quick: bool) -> Row:
     """Make one line."""
     part, start = PARTS[job.part], time.process_time()
     row = part.make(*part.arguments[job.of])
     return {"row": row, "cpu_seconds": round(time.process_time() - start, 2)}
 
 
-def told(found: Sequence[bench.Line], out: Path) -> dict[str, Any]:
+def told(found: Sequence[bench.Line]) -> dict[str, Any]:
     """A table a part, and a picture of all."""
     lines = reports.groups(found, "part")
     figure = empty_figure(11, 3.6 * len(lines), 100)

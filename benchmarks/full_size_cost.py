@@ -7,7 +7,7 @@ anywhere; seconds and memory measured on a GPU.
 The networks of full_size.json have random weights, whose cost is that of the real ones;
 text encoders are left out, since prompts are encoded once. Counted: shapes alone, on torch's
 ``meta`` device, every product and convolution of a forward and a backward pass; how often each is
-run is observed on a tiny pipeline. Measured: one gradient of PI-FT with gradient checkpointing,
+run is observed on a small pipeline. Measured: one gradient of PI-FT with gradient checkpointing,
 bfloat16, sampling included. A gradient of ``LoraValuePolicy`` is one pass over the paths, in
 however many steps. A row is written as soon as it is there, and what an earlier run wrote of other
 rows stays.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,6 @@ import resumable as bench
 import torch
 import tyro
 from peft import LoraConfig
-from pipelines import SD_SCHEDULER, build_stable_diffusion
 from torch.utils.flop_counter import FlopCounterMode
 
 from girsanov.agents import PIFT
@@ -53,10 +51,10 @@ FORMS = {
 }
 
 
-def made(config: bench.Line, **more: Any) -> Any:
+def made(config: bench.Line) -> Any:
     """What diffusers makes of a configuration."""
     settings = {key: value for key, value in config.items() if key != "_class_name"}
-    return getattr(diffusers, config["_class_name"])(**settings, **more)
+    return getattr(diffusers, config["_class_name"])(**settings)
 
 
 def stand_in(name: str, device: str, dtype: torch.dtype) -> Any:
@@ -78,11 +76,7 @@ def stand_in(name: str, device: str, dtype: torch.dtype) -> Any:
         torch.set_default_dtype(before)
     kind = getattr(diffusers, shape["pipeline"])
     pipeline: Any = type(shape["pipeline"], (), {"__call__": kind.__call__})()
-    flow = shape["scheduler"]["_class_name"].startswith("Flow")
-    pipeline.scheduler, pipeline.vae = (
-        made(shape["scheduler"], **({} if flow else SD_SCHEDULER)),
-        vae,
-    )
+    pipeline.scheduler, pipeline.vae = made(shape["scheduler"]), vae
     setattr(pipeline, FAMILIES[shape["pipeline"]].part, network)
     pipeline.device, pipeline.default_sample_size = torch.device(device), 128
     told = (words, words, pooled, pooled) if pooled.numel() else (words, words)
@@ -128,17 +122,12 @@ def count(name: str) -> dict[str, float]:
 
 @functools.cache
 def count_passes(form: str, guidance_scale: float = 7.5) -> dict[str, float]:
-    """Predictions for each path and step, and decodings for each path, in one gradient on a tiny
-    pipeline; with a graph and without.
+    """Predictions for each path and step, and decodings for each path, in one gradient on the small
+    pipeline that comes with the package; with a graph and without.
     """
-    paths, steps = 2, 3
-    with tempfile.TemporaryDirectory() as folder:
-        problem: Any = stable_diffusion(
-            model=build_stable_diffusion(Path(folder)),
-            reward=make_reward(FORMS[form][0]),
-            steps=steps,
-            guidance_scale=guidance_scale,
-        )
+    paths, steps, reward = 2, 3, make_reward(FORMS[form][0])
+    told: Any = {"prompts": "a green six", "steps": steps, "guidance_scale": guidance_scale}
+    problem: Any = stable_diffusion(model="latent-digits", reward=reward, **told)
     agent = PIFT(form, ProblemEnv(problem), seed=0, device="cpu", n_trajectories=paths)
     seen = {"unet": 0, "unet_with_graph": 0, "decoder": 0, "decoder_with_graph": 0}
     for name, module in (("unet", problem.network), ("decoder", problem.vae.decoder)):

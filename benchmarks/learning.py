@@ -20,36 +20,36 @@ from girsanov.scoreboard.stopwatch import Stopwatch
 
 
 class Curve(BaseCallback):
-    """A model that learns, and what it is worth on the way. Looking costs no seconds and changes
-    nothing.
+    """An agent that learns on the CPU, and what it is worth on the way. Looking costs no seconds
+    and changes nothing.
 
     Args:
-        model: what learns.
+        agent: of the scoreboard's registry.
+        env: an environment, or a bare Problem.
+        seed: of the agent.
         measure: of a policy.
         points: reward queries to look after, ascending; at the end it is looked at anyhow.
         cpu_seconds: limit of training.
+        settings: of the agent.
     """
 
     def __init__(
         self,
-        model: Any,
+        agent: str,
+        env: Any,
+        seed: int,
         measure: Callable[[Policy], dict[str, Any]] = lambda policy: {},
         points: Sequence[int] = (),
         cpu_seconds: float = math.inf,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        self.learner, self.problem = model, problem_of(model.get_env())
+        self.learner = find_agent(agent).make(as_env(env), seed=seed, device="cpu", **settings)
+        self.problem = problem_of(self.learner.get_env())
         self.measure, self.due, self.limit = measure, list(points), cpu_seconds
-        self.in_time = True
         self.rows: list[dict[str, Any]] = []
         self.norms: list[float] = []  # of the gradients, a round each, where they are told
         self._clock = Stopwatch(torch.device("cpu"), clock=time.process_time)
-
-    @classmethod
-    def of(cls, agent: str, env: Any, seed: int, *watched: Any, **settings: Any) -> Curve:
-        """An agent of the scoreboard's registry, on the CPU, watched by ``Curve``'s arguments."""
-        made = find_agent(agent).make(as_env(env), seed=seed, device="cpu", **settings)
-        return cls(made, *watched)
 
     def learn(self, queries: int) -> Curve:
         """Until that many rewards are seen, or the seconds spent."""
@@ -82,8 +82,7 @@ class Curve(BaseCallback):
             self.norms.append(float(f"{norm:.4g}"))
 
     def _on_step(self) -> bool:
-        self.in_time = self._clock.seconds < self.limit
-        return self.in_time
+        return self._clock.seconds < self.limit
 
     def _on_training_end(self) -> None:
         if not self.rows or self.spent()["queries"] > self.rows[-1]["queries"]:

@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
@@ -46,7 +45,7 @@ class Job(bench.Job):
     seed: int  # of the class and of the paths
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """Seed by seed."""
     kinds = [(m, data) for m in SIZES[: 1 if quick else None] for data in ("whole", "random")]
     return [Job(m, data, seed) for seed in seeds for m, data in kinds]
@@ -81,9 +80,9 @@ def best(value: RadialValue, judges: Trajectories, energy: bool) -> None:
     value.weights.copy_(value.solve(gram, gram, total[:-1, -1], [1e-10])[0][None])
 
 
-def execute(job: Job, at: bench.Place) -> bench.Line:
+def execute(job: Job, quick: bool) -> bench.Line:
     """The best of the class in either norm, and the estimate from every number of paths."""
-    ns, judging = (NS[:2], 50) if at.quick else (NS, 1000)
+    ns, judging = (NS[:2], 50) if quick else (NS, 1000)
     judges, pilot = free(judging, 10**6), Replay.of(PROBLEM, Recording.of(free(500, 10**7)))
     value = RadialValue(2, STEPS, centres=job.size, width=1.5, span=0.3)
     value.standardise.fit(pilot.inputs.flatten(0, 1))
@@ -106,7 +105,7 @@ def execute(job: Job, at: bench.Place) -> bench.Line:
     return found
 
 
-def told(lines: list[bench.Line], out: Path) -> dict[str, Any]:
+def told(lines: list[bench.Line]) -> dict[str, Any]:
     """Medians over seeds, as a table and a figure."""
     drawn, rows = empty_figure(9, 3.8, 100), []
     panels = drawn.subplots(1, 2)

@@ -83,7 +83,7 @@ SIZES = [("times", 0.5, (1, 2, 3, 4, 6, 8, 12, 16, 24), 3)]
 SIZES += [("centres", 2.0, (10, 20, 40, 80, 160), 2)]
 
 
-def jobs(seeds: Sequence[int], quick: bool, done: Any) -> list[Job]:
+def jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
     """Of each study the first seed of every line, then the others line by line."""
     if quick:
         made = [Job("rates", 2.0, 4, "polynomial", n, s) for n in (40, 80) for s in seeds]
@@ -186,13 +186,13 @@ def fit(job: Job) -> tuple[PDE, float]:
     return agent, round(time.process_time() - start, 3)
 
 
-def execute(job: Job, at: bench.Place) -> bench.Line:
+def execute(job: Job, quick: bool) -> bench.Line:
     """Rows of one job, one of a fit, one a look of RL; what blew up is null."""
     ruler = yardstick(job.temperature, job.dimension)
     if job.study == "rl":
         points = [50 * 2**i for i in range(20)]
         watched = (ruler.control, points, job.cpu_seconds)
-        curve = Curve.of(RL[job.method], ruler.problem, job.seed, *watched).learn(job.n)
+        curve = Curve(RL[job.method], ruler.problem, job.seed, *watched).learn(job.n)
         rows = [{"n": row.pop("queries"), **row} for row in curve.rows]
     else:
         agent, seconds = fit(job)

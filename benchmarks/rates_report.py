@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ NAMES = {
     "centres": "kernel by centres",
 }
 COLOURS = {name: f"C{i}" for i, name in enumerate(NAMES)}
+MAIN = (2.0, 4)  # temperature and dimension of the main problem
 
 
 class Slope(NamedTuple):
@@ -96,7 +96,7 @@ class Series(NamedTuple):
     @property
     def is_main(self) -> bool:
         """Whether it is of the main problem."""
-        return (self.temperature, self.dimension) == (2.0, 4)
+        return (self.temperature, self.dimension) == MAIN
 
 
 #: Values of the seeds by n, or the size of the class, in their order.
@@ -134,11 +134,11 @@ def slope_of(values: Values) -> Slope | None:
     return fit_slope(finite) if len(finite) > 1 else None
 
 
-def told(lines: Sequence[bench.Line], out: Path) -> dict[str, Any]:
+def told(lines: Sequence[bench.Line]) -> dict[str, Any]:
     """Tables, and the picture."""
     series = collect(lines)
     minutes = sum(x["rows"][-1]["seconds"] for x in lines if x["rows"]) / 60
-    main = reports.chosen(lines, temperature=2.0, dimension=4)
+    main = [x for x in lines if (x["job"]["temperature"], x["job"]["dimension"]) == MAIN]
     rooms = {line["regret_without_control"] for line in main}
     return {
         "slopes": _slopes(series),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from girsanov.scoreboard.plots import empty_figure
-from girsanov.scoreboard.storage.records import write_json, write_whole
+from girsanov.scoreboard import tables
+from girsanov.scoreboard.storage.records import write_whole
 
 Line = dict[str, Any]
 
@@ -21,20 +19,16 @@ _BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.S)
 
 def write(here: Path, out: Path, told: Mapping[str, Any]) -> None:
     """Write the report to ``out``: the one in ``here``, prose by hand, with its blocks ``<!--
-    table: NAME -->`` to ``<!-- end -->`` made anew of the texts, figures as PNG, dicts
-    as JSON; None is nothing.
+    table: NAME -->`` to ``<!-- end -->`` made anew of the texts, and figures as PNG.
     """
     text = (here / "report.md").read_text()
     blocks = {name: value for name, value in told.items() if isinstance(value, str)}
     if lost := blocks.keys() ^ set(_BLOCK.findall(text)):
         raise ValueError(f"{here / 'report.md'} must have a block for each table; not {lost}")
-    for name, value in told.items():
-        if hasattr(value, "savefig"):
-            buffer = io.BytesIO()
-            value.savefig(buffer, format="png")
-            write_whole(out / f"{name}.png", buffer.getvalue())
-        elif isinstance(value, dict):
-            write_json(out / f"{name}.json", value)
+    for name in told.keys() - blocks.keys():
+        buffer = io.BytesIO()
+        told[name].savefig(buffer, format="png")
+        write_whole(out / f"{name}.png", buffer.getvalue())
 
     def block(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n\n{blocks[found[1]] or 'None yet.'}\n\n<!-- end -->"
@@ -52,28 +46,12 @@ def write(here: Path, out: Path, told: Mapping[str, Any]) -> None:
 # --- lines
 
 
-def groups(lines: Iterable[Line], key: str | Callable[[Line], Any]) -> dict[Any, list[Line]]:
-    """Lines by a field of their jobs or another key, in the order in which they come."""
+def groups(lines: Iterable[Line], field: str) -> dict[Any, list[Line]]:
+    """Lines by a field of their jobs, in the order in which they come."""
     found: dict[Any, list[Line]] = {}
     for line in lines:
-        found.setdefault(line["job"][key] if isinstance(key, str) else key(line), []).append(line)
+        found.setdefault(line["job"][field], []).append(line)
     return found
-
-
-def chosen(lines: Iterable[Line], **wanted: Any) -> list[Line]:
-    """The lines whose jobs have all these values, by seed."""
-    found = [x for x in lines if all(x["job"][key] == wish for key, wish in wanted.items())]
-    return sorted(found, key=lambda line: line["job"]["seed"])
-
-
-def paired(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:
-    """Mean of ``one`` less ``two`` ``(seeds, paths)``, both on the same noises, and its standard
-    error, which counts paths and seeds.
-    """
-    gaps = one - two
-    seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
-    mean = gaps.mean(0)
-    return float(mean.mean()), float(np.sqrt(mean.var(ddof=1) / len(mean) + seeds))
 
 
 # --- words
@@ -81,9 +59,8 @@ def paired(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:
 
 def table(heads: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of Markdown, ``heads`` apart by bars; nothing without rows."""
-    heads, rows = heads.split("|") if isinstance(heads, str) else heads, list(rows)
-    both = [heads, ["---"] * len(heads), *rows] if rows else []
-    return "\n".join("| " + " | ".join(line) + " |" for line in both)
+    rows = list(rows)
+    return tables.table(heads.split("|") if isinstance(heads, str) else heads, rows) if rows else ""
 
 
 def spread(values: Iterable[float], form: str = ".3f") -> str:
@@ -99,11 +76,6 @@ def median(lines: Iterable[Line], name: str, form: str = ".2f") -> str:
     return f"{statistics.median(line[name] for line in lines):{form}}"
 
 
-def pm(mean: float, error: float, form: str = "+.3f") -> str:
-    """An estimate and its standard error."""
-    return f"{mean:{form}} +- {error:{form.lstrip('+')}}"
-
-
 def made_by(lines: Sequence[Line]) -> str:
     """How many runs, and on what."""
     torch = " and ".join(sorted({line["versions"]["torch"] for line in lines}))
@@ -112,23 +84,3 @@ def made_by(lines: Sequence[Line]) -> str:
         f"{len(lines)} runs by torch {torch} on {machines}. The command, the versions and the\n"
         "seconds of each are in its line of `runs.jsonl`."
     )
-
-
-# --- pictures
-
-
-def draw_by_beta(curves: Mapping[float, Mapping[str, tuple[Any, Any]]], across: str) -> Any:
-    """The paper's Figure 3: ``x`` and ``y`` of gradient norms, rewards and KL, one colour a
-    temperature.
-    """
-    figure = empty_figure(12, 3.8, 100)
-    panels = figure.subplots(1, 3)
-    for i, (beta, found) in enumerate(curves.items()):
-        for axes, (title, (x, y)) in zip(panels, found.items(), strict=True):
-            axes.plot(x, y, color=f"C{i}", label=f"beta {beta:g}")
-            axes.set(xlabel=across, title=title)
-            axes.grid(alpha=0.2)
-    panels[0].set_yscale("log")
-    panels[2].set_yscale("symlog", linthresh=1)
-    panels[2].legend(fontsize=8)
-    return figure

@@ -1,14 +1,12 @@
 """What the benchmarks share: jobs made once, each a line of JSON, and the command line.
 
 A benchmark is a list of jobs, what executes one, and a report. Its folder holds ``runs.jsonl``,
-``report.md`` and pictures. A line of ``runs.jsonl`` is a run (``run``, ``job``, what was measured,
-``command``, versions, hardware), or what all runs of a problem are measured against
-(``reference``, ``settings``, ``value``).
+``report.md`` and pictures. A line of ``runs.jsonl`` is a run: ``run``, ``job``, what was measured,
+``command``, versions, hardware.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import json
@@ -17,22 +15,17 @@ import os
 import shlex
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import reports
 import torch
 import tyro
 from reports import Line
 
-from girsanov.envs.problem import Problem
-from girsanov.scoreboard.evaluation import Reference, reference_of
-from girsanov.scoreboard.spec import slug
 from girsanov.scoreboard.storage.records import check_writable, provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,13 +42,6 @@ class Job:
     def name(self) -> str:
         """Of its line."""
         return self.form.format(**asdict(self))
-
-
-class Place(NamedTuple):
-    """Where jobs are executed, and how."""
-
-    out: Path
-    quick: bool  # as little as shows that it works
 
 
 # --- lines
@@ -93,46 +79,6 @@ def lines_of(out: Path) -> list[Line]:
     return found
 
 
-def references_of(out: Path) -> dict[str, Line]:
-    """What runs are measured against, by name."""
-    return {x["reference"]: x for x in read_lines(out / RUNS) if "reference" in x}
-
-
-def kept(out: Path, name: str, settings: Line, make: Callable[[], Any]) -> Any:
-    """The value of a reference, made and kept if it is not there; a ValueError names one that was
-    made with other settings.
-    """
-    found = references_of(out).get(name)
-    if found is None:
-        found = {"reference": name, "settings": settings, "value": make()}
-        append(out / RUNS, {**found, **provenance()})
-    if found["settings"] != settings:
-        raise ValueError(
-            f"{out / RUNS} holds the reference {name} made with {found['settings']}, not"
-            f" {settings}; use another --out"
-        )
-    return found["value"]
-
-
-def bound_of(out: Path, problem: Problem, env: str, beta: float, paths: int) -> Reference:
-    """J(0) and the bound of a problem by the scoreboard, kept under its temperature."""
-    settings = {"env": env, "beta": beta, "reference_paths": paths}
-    make = lambda: reference_of(problem, paths).to_json()  # noqa: E731
-    return Reference.from_json(kept(out, f"{slug(env)}-beta{beta:g}", settings, make))
-
-
-def as_text(array: np.ndarray) -> Line:
-    """An array as JSON, compressed."""
-    packed = base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
-    return {"shape": list(array.shape), "type": str(array.dtype), "zlib": packed}
-
-
-def as_array(text: Mapping[str, Any]) -> np.ndarray:
-    """The inverse of ``as_text``."""
-    packed = zlib.decompress(base64.b64decode(text["zlib"]))
-    return np.frombuffer(packed, text["type"]).reshape(text["shape"])
-
-
 # --- jobs
 
 
@@ -152,22 +98,20 @@ def missing(jobs: Sequence[Job], out: Path) -> list[Job]:
 
 
 def resume(
-    jobs: Callable[[], Sequence[Job]],
+    jobs: Sequence[Job],
     execute: Callable[[Job], Line],
     words: Callable[[Line], str],
     out: Path,
     workers: int,
 ) -> None:
-    """Make the jobs that are missing, each a line of ``runs.jsonl`` as soon as it is done; ask
-    again for jobs then, as some depend on what others found.
-    """
-    while todo := missing(asked := jobs(), out):
-        print(f"{len(asked) - len(todo)} of {len(asked)} runs are finished", flush=True)
-        for number, (job, row) in enumerate(_executed(todo, execute, workers), 1):
-            made = {"command": command(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-            line = {"run": job.name, "job": asdict(job), **row, **made, **provenance()}
-            append(out / RUNS, line)
-            print(f"[{number}/{len(todo)}] {job.name}: {words(line)}", flush=True)
+    """Make the jobs that are missing, each a line of ``runs.jsonl`` as soon as it is done."""
+    todo = missing(jobs, out)
+    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished", flush=True)
+    for number, (job, row) in enumerate(_executed(todo, execute, workers), 1):
+        made = {"command": command(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        line = {"run": job.name, "job": asdict(job), **row, **made, **provenance()}
+        append(out / RUNS, line)
+        print(f"[{number}/{len(todo)}] {job.name}: {words(line)}", flush=True)
 
 
 def _executed(
@@ -197,11 +141,10 @@ class Benchmark:
 
     doc: str | None
     name: str  # of the folder of the committed results
-    #: of these seeds, quick or not, given the lines that are finished
-    jobs: Callable[[Sequence[int], bool, dict[str, Line]], Sequence[Job]]
-    execute: Callable[[Any, Place], Line]
+    jobs: Callable[[Sequence[int], bool], Sequence[Job]]  # of these seeds, quick or not
+    execute: Callable[[Any, bool], Line]  # quick or not
     words: Callable[[Line], str]  # of what was measured, to print
-    told: Callable[[list[Line], Path], Mapping[str, Any]]  # tables and figures (``reports.write``)
+    told: Callable[[list[Line]], Mapping[str, Any]]  # tables and figures (``reports.write``)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     @property
@@ -212,7 +155,7 @@ class Benchmark:
     def report(self, out: Path | None = None) -> None:
         """Write the report of the runs that are finished, in a folder."""
         out = out or self.here
-        reports.write(self.here, out, self.told(lines_of(out), out))
+        reports.write(self.here, out, self.told(lines_of(out)))
 
     def run(
         self,
@@ -232,21 +175,18 @@ class Benchmark:
             out: folder; that of the committed results, or ``runs/<name>_quick`` if quick.
         """
         seeds = self.seeds if seeds is None else seeds
-        place = Place(out or (Path("runs") / f"{self.name}_quick" if quick else self.here), quick)
+        out = out or (Path("runs") / f"{self.name}_quick" if quick else self.here)
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be from 0, each once, at least one; got {seeds}")
         if workers < 1:
             raise ValueError(f"workers must be at least 1; got {workers}")
-
-        def jobs() -> list[Job]:
-            every = self.jobs(seeds, quick, runs_of(place.out))
-            return [job for job in every if all(word in job.name for word in only)]
-
-        if not jobs():
+        every = self.jobs(seeds, quick)
+        jobs = [job for job in every if all(word in job.name for word in only)]
+        if not jobs:
             raise ValueError(f"only must be words of names of runs; none holds {only}")
-        check_writable(place.out)
-        resume(jobs, functools.partial(self.execute, at=place), self.words, place.out, workers)
-        self.report(place.out)
+        check_writable(out)
+        resume(jobs, functools.partial(self.execute, quick=quick), self.words, out, workers)
+        self.report(out)
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """``report``, or the arguments of ``run``; 2 with one line for what the caller can mend,

@@ -96,16 +96,17 @@ def attribution(*agents: str) -> str:
         agents: any of ppo and sac.
     """
     path = RESULTS / "attribution" / "report.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    found = {(row["row"], row["agent"]): row["score"] for row in rows}
+    (env,) = json.loads(path.read_text(encoding="utf-8"))["environments"]
+    found = {row["agent"]: row["score"] for row in env["agents"]}
     words = {
-        "neither": "the control as action, the state as input",
-        "noise": "the noise as action",
-        "features": "the features as input",
-        "both": "both",
+        "{}-control#the state": "the control as action, the state as input",
+        "{}#the state": "the noise as action",
+        "{}-control#the features": "the features as input",
+        "{}#the features": "both",
     }
     lines = [
-        [words[name], *(_interval(found[name, agent], 2) for agent in agents)] for name in words
+        [told, *(_interval(found[row.format(agent)], 2) for agent in agents)]
+        for row, told in words.items()
     ]
     return _markdown(["", *(NAMES[agent] for agent in agents)], lines)
 

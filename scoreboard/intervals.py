@@ -198,14 +198,16 @@ def equal_cost(rows: Mapping[str, list[Rows]], quantity: str) -> list[dict[str, 
     return out
 
 
-def cost_of_equals(rows: Mapping[str, list[Rows]], quantity: str) -> list[dict[str, Any]]:
+def cost_of_equals(
+    rows: Mapping[str, list[Rows]], quantity: str, levels: Sequence[float] = ()
+) -> list[dict[str, Any]]:
     """What each agent with a curve, median over its seeds, spends until it is as good as another
-    ends; None: it never is.
+    ends, or as a level, whose ``agent`` is None; None: it never is.
     """
     out, units = [], known_costs([run for seeds in rows.values() for run in seeds])
     curves = {agent: seeds for agent, seeds in rows.items() if has_curve(seeds)}
-    for goal, seeds in rows.items():
-        target = float(np.median([run[-1][quantity] for run in seeds]))
+    ends = [(goal, np.median([run[-1][quantity] for run in seeds])) for goal, seeds in rows.items()]
+    for goal, target in [*ends, *((None, level) for level in levels)]:
         spent = {
             agent: {
                 unit: _finite(
@@ -215,7 +217,7 @@ def cost_of_equals(rows: Mapping[str, list[Rows]], quantity: str) -> list[dict[s
             }
             for agent, runs in curves.items()
         }
-        out.append({"agent": goal, "target": target, "spent": spent})
+        out.append({"agent": goal, "target": float(target), "spent": spent})
     return out
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..envs.checks import check_flag, shown
+from ..envs.checks import MOST, check_flag, check_range, shown
 from . import plots
 from .evaluation import Reference
 from .intervals import (
@@ -46,7 +46,10 @@ _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success",
 
 
 def report(
-    out: Path, refine: bool = True, on_stage: Callable[[str], None] = lambda stage: None
+    out: Path,
+    refine: bool = True,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    levels: Sequence[float] = (),
 ) -> Path:
     """Write ``report.md``, ``report.html``, ``report.json``, plots and TensorBoard's mean runs for
     the finished runs under ``out``.
@@ -55,15 +58,21 @@ def report(
         out: folder of a comparison.
         refine: let the runs' policies lend their paths to the bound (``<env>/pooled.json``).
         on_stage: called with a word on what begins and takes long.
+        levels: scores, or objectives where there are none, whose cost is told too.
 
     Returns the path of ``report.md``.
 
     Raises:
-        ValueError: no finished run there, or the folder can't be written to.
+        ValueError: no finished run there, the folder can't be written to, or a level that is no
+            number.
     """
     if not isinstance(out, (str, os.PathLike)):
         raise ValueError(f"out must be a folder; got {shown(out)}")
     check_flag("refine", refine)
+    if not isinstance(levels, (tuple, list)):
+        raise ValueError(f"levels must be a tuple of numbers; got {shown(levels)}")
+    for level in levels:
+        check_range("levels", level, -MOST, MOST)
     out = Path(out)
     records = archive.finished(out)
     if not records:
@@ -75,7 +84,7 @@ def report(
     missing = missing_from(out)
     with told_of(out):
         groups = grouped(records, "env").values()
-        environments = [summarise(out, group, refine, on_stage) for group in groups]
+        environments = [summarise(out, group, refine, on_stage, levels) for group in groups]
     summary = {
         "environments": environments,
         "overall": overall(environments),
@@ -99,6 +108,7 @@ def summarise(
     records: list[dict[str, Any]],
     refine: bool = True,
     on_stage: Callable[[str], None] = lambda stage: None,
+    levels: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
     reference, env = refined(out, records, refine, on_stage), records[0]["spec"]["env"]
@@ -128,7 +138,7 @@ def summarise(
         "differences": pairs,
         "compared": quantity,
         "equal_cost": equal_cost(rows, quantity),
-        "cost_of_equals": cost_of_equals(rows, quantity),
+        "cost_of_equals": cost_of_equals(rows, quantity, levels),
         "pictures": pictures,
         **({"notes": notes} if notes else {}),
     }

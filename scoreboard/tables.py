@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import TextWrapper
 from typing import Any
 from urllib.parse import quote
@@ -128,7 +129,7 @@ def _agents(env: dict[str, Any]) -> str:
         cells.append("not certified" if holds is None else f"{holds} of {seeds}")
         cells += [f"{agent[unit]['iqm']:,.{1 if 'seconds' in unit else 0}f}" for unit in costs]
         rows.append([*cells, agent["access"]])
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _no_score(reference: Reference) -> str:
@@ -159,7 +160,7 @@ def _score(agent: dict[str, Any], no_score: str, best: str | None) -> str:
 
 def _overall(agents: list[dict[str, Any]]) -> str:
     rows = [[name_of(line["agent"]), f"{line['tasks']}", _cell(line)] for line in agents]
-    return _table(["agent", "environments", "score (lower end)"], rows)
+    return table(["agent", "environments", "score (lower end)"], rows)
 
 
 def _reference_row(name: str, env: dict[str, Any], success: bool) -> list[str]:
@@ -198,7 +199,7 @@ def _equal_cost(env: dict[str, Any]) -> str:
             )
             cells.append(f"{_cell(line['agents'][name])}{solved}")
         rows.append(cells)
-    return _table(["at", *map(name_of, names)], rows)
+    return table(["at", *map(name_of, names)], rows)
 
 
 def _without(env: dict[str, Any]) -> str:
@@ -219,8 +220,9 @@ def _cost_of_equals(env: dict[str, Any]) -> str:
     for line in env["cost_of_equals"]:
         spent = [line["spent"][name] for name in names]
         cells = ["never" if s["env_steps"] is None else _spent(s) for s in spent]
-        rows.append([f"{name_of(line['agent'])}: {line['target']:.3f}", *cells])
-    return _table(["to be as good as", *map(name_of, names)], rows)
+        goal = env["compared"] if line["agent"] is None else f"{name_of(line['agent'])}:"
+        rows.append([f"{goal} {line['target']:.3f}", *cells])
+    return table(["to be as good as", *map(name_of, names)], rows)
 
 
 def _spent(amounts: dict[str, float]) -> str:
@@ -243,7 +245,7 @@ def _differences(env: dict[str, Any]) -> str:
         pair = f"{name_of(first)} - {name_of(second)}"
         rows.append([pair, _cell(line), clear, *([same] if told else [])])
     heads = ["pair", "difference [95% interval]", "interval leaves out 0"]
-    return _table([*heads, *(["access class"] if told else [])], rows)
+    return table([*heads, *(["access class"] if told else [])], rows)
 
 
 def _made_with(summary: dict[str, Any]) -> str:
@@ -271,6 +273,7 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

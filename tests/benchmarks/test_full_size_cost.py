@@ -108,3 +108,13 @@ def test_rows_and_forms_are_checked_at_the_door(tmp_path: Path) -> None:
 @pytest.mark.slow  # a minute
 def test_a_count_is_what_is_committed() -> None:
     assert cost.count("sd3-medium") == pytest.approx(committed()["sd3-medium"]["networks_tflop"])
+
+
+@pytest.mark.slow
+def test_a_row_is_written_and_others_stay(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    out.write_text(json.dumps({"rows": {"sdxl": "as before"}}))
+    cost.main(rows=("sd-1.5",), forms=("LoraPolicy",), device="none", out=out)
+    rows = json.loads(out.read_text())["rows"]
+    assert rows["sdxl"] == "as before" and rows["sd-1.5"]["measured"] is None
+    assert rows["sd-1.5"]["pflop_a_gradient"] == committed()["sd-1.5"]["pflop_a_gradient"]

@@ -7,14 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rates  # noqa: E402
 import rates_report as rr  # noqa: E402
-import resumable as bench  # noqa: E402
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from girsanov.envs.problem import objective
 
 
 def execute(job: rates.Job) -> dict[str, Any]:
-    return rates.execute(job, bench.Place(Path(), quick=False))
+    return rates.execute(job, quick=False)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -157,7 +155,7 @@ def test_slope_of_a_power_law_and_its_interval() -> None:
 
 def test_jobs_are_unlike_each_other_and_begin_with_every_line() -> None:
     for quick in (True, False):
-        every = rates.jobs((0, 1, 2, 3, 4), quick, {})
+        every = rates.jobs((0, 1, 2, 3, 4), quick)
         assert len({job.name for job in every}) == len(every)
     only = [job for job in every if job.study == "rates"]
     assert [job.seed > 0 for job in only] == sorted(job.seed > 0 for job in only)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,3 +47,14 @@ def test_both_sides_take_turns_and_a_step_is_what_is_told() -> None:
     sides = side("ours", 2e-6, 2), side("theirs", 3e-6, 1)
     found = throughput.compare(*sides, 3, lambda: now[0])
     assert found == pytest.approx([1.0, 3.0, 3.0]) and order == ["ours", "theirs"] * 4
+
+
+@pytest.mark.slow
+def test_every_ratio_is_measured_once(tmp_path: Path) -> None:
+    throughput.main(repetitions=1, lanes=64, out=tmp_path / "throughput.json")
+    found = json.loads((tmp_path / "throughput.json").read_text())
+    rows = [row for row in found.values() if isinstance(row, dict) and "ours" in row]
+    robots = list(found["mujoco_1024_one_thread"].values())
+    assert len(rows) >= 6 and len(robots) >= 4
+    assert all(row["ours"] > 0 for row in (*rows, *robots))
+    assert found["single"]["time_ratio"] > 0 and found["versions"]["mujoco"]

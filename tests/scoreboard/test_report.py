@@ -140,6 +140,17 @@ def test_the_cost_of_anothers_score_is_a_median_over_seeds(finished: Path) -> No
     # ppo's own one never is
     assert _cells(text, "PPO: 0.300") == ["PPO: 0.300", "1,875; 3.8 s", "5,000; 40.0 s"]
     assert _cells(text, "PDE: 0.500") == ["PDE: 0.500", "5,000; 10.0 s", "never"]
+    assert "score 0." not in text
+
+
+def test_the_cost_of_a_score_is_told_if_asked_for(finished: Path) -> None:
+    text = words_of(report(finished, levels=(0.24, 0.99)))
+    # the median seeds: 0.4 after 50 episodes; 0.2 after 50 and 0.3 after 100
+    assert _cells(text, "score 0.240")[1:] == ["1,500; 3.0 s", "3,500; 28.0 s"]
+    assert _cells(text, "score 0.990")[1:] == ["never", "never"]
+    for wrong in ("0.9", (float("nan"),), ("half",)):
+        with pytest.raises(ValueError, match="levels must be"):
+            report(finished, levels=wrong)
 
 
 def test_pictures_are_drawn_and_logged(finished: Path) -> None:
