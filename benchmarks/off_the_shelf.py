@@ -1,10 +1,6 @@
-r"""Stable-baselines3's PPO and SAC as they come, in both forms of the action: which suits which?
+"""Stable-baselines3's PPO and SAC as they come, in both forms of the action: which suits which?
 
-    cd benchmarks
-    girsanov compare --out results/off_the_shelf --budget 500 --seeds 100 101 102 \
-        --envs girsanov/GaussianMixture-v0 girsanov/DoubleIntegrator-v0 girsanov/Digits-v0 \
-        --agents off_the_shelf:ppo_control off_the_shelf:ppo_noise \
-                 off_the_shelf:sac_control off_the_shelf:sac_noise
+    python train.py compare --config benchmarks/configs/off_the_shelf.json
 
 Nothing of ours but the environments: ``MlpPolicy``, SB3's own settings, the state as observation.
 What the problem itself fixes is set: no discount, and in the noise form the entropy coefficient is
