@@ -171,8 +171,8 @@ class PDE(Regression):
 
         self.absorb(fresh, control)
 
-    def absorb(self, fresh: Replay, control: Policy | None) -> None:
-        """Learn from a round of paths, and from all before; ``control`` made them."""
+    def absorb(self, fresh: Replay, control: Policy | None, rounds: int = 1) -> None:
+        """Learn from the paths of so many rounds, and from all before; ``control`` made them."""
         anew = self._n_updates == 0
         fresh = self._branched(fresh)
         self.rounds.append(fresh)
@@ -189,7 +189,7 @@ class PDE(Regression):
             self._prepare(every, anew)
             if self.collection.imagined:
                 every = self._imagined(every, fresh, control)
-            self._regress(every, self.gradient_steps)
+            self._regress(every, rounds * self.gradient_steps)
 
         self._record_error(fresh)
 

@@ -1,4 +1,4 @@
-"""A contest of function classes: all learn from all paths, and each is judged by its own.
+"""A contest of function classes: they learn from each other's paths; each is judged by its own.
 
 Along paths of a control a that it did not learn from, the log density of the path under the
 optimum against that under a is, up to a constant,
@@ -11,7 +11,12 @@ equation, in nats, and to first order what a loses, ``(J* - J(a)) / beta = KL(P^
 good controls apart with few paths; that a control is consistently bad, in the wrong mode say, only
 the mean tells. So classes whose mean is clearly lower than another's leave, and of those that stay
 the least residual wins; that of linear classes counts threefold, as a network goes on learning
-where they have come to their end.
+where they have come to their end, unless next to nothing is left to learn.
+
+A class of many weights needs many paths before it is any good. So all paths grow by a
+factor each round until a third of the budget is spent, and nobody leaves before. Who is worse than
+no control takes fewer paths. But classes that are fitted step by step learn from their own paths
+alone, and from uncontrolled ones, every other with a push: wild ones of others stretch their units.
 """
 
 from __future__ import annotations
@@ -40,10 +45,13 @@ _WHAT_A_CLASS_IS = (
 _ROUNDS, _SHARE = 4, 0.34
 #: By what factor a linear class must beat the network's residual, which more paths will lower.
 _HANDICAP = 3.0
+#: Share of what control gains that no longer matters: of steps that are not small some residual
+#: stays at the optimum itself.
+_SOLVED = 0.01
 #: Standard errors by which an objective is clearly lower.
 _CLEARLY = 2.0
-#: Paths of each class in a round, at least.
-_LEAST = 8
+#: Paths of each class in a round, at least; and by what factor fewer who does harm takes.
+_LEAST, _FEWER = 8, 4
 
 
 class Contestant(Protocol):
@@ -72,8 +80,8 @@ class Contestant(Protocol):
     ) -> tuple[Trajectories, Replay]:
         """Fresh paths, counted, of a control with pushes."""
 
-    def absorb(self, fresh: Replay, control: Policy | None) -> None:
-        """Learn from a round of paths."""
+    def absorb(self, fresh: Replay, control: Policy | None, rounds: int = 1) -> None:
+        """Learn from paths, as many as of several rounds."""
 
     def _set_up_logger(self) -> None: ...
 
@@ -112,6 +120,7 @@ class Contest:
         self.free: Verdict | None = None  # of no control
         self.last: Verdict | None = None  # of the newest paths of the agent's own control
         self.others: list[tuple[Candidate, Any]] = []
+        self.harmful: list[int] = []  # who was in the last round; 0 is the agent itself
         self.won: Candidate | None = None  # what the agent became, if no network
 
     def round(self, agent: Contestant) -> None:
@@ -120,10 +129,12 @@ class Contest:
             self._start(agent)
             return
         everyone: list[tuple[Candidate | None, Any]] = [(None, agent), *self.others]
-        size = max(_LEAST, agent.n_trajectories // len(everyone))
+        most = self._size(agent)
         gains, data = [], []
-        for _, one in everyone:
-            paths, own = agent.observe(one.policy.control, size, one.collection.exploration)
+        for i, (_, one) in enumerate(everyone):
+            size = most // len(everyone) // (_FEWER if i in self.harmful else 1)
+            control, spread = one.policy.control, one.collection.exploration
+            paths, own = agent.observe(control, max(_LEAST, size), spread)
             gains.append(gained(paths, agent.problem.temperature))
             data.append(own)
         fresh = Replay.joined(data)
@@ -131,23 +142,26 @@ class Contest:
             _judged(one, g, own, Replay.joined([*agent.rounds, fresh]))
             for (_, one), g, own in zip(everyone, gains, data, strict=True)
         ]
-        for _, one in everyone:
-            one.absorb(fresh, None)
+        for (_, one), own in zip(everyone, data, strict=True):
+            rounds = max(1, round(fresh.n / agent.n_trajectories))
+            one.absorb(own if one.collection.exploration else fresh, None, rounds)
         self.rounds += 1
         best = max(verdicts, key=lambda v: v.mean - v.error)
+        self.harmful = [
+            i
+            for i, (v, (_, one)) in enumerate(zip(verdicts, everyone, strict=True))
+            if v.mean < self.free.mean and not one.collection.exploration
+        ]
         stay = [
             i
             for i, v in enumerate(verdicts)
             if best.mean - v.mean <= _CLEARLY * math.hypot(best.error, v.error)
         ]
-        over = len(stay) == 1 or self.rounds == _ROUNDS or self._spent(agent) >= _SHARE
-        handicap = [_HANDICAP if i else 1.0 for i in range(len(verdicts))]
-        leader = min(stay, key=lambda i: handicap[i] * verdicts[i].residual)
+        solved = _SOLVED * max(best.mean - self.free.mean, 0.0)
+        leader = min(stay, key=lambda i: _left(verdicts[i].residual, solved, linear=i > 0))
         self.last = verdicts[leader]
-        if over:
+        if self.rounds == _ROUNDS or agent.num_timesteps >= _SHARE * agent._total_timesteps:
             self._end(agent, everyone, verdicts, leader)
-        else:
-            self.others = [everyone[i] for i in stay if i]  # type: ignore[misc]
 
     def _start(self, agent: Contestant) -> None:
         """Uncontrolled paths, and who learns from them."""
@@ -157,15 +171,22 @@ class Contest:
         self.free = Verdict.of(g, torch.zeros_like(g), 0.0)
         effective = float(torch.exp(2 * g.logsumexp(0) - (2 * g).logsumexp(0)))
         for candidate in candidates_for(agent.problem, len(g), effective):
-            one = _rival(agent, candidate)
-            one.absorb(fresh, None)
+            one, known = _rival(agent, candidate), fresh
+            if one.collection.exploration:
+                _, pushed = agent.observe(None, agent.n_uncontrolled, one.collection.exploration)
+                known = Replay.joined([fresh, pushed])
+            one.absorb(known, None)
             self.others.append((candidate, one))
         if not self.others:
             self.open = False
             self._say(agent, f"{agent.policy_name}: no other class suits the problem")
 
-    def _spent(self, agent: Contestant) -> float:
-        return agent.num_timesteps / max(agent._total_timesteps, 1)
+    def _size(self, agent: Contestant) -> int:
+        """Paths of a round, so that all paths grow by the same factor up to the contest's share."""
+        seen = agent.num_timesteps // agent.problem.horizon
+        growth = max(1.0, _SHARE * agent._total_timesteps / max(agent.num_timesteps, 1))
+        wanted = round(seen * (growth ** (1 / max(_ROUNDS - self.rounds, 1)) - 1))
+        return max(agent.n_trajectories, wanted)
 
     def _end(
         self,
@@ -193,12 +214,14 @@ class Contest:
         said = {"choice": agent.choice, "won": self.won and self.won.word}
         verdicts = {"free": self.free, "last": self.last}
         others = {candidate.word: one.training_state() for candidate, one in self.others}
-        return {"open": self.open, "rounds": self.rounds, **said, **verdicts, "others": others}
+        stand = {"open": self.open, "rounds": self.rounds, "harmful": self.harmful}
+        return {**stand, **said, **verdicts, "others": others}
 
     def set_training_state(self, agent: Contestant, state: dict[str, Any]) -> None:
         """Take over what ``training_state`` gave, and make the agent one of the class that won."""
         named = {candidate.word: candidate for candidate in CANDIDATES}
         self.open, self.rounds = bool(state["open"]), int(state["rounds"])
+        self.harmful = list(state["harmful"])
         self.free, self.last = (v and Verdict(*v) for v in (state["free"], state["last"]))
         agent.choice, self.others = state["choice"], []
         for word, known in state["others"].items():
@@ -249,6 +272,11 @@ def _judged(one: Contestant, g: Tensor, own: Replay, every: Replay) -> Verdict:
     value, rows = one.policy.value, slice(0, None, 2 if one.collection.exploration else 1)
     first, more = (value(data.steps[:, 0], data.inputs[:, 0]).double() for data in (own, every))
     return Verdict.of(g[rows], first[rows], float(more.mean()))
+
+
+def _left(residual: float, solved: float, linear: bool) -> tuple[float, float]:
+    """What ranks a class: the residual that matters, with the handicap; then all of it."""
+    return (_HANDICAP if linear else 1.0) * max(residual - solved, 0.0), residual
 
 
 def _become(agent: Contestant, winner: Any) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from girsanov.agents import PDE
 from girsanov.agents.pde.choosing.candidates import KERNEL, QUADRATIC, SEPARABLE, candidates_for
-from girsanov.agents.pde.choosing.contest import Verdict, gained, level
+from girsanov.agents.pde.choosing.contest import Contest, Verdict, gained, level
 from girsanov.agents.pde.norms import control_error
 from girsanov.envs import make_problem
 from girsanov.envs.known_optimum.linear_quadratic import LinearQuadratic
@@ -114,3 +114,41 @@ def test_a_control_that_is_no_better_than_none_is_dropped(learnt):
     assert linear.policy.control(2, x).abs().max() > 0
     level(linear.policy.value)
     assert bool((linear.policy.control(2, x) == 0).all())
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Everyone in a contest when it ended: by word, the paths of each round that they learnt."""
+    found = []
+    end = Contest._end
+
+    def watched(self, agent, everyone, verdicts, leader):
+        words = ["a network" if c is None else c.word for c, _ in everyone]
+        rounds = [[data.n for data in one.rounds] for _, one in everyone]
+        found.append(dict(zip(words, rounds, strict=True)))
+        return end(self, agent, everyone, verdicts, leader)
+
+    monkeypatch.setattr(Contest, "_end", watched)
+    return found
+
+
+def test_rounds_grow_alike_up_to_a_third_of_the_budget(ends):
+    """So that classes of many weights have seen enough when they are judged last."""
+    auto(chain()).learn(1000 * STEPS)
+    (rounds,) = ends
+    for sizes in rounds.values():
+        total = torch.tensor(sizes).cumsum(0)
+        assert len(sizes) == 5 and abs(total[-1] - 0.34 * 1000) < 12
+        growth = total[1:] / total[:-1]
+        assert (growth.max() - growth.min()) / growth.mean() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:the learnt control reaches")
+def test_what_is_fitted_step_by_step_learns_from_its_own_paths(ends):
+    wells = make_problem("girsanov/DoubleWell-v0", dimension=8)
+    model = auto(wells, n_uncontrolled=70).learn(250 * wells.horizon)
+    (rounds,) = ends
+    own, network = rounds[SEPARABLE.word], rounds["a network"]
+    assert own[0] == 2 * network[0] == 140, "uncontrolled ones, and as many of which half are pushed"
+    assert max(own[1:]) < min(network[1:]), "of later ones no others'"
+    assert 250 <= model.reward_queries < 250 + model.n_trajectories
