@@ -39,6 +39,8 @@ def told(values: dict[str, Any]) -> str:
         parts.append(f"- Exact optimum: {reference.optimum:.4f}, which is J_ref.")
     else:
         parts.append(_reference_value(reference))
+    if reference.success is not None:
+        parts.append(_optimal_success(reference))
     if best is not None:
         reached = f"{best.objective.mean:.3f} (s.e. {best.objective.stderr:.3f})"
         parts.append(f"- Best J reached: {reached}, by {name_of(best.by)}.")
@@ -51,6 +53,16 @@ def certificates_of(reference: Reference) -> list[Certificate]:
     found = [reference.certificate, reference.by_start]
     found += [] if pooled is None else [pooled.certificate, pooled.by_start]
     return [certificate for certificate in found if certificate is not None]
+
+
+def _optimal_success(reference: Reference) -> str:
+    found = reference.optimal_success
+    if found is None:
+        return "- Success at the optimum is not known: no bound that stands tells it."
+    return (
+        f"- Success at the optimum: {found.mean:.1%} (95% interval {found.low:.1%} to"
+        f" {found.high:.1%}), by the paths that carry the bound, weighted as it weighs them."
+    )
 
 
 def _bound(reference: Reference, found: Certificate, paths: str) -> str:

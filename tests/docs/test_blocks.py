@@ -132,6 +132,13 @@ def after_own_robot(folder: Path, said: str) -> None:
     assert (folder / "runs/my_cart/report.md").is_file()
 
 
+def after_own_problem(folder: Path, said: str) -> None:
+    solved = re.search(r"success at the optimum: (\d+)%", said)
+    assert solved is not None and int(solved[1]) >= 60, said
+    text = (folder / "runs/double_well/report.md").read_text()
+    assert "- Success at the optimum: " in text and "| at the bound | " in text
+
+
 def after_own_agent(folder: Path, said: str) -> None:
     assert reports_of(folder, "runs/mine") == ["my_agent:make", "pde", "random_search:train"]
 
@@ -139,6 +146,7 @@ def after_own_agent(folder: Path, said: str) -> None:
 #: What must be there when a page has run.
 AFTER: dict[str, Callable[[Path, str], None]] = {
     "README.md": after_readme,
+    "docs/tutorials/own_problem.md": after_own_problem,
     "docs/tutorials/own_robot.md": after_own_robot,
     "docs/how_to/own_agent.md": after_own_agent,
 }
