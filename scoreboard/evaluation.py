@@ -162,9 +162,9 @@ class Reference(NamedTuple):
         return Estimate(self.bound.bound, self.bound.stderr) if self.bounds else None
 
     @property
-    def optimal_success(self) -> SuccessRate | None:
-        """How often the task is solved at the optimum, by the closest bound that stands and tells
-        it.
+    def success_at_bound(self) -> SuccessRate | None:
+        """How often the law that attains the closest bound solves the task, of the bounds that
+        stand and tell it.
         """
         return next((c.success for c in self.bounds if c.success is not None), None)
 

@@ -1,4 +1,4 @@
-"""Upper bounds that no policy can pass, and how often the optimum succeeds."""
+"""Upper bounds that no policy can pass, and how often the task is solved at the bound."""
 
 from .bound import Certificate, certificate, certificate_of
 from .confidence import CONFIDENCE

@@ -48,7 +48,7 @@ class Certificate(NamedTuple):
     starts: int = 0
     #: no more than this with probability 95%, for this n; None where the reward has no known bound
     limit: float | None = None
-    #: how often that law solves the task; None where the problem does not say what solves it
+    #: of the law that attains it; None where the problem does not say what solves its task
     success: SuccessRate | None = None
 
     @classmethod
@@ -161,7 +161,7 @@ def certificate_of(
     """The certificate from uncontrolled returns ``(n,)``.
 
     With ``reward_bound``, which no return exceeds, it has a ``limit`` too; with ``solved``, 1 for
-    the paths that solve the task and 0 for others, ``(n,)``, the optimum's ``success``.
+    the paths that solve the task and 0 for others, ``(n,)``, its ``success``.
     """
     check_returns(returns, temperature)
     limit = (

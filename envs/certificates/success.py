@@ -14,11 +14,12 @@ from .confidence import quantile
 
 
 class SuccessRate(NamedTuple):
-    """The share of paths that solve the task under the optimal law, estimated by weighted paths.
+    """The share of paths that solve the task under the law that attains the bound, estimated by
+    weighted paths.
 
-    The law that attains the bound of Donsker and Varadhan is ``dP* / dP^0 ~ exp(return / beta)``.
-    Where all paths begin alike, or the starts are given, it is the optimal policy's; else it may
-    choose its starts, too.
+    That law is ``dP* / dP^0 ~ exp(return / beta)`` (Donsker and Varadhan). Policies, which move the
+    noise and leave its shape, come the nearer to it the finer the steps. It may choose its starts,
+    where they differ; from given starts it may not.
     """
 
     mean: float

@@ -39,8 +39,8 @@ def told(values: dict[str, Any]) -> str:
         parts.append(f"- Exact optimum: {reference.optimum:.4f}, which is J_ref.")
     else:
         parts.append(_reference_value(reference))
-    if reference.success is not None:
-        parts.append(_optimal_success(reference))
+    if reference.success is not None and reference.optimum is None:
+        parts.append(_success_at_bound(reference))
     if best is not None:
         reached = f"{best.objective.mean:.3f} (s.e. {best.objective.stderr:.3f})"
         parts.append(f"- Best J reached: {reached}, by {name_of(best.by)}.")
@@ -55,13 +55,13 @@ def certificates_of(reference: Reference) -> list[Certificate]:
     return [certificate for certificate in found if certificate is not None]
 
 
-def _optimal_success(reference: Reference) -> str:
-    found = reference.optimal_success
+def _success_at_bound(reference: Reference) -> str:
+    found = reference.success_at_bound
     if found is None:
-        return "- Success at the optimum is not known: no bound that stands tells it."
+        return "- Success at the bound is not known: no bound that stands tells it."
     return (
-        f"- Success at the optimum: {found.mean:.1%} (95% interval {found.low:.1%} to"
-        f" {found.high:.1%}), by the paths that carry the bound, weighted as it weighs them."
+        f"- Success at the bound: {found.mean:.1%} (95% interval {found.low:.1%} to"
+        f" {found.high:.1%}), by the paths that carry it, weighted as it weighs them."
     )
 
 

@@ -124,7 +124,7 @@ def after_readme(folder: Path, said: str) -> None:
 def after_own_robot(folder: Path, said: str) -> None:
     found = re.search(r"worth more than (\S+) \((\d+) of 8000", said)
     assert found is not None and int(found[2]) >= 50, said  # the task is one that can be certified
-    solved = re.search(r"success at the optimum: (\d+)%", said)
+    solved = re.search(r"success at the bound: (\d+)%", said)
     assert solved is not None and int(solved[1]) >= 60, said  # and a score near 1 shows
     assert reports_of(folder, "runs/my_arm") == ["pde", "ppo"]
     film = folder / "runs/my_arm/my_arm.arm/pde/seed0/behaviour.gif"
@@ -133,10 +133,10 @@ def after_own_robot(folder: Path, said: str) -> None:
 
 
 def after_own_problem(folder: Path, said: str) -> None:
-    solved = re.search(r"success at the optimum: (\d+)%", said)
+    solved = re.search(r"success at the bound: (\d+)%", said)
     assert solved is not None and int(solved[1]) >= 60, said
     text = (folder / "runs/double_well/report.md").read_text()
-    assert "- Success at the optimum: " in text and "| at the bound | " in text
+    assert "- Success at the bound: " in text and "| at the bound | " in text
 
 
 def after_own_agent(folder: Path, said: str) -> None:

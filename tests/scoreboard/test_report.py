@@ -103,7 +103,7 @@ def test_success_at_equal_cost(finished: Path) -> None:
     )[2].endswith("; 50% succeed")
 
 
-def test_success_at_the_optimum_stands_beside_that_of_the_agents(finished: Path) -> None:
+def test_success_at_the_bound_stands_beside_that_of_the_agents(finished: Path) -> None:
     def reference(**changes: Any) -> None:
         for path in finished.rglob("record.json"):
             record = json.loads(path.read_text())
@@ -115,14 +115,14 @@ def test_success_at_the_optimum_stands_beside_that_of_the_agents(finished: Path)
     assert "uccess" not in words_of(report(finished))  # the problem has no word for it
     reference(success={"mean": 0.925, "low": 0.881, "high": 0.95})
     text = words_of(report(finished))
-    assert "- Success at the optimum: 92.5% (95% interval 88.1% to 95.0%)" in text
+    assert "- Success at the bound: 92.5% (95% interval 88.1% to 95.0%)" in text
     assert _cells(text, "pre-trained")[5] == "0.100"
     at_the_bound = ["at the bound", "1.000", "-1.000", "", "", "0.925 [0.881, 0.950]"]
     assert _cells(text, "at the bound")[:6] == at_the_bound
     assert _cells(text, "PDE (")[5] == "0.500 [0.500, 0.500]"
     reference(ess=12.0)
     text = words_of(report(finished))
-    assert "- Success at the optimum is not known: no bound that stands tells it." in text
+    assert "- Success at the bound is not known: no bound that stands tells it." in text
     assert "| at the bound" not in text
 
 

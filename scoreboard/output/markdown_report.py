@@ -7,12 +7,12 @@ from textwrap import TextWrapper
 from typing import Any
 from urllib.parse import quote
 
-from ..envs.problem import Estimate
-from .evaluation import Reference
-from .intervals import FEWEST, Interval
-from .output import bounds, sampling, unfinished
-from .plots import name_of
-from .storage.files import escaped_within, printable
+from ...envs.problem import Estimate
+from ..evaluation import Reference
+from ..intervals import FEWEST, Interval
+from ..plots import name_of
+from ..storage.files import escaped_within, printable
+from . import bounds, sampling_costs, unfinished
 
 _UNIT_WORDS = {
     "env_steps": "env steps",
@@ -70,7 +70,7 @@ def _environment(env: dict[str, Any]) -> str:
         bounds.told(env["reference"]),
         _agents(env),
         *(f"Note: {note}." for note in env.get("notes", ())),
-        *sampling.told(env["agents"]),
+        *sampling_costs.told(env["agents"]),
     ]
     if env["equal_cost"]:
         told = "Read off the learning curves where the cheapest run stops."
@@ -163,7 +163,7 @@ def _overall(agents: list[dict[str, Any]]) -> str:
 
 
 def _reference_rows(env: dict[str, Any], reference: Reference) -> list[list[str]]:
-    """What no agent has learnt: the pre-trained model, a closed form, and the optimum where paths
+    """What no agent has learnt: the pre-trained model, a closed form, and the bound where its paths
     tell how often it succeeds.
     """
     worth, closed = f"{reference.uncontrolled.mean:.3f}", reference.closed_form
@@ -173,12 +173,12 @@ def _reference_rows(env: dict[str, Any], reference: Reference) -> list[list[str]
         share, known = reference.closed_form_success, env["closed_form_score"]
         told = _plain(None if known is None else known["mean"])
         rows.append(["closed form", told, *map(_mean, closed), _mean(share)])
-    if reference.optimal_success is not None:
-        name, target = "at the bound" if reference.optimum is None else "optimum", reference.target
+    if reference.optimum is None and reference.success_at_bound is not None:
+        middle, low, high = reference.success_at_bound
+        target = reference.target
         score = None if target is None else reference.score(target)
-        middle, low, high = reference.optimal_success
         told = f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-        rows.append([name, _mean(score), _mean(target), "", "", told])
+        rows.append(["at the bound", _mean(score), _mean(target), "", "", told])
     return rows if reference.success is not None else [row[:-1] for row in rows]
 
 
