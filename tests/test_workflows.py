@@ -89,6 +89,6 @@ def test_scripts_parse_and_name_files_that_are_there(script: Path) -> None:
 def test_extras_that_the_lowest_versions_are_tried_with_are_declared() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = re.search(r"\$root\[([\w,]+)\]", (ROOT / ".ci" / "lowest").read_text("utf-8"))
+    extras = re.search(r"\$\{root\}\[([\w,]+)\]", (ROOT / ".ci" / "lowest").read_text("utf-8"))
     assert extras is not None
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
