@@ -25,7 +25,7 @@ from girsanov.scoreboard.spec import Budget, EvaluationPlan, RunSpec
 
 FOLDER = Path(__file__).resolve().parent / "films"
 KEPT = FOLDER / "films.json"
-_IMAGINED = {"imagined": 300, "gradient_steps": 150}
+_IMAGINED = {"imagined": 300}
 
 
 class Film(NamedTuple):
@@ -39,21 +39,21 @@ class Film(NamedTuple):
 
 
 FILMS = {
-    "pendulum": Film("Pendulum-v0", "pde", 500, {}, _IMAGINED),
+    "pendulum": Film("Pendulum-v0", "pde", 400, {}, _IMAGINED),
     "cartpole": Film(
-        "CartPoleSwingUp-v0", "pde", 500, {"refine": 2}, _IMAGINED | {"mean_span": 20}
+        "CartPoleSwingUp-v0", "pde", 400, {"refine": 2}, _IMAGINED | {"mean_span": 20}
     ),
-    "quadrotor": Film("PlanarQuadrotor-v0", "pde", 500, {}, _IMAGINED),
-    "double_integrator": Film("DoubleIntegratorNavigation-v0", "pde", 500, {}, _IMAGINED),
-    "unicycle": Film("UnicycleNavigation-v0", "pde", 500, {}, _IMAGINED),
-    "two_link_arm": Film("TwoLinkArm-v0", "pde", 500, {"refine": 2}, _IMAGINED),
+    "quadrotor": Film("PlanarQuadrotor-v0", "pde", 400, {}, _IMAGINED),
+    "double_integrator": Film("DoubleIntegratorNavigation-v0", "pde", 400, {}, _IMAGINED),
+    "unicycle": Film("UnicycleNavigation-v0", "pde", 400, {}, _IMAGINED),
+    "two_link_arm": Film("TwoLinkArm-v0", "pde", 400, {"refine": 2}, _IMAGINED),
     "inverted_pendulum": Film("InvertedPendulum-v0", "ppo", 1000, {"action_bound": 2.0}),
     "inverted_double_pendulum": Film(
-        "InvertedDoublePendulum-v0", "ppo", 2000, {"action_bound": 5.0}
+        "InvertedDoublePendulum-v0", "ppo", 1000, {"action_bound": 5.0}
     ),
-    "reacher": Film("Reacher-v0", "ppo", 2000),
-    "half_cheetah": Film("HalfCheetah-v0", "ppo", 2000),
-    "hopper": Film("Hopper-v0", "ppo", 2000),
+    "reacher": Film("Reacher-v0", "ppo", 1000),
+    "half_cheetah": Film("HalfCheetah-v0", "ppo", 1000),
+    "hopper": Film("Hopper-v0", "ppo", 1000),
 }
 
 
@@ -68,7 +68,7 @@ def make(name: str, out: Path) -> dict[str, Any]:
         film.env_kwargs,
         film.agent_kwargs,
         device="cpu",
-        plan=EvaluationPlan(points=2, paths=100, final_paths=1000, reference_paths=2048),
+        plan=EvaluationPlan(points=2, paths=100, final_paths=500, reference_paths=1000),
     )
     record = execute(spec, out, "python docs/films.py")
     shutil.copyfile(film_run(spec.folder(out), frames=40), FOLDER / f"{name}.gif")
