@@ -40,7 +40,7 @@ def told(values: dict[str, Any]) -> str:
     else:
         parts.append(_reference_value(reference))
     if reference.success is not None and reference.optimum is None:
-        parts.append(_success_at_bound(reference))
+        parts += _success_at_bound(reference)
     if best is not None:
         reached = f"{best.objective.mean:.3f} (s.e. {best.objective.stderr:.3f})"
         parts.append(f"- Best J reached: {reached}, by {name_of(best.by)}.")
@@ -55,14 +55,16 @@ def certificates_of(reference: Reference) -> list[Certificate]:
     return [certificate for certificate in found if certificate is not None]
 
 
-def _success_at_bound(reference: Reference) -> str:
+def _success_at_bound(reference: Reference) -> list[str]:
     found = reference.success_at_bound
-    if found is None:
-        return "- Success at the bound is not known: no bound that stands tells it."
-    return (
-        f"- Success at the bound: {found.mean:.1%} (95% interval {found.low:.1%} to"
-        f" {found.high:.1%}), by the paths that carry it, weighted as it weighs them."
-    )
+    if found is not None:
+        return [
+            f"- Success at the bound: {found.mean:.1%} (95% interval {found.low:.1%} to"
+            f" {found.high:.1%}), by the paths that carry it, weighted as it weighs them."
+        ]
+    if reference.bounds:  # a record of before
+        return []
+    return ["- Success at the bound is not known, as no bound stands that would tell it."]
 
 
 def _bound(reference: Reference, found: Certificate, paths: str) -> str:

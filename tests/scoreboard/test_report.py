@@ -120,9 +120,12 @@ def test_success_at_the_bound_stands_beside_that_of_the_agents(finished: Path) -
     at_the_bound = ["at the bound", "1.000", "-1.000", "", "", "0.925 [0.881, 0.950]"]
     assert _cells(text, "at the bound")[:6] == at_the_bound
     assert _cells(text, "PDE (")[5] == "0.500 [0.500, 0.500]"
+    reference(success=None)  # of before
+    text = words_of(report(finished))
+    assert "at the bound" not in text and _cells(text, "pre-trained")[5] == "0.100"
     reference(ess=12.0)
     text = words_of(report(finished))
-    assert "- Success at the bound is not known: no bound that stands tells it." in text
+    assert "- Success at the bound is not known, as no bound stands that would tell it." in text
     assert "| at the bound" not in text
 
 
