@@ -68,6 +68,12 @@ def test_lines_are_short(page: Path) -> None:
     assert long == []
 
 
+@pytest.mark.parametrize("page", PROSE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_is_installed_from_an_index_that_has_it_not(page: Path) -> None:
+    """``pip install girsanov`` fails until there is a release: a checkout is installed."""
+    assert not re.search(r"pip install \S*girsanov", page.read_text(encoding="utf-8"))
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 

@@ -86,3 +86,16 @@ def test_a_video_is_recorded(tmp_path: Path) -> None:
     env.close()
     (video,) = tmp_path.glob("*.mp4")
     assert video.stat().st_size > 500
+
+
+def test_observations_have_bounds_that_wrappers_can_reckon_with() -> None:
+    """Those of the largest float overflow as soon as one is taken from the other."""
+    env = gym.make("girsanov/Pendulum-v0")
+    space = env.observation_space
+    assert (
+        isinstance(space, gym.spaces.Box) and not (space.bounded_below | space.bounded_above).any()
+    )
+    env = gym.wrappers.NormalizeObservation(gym.wrappers.FrameStackObservation(env, 2))
+    observation, info = env.reset(seed=0)
+    assert np.isfinite(observation).all()
+    assert "reward" not in env.step(env.action_space.sample())[4] | info  # TorchRL's own key
