@@ -1,4 +1,4 @@
-"""Upper bounds that no policy can pass, and how often the task is solved at the bound."""
+"""Upper bounds that no policy can pass, and the success at them."""
 
 from .bound import Certificate, certificate, certificate_of
 from .confidence import CONFIDENCE
