@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from girsanov.scoreboard.plots import name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -27,6 +31,21 @@ def test_figures_are_those_of_the_committed_results(page: Path) -> None:
 
     text = page.read_text(encoding="utf-8")
     assert made(text, FIGURES) == text
+
+
+def test_films_are_those_that_the_script_makes() -> None:
+    from films import FILMS, KEPT
+
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    assert list(kept) == list(FILMS)
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "environments").glob("*"))
+    for name, film in FILMS.items():
+        assert {field: kept[name][field] for field in film._fields} == film._asdict()
+        words = f"steered by {name_of(film.agent)} after {film.episodes:,} episodes"
+        assert f"![Without control, and {words}](../films/{name}.gif)" in text
+        assert kept[name]["objective"][1] > kept[name]["objective"][0]
+        with Image.open(DOCS / "films" / f"{name}.gif") as gif:
+            assert gif.n_frames == 40 and gif.size == (600, 324)  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow  # makes every environment; .ci/run does it too
