@@ -38,13 +38,13 @@ class Film(NamedTuple):
 
 
 FILMS = {
-    "half_cheetah": Film("HalfCheetah-v0", "ppo", 1000),
-    "hopper": Film("Hopper-v0", "ppo", 1000),
+    "inverted_pendulum": Film("InvertedPendulum-v0", "ppo", 1000, {"action_bound": 2.0}),
     "inverted_double_pendulum": Film(
         "InvertedDoublePendulum-v0", "ppo", 1000, {"action_bound": 5.0}
     ),
-    "inverted_pendulum": Film("InvertedPendulum-v0", "ppo", 1000, {"action_bound": 2.0}),
     "reacher": Film("Reacher-v0", "ppo", 1000),
+    "half_cheetah": Film("HalfCheetah-v0", "ppo", 1000),
+    "hopper": Film("Hopper-v0", "ppo", 1000),
 }
 
 
