@@ -61,7 +61,8 @@ def test_a_window_opens_and_shows_each_step(monkeypatch: pytest.MonkeyPatch) -> 
     shown = []
     flip = pygame.display.flip
     monkeypatch.setattr(pygame.display, "flip", lambda: (flip(), shown.append(pixels(pygame))))
-    env = gym.make("girsanov/Pendulum-v0", render_mode="human")
+    with pytest.warns(UserWarning, match="HumanRendering wrapper is being applied"):
+        env = gym.make("girsanov/Pendulum-v0", render_mode="human")
     env.reset(seed=0)
     env.step(env.action_space.sample())
     env.close()
@@ -79,12 +80,12 @@ def pixels(pygame: Any) -> np.ndarray:
 def test_a_video_is_recorded(tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     env = gym.make("girsanov/GaussianMixture-v0", render_mode="rgb_array", steps=5)
-    env = gym.wrappers.RecordVideo(env, str(tmp_path), disable_logger=True)
+    env = gym.wrappers.RecordVideo(env, str(tmp_path / "films"), disable_logger=True)
     env.reset(seed=0)
     for _ in range(5):
         env.step(env.action_space.sample())
     env.close()
-    (video,) = tmp_path.glob("*.mp4")
+    (video,) = tmp_path.glob("films/*.mp4")
     assert video.stat().st_size > 500
 
 
