@@ -80,14 +80,16 @@ class Certificate(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``from_json`` and for the reader."""
-        success = None if self.success is None else self.success._asdict()
-        return {**self._asdict(), "success": success, "certified": self.certified}
+        values = self._asdict()
+        success = values.pop("success")
+        told = {} if success is None else {"success": success._asdict()}
+        return {**values, **told, "certified": self.certified}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Certificate:
         """The inverse of ``to_json``."""
         kept = {key: value for key, value in values.items() if key != "certified"}
-        if (success := kept.get("success")) is not None:  # nothing in records of before
+        if (success := kept.get("success")) is not None:  # absent where it is not known
             kept["success"] = SuccessRate(**success)
         return cls(**kept)
 
