@@ -116,7 +116,8 @@ _HARMLESS = (
     *(Monitor, gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker),
     *(gym.wrappers.RecordEpisodeStatistics, gym.wrappers.RecordVideo, gym.wrappers.Autoreset),
     *(gym.wrappers.RenderCollection, gym.wrappers.HumanRendering),
-    *(gym.wrappers.vector.RecordEpisodeStatistics, gym.wrappers.vector.RecordVideo),
+    gym.wrappers.vector.RecordEpisodeStatistics,
+    *([gym.wrappers.vector.RecordVideo] if hasattr(gym.wrappers.vector, "RecordVideo") else []),
 )
 
 

@@ -29,6 +29,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "by_hand": tables.by_hand,
     "known": tables.known,
     "robots": tables.robots,
+    "films": tables.films,
     "environment": gallery.facts,
     "arguments": gallery.arguments,
     "gallery": gallery.cards,
@@ -43,7 +44,7 @@ def pages() -> list[Path]:
 
 
 #: What needs no environment, only committed files.
-FIGURES = ("table", "attribution", "by_hand", "known", "robots")
+FIGURES = ("table", "attribution", "by_hand", "known", "robots", "films")
 
 
 def made(text: str, only: Collection[str] = tuple(MAKERS)) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+FILMS = Path(__file__).resolve().parent / "films"
 NAMES = {
     "pde": "PDE",
     "pi-ft": "PI-FT",
@@ -87,6 +88,21 @@ def robots(scored: str) -> str:
             ]
         )
     return _markdown(["robot", *(NAMES[name] for name in names)], rows)
+
+
+def films() -> str:
+    """What is seen in the films that ``films.py`` makes: before, and after learning."""
+    kept = json.loads((FILMS / "films.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            film["env"],
+            f"{NAMES[film['agent']]}, {film['episodes']:,} episodes",
+            " to ".join(f"{worth:.1f}" for worth in film["objective"]),
+            " to ".join(f"{share:.0%}" for share in film["success"]),
+        ]
+        for film in kept.values()
+    ]
+    return _markdown(["robot", "steered by", "objective", "success"], rows)
 
 
 def attribution(*agents: str) -> str:

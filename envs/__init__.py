@@ -76,9 +76,9 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 #: Ids whose weights do not come with the package: their factories say what to obtain, and where to
 #: name it.
 NEED_WEIGHTS = frozenset({"girsanov/StableDiffusion-v0"})
-#: Ids that want ``pip install girsanov[sd]``.
+#: Ids that want ``pip install -e ".[sd]"``.
 NEED_DIFFUSERS = NEED_WEIGHTS | {"girsanov/FlowDigits-v0"}
-#: Ids that want ``pip install girsanov[mujoco]``.
+#: Ids that want ``pip install -e ".[mujoco]"``.
 NEED_MUJOCO = frozenset(
     name for name, make in PROBLEMS.items() if isinstance(make, Factory) and make.module == _ROBOTS
 )

@@ -16,3 +16,12 @@ def install_command(extra: str) -> str:
         place = "." if Path.cwd() == root else root
         return f'pip install -e "{place}[{extra}]"'
     return f'pip install "girsanov[{extra}]"'
+
+
+def lacking(error: ImportError) -> str:
+    """The package that is not installed; where all are and one of them does not suit another, its
+    own words.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name
+    return f"versions that suit each other ({str(error).strip().splitlines()[0][:200]})"

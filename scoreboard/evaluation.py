@@ -22,11 +22,13 @@ from ..baselines.sb3 import deterministic_policy
 from ..envs.certificates import (
     Certificate,
     Pooled,
+    SuccessRate,
     certificate_by_start,
     certificate_of,
     pooled_certificate,
     reward_bound_of,
 )
+from ..envs.certificates.success import joined, solved_of
 from ..envs.counting import counted
 from ..envs.env import device_of
 from ..envs.problem import Estimate, Objective, Policy, Problem, rollout
@@ -131,6 +133,7 @@ class Reference(NamedTuple):
     by_start: Certificate | None = None  # the closer bound, where it was asked for
     pooled: Pooled | None = None  # both bounds with the paths of learnt policies
     best: Reached | None = None  # the most that anybody reached: J_ref is no less
+    closed_form_success: Estimate | None = None
 
     @property
     def bounds(self) -> list[Certificate]:
@@ -157,6 +160,13 @@ class Reference(NamedTuple):
         if self.optimum is not None:
             return Estimate(self.optimum, 0.0)
         return Estimate(self.bound.bound, self.bound.stderr) if self.bounds else None
+
+    @property
+    def success_at_bound(self) -> SuccessRate | None:
+        """How often the law that attains the closest bound solves the task, of the bounds that
+        stand and tell it.
+        """
+        return next((c.success for c in self.bounds if c.success is not None), None)
 
     def score(self, objective: Estimate) -> Estimate | None:
         """The score and its standard error (delta method, the three estimates taken as
@@ -195,13 +205,15 @@ class Reference(NamedTuple):
         """Plain values, for ``from_json`` and for the reader."""
         closed, refined = self.closed_form, {}
         if self.pooled is not None:
-            refined["pooled"] = pooled_to_json(self.pooled)
+            refined["pooled"] = self.pooled.to_json()
+        if self.closed_form_success is not None:
+            refined["closed_form_success"] = self.closed_form_success._asdict()
         if self.best is not None:
             refined["best"] = {"by": self.best.by, **self.best.objective._asdict()}
         return {
             "uncontrolled": self.uncontrolled._asdict(),
-            "certificate": _plain(self.certificate),
-            "by_start": None if self.by_start is None else _plain(self.by_start),
+            "certificate": self.certificate.to_json(),
+            "by_start": None if self.by_start is None else self.by_start.to_json(),
             "optimum": self.optimum,
             "closed_form": (
                 None
@@ -217,9 +229,10 @@ class Reference(NamedTuple):
         """The inverse of ``to_json``."""
         closed, success, by_start = values["closed_form"], values["success"], values.get("by_start")
         pooled, best = values.get("pooled"), values.get("best")
+        solved = values.get("closed_form_success")
         return cls(
             Estimate(**values["uncontrolled"]),
-            _certificate(values["certificate"]),
+            Certificate.from_json(values["certificate"]),
             values["optimum"],
             (
                 None
@@ -227,46 +240,15 @@ class Reference(NamedTuple):
                 else Objective(**{name: Estimate(**part) for name, part in closed.items()})
             ),
             None if success is None else Estimate(**success),
-            None if by_start is None else _certificate(by_start),
-            None if pooled is None else pooled_from_json(pooled),
+            None if by_start is None else Certificate.from_json(by_start),
+            None if pooled is None else Pooled.from_json(pooled),
             None if best is None else Reached(best["by"], Estimate(best["mean"], best["stderr"])),
+            None if solved is None else Estimate(**solved),
         )
 
 
 def _below(objective: Estimate, bound: Certificate) -> bool:
     return objective.mean <= bound.bound + 3 * math.hypot(objective.stderr, bound.stderr)
-
-
-def pooled_to_json(pooled: Pooled) -> dict[str, Any]:
-    """Plain values of a pooled certificate."""
-    return {
-        "certificate": _plain(pooled.certificate),
-        "uncontrolled": _plain(pooled.uncontrolled),
-        "difference": pooled.difference._asdict(),
-        "refutes": pooled.refutes,
-        "objectives": {name: value._asdict() for name, value in pooled.objectives.items()},
-        "by_start": None if pooled.by_start is None else _plain(pooled.by_start),
-    }
-
-
-def pooled_from_json(values: dict[str, Any]) -> Pooled:
-    """The inverse of ``pooled_to_json``."""
-    by_start = values["by_start"]
-    return Pooled(
-        _certificate(values["certificate"]),
-        _certificate(values["uncontrolled"]),
-        Estimate(**values["difference"]),
-        {name: Estimate(**value) for name, value in values["objectives"].items()},
-        None if by_start is None else _certificate(by_start),
-    )
-
-
-def _plain(certificate: Certificate) -> dict[str, Any]:
-    return {**certificate._asdict(), "certified": certificate.certified}
-
-
-def _certificate(values: dict[str, Any]) -> Certificate:
-    return Certificate(**{key: value for key, value in values.items() if key != "certified"})
 
 
 @torch.no_grad()
@@ -284,20 +266,22 @@ def reference_of(
     each.
     """
     generator = generator_on(problem, seed)
-    returns, solved = [], []
+    returns, judged = list[Tensor](), list[Tensor | None]()
     for start in range(0, n, 4096):
         paths = rollout(problem, None, min(4096, n - start), generator)
         returns.append(paths.reward)
-        if hasattr(problem, "success"):
-            solved.append(problem.success(paths.states[-1]).double())
-    reward = torch.cat(returns).double()
+        judged.append(solved_of(problem, paths.states[-1]))
+    reward, solved = torch.cat(returns).double(), joined(judged)
+    bounded = reward_bound_of(problem)
+    closed = _closed_form(problem, min(n, closed_form_paths), generator)
     return Reference(
         Estimate.of(reward),
-        certificate_of(reward, problem.temperature, reward_bound=reward_bound_of(problem)),
+        certificate_of(reward, problem.temperature, reward_bound=bounded, solved=solved),
         _optimum(problem),
-        _closed_form(problem, min(n, closed_form_paths), generator),
-        Estimate.of(torch.cat(solved)) if solved else None,
+        None if closed is None else closed.value,
+        None if solved is None else Estimate.of(solved),
         certificate_by_start(problem, starts, _PATHS_OF_A_START, generator) if starts else None,
+        closed_form_success=None if closed is None else closed.success,
     )
 
 
@@ -326,13 +310,13 @@ def _optimum(problem: Problem) -> float | None:
     return float(problem.optimal_objective()) if hasattr(problem, "optimal_objective") else None
 
 
-def _closed_form(problem: Problem, n: int, generator: torch.Generator) -> Objective | None:
+def _closed_form(problem: Problem, n: int, generator: torch.Generator) -> Evaluation | None:
     control = getattr(problem, "optimal_control", None) or getattr(
         problem, "reference_control", None
     )
     if control is None:
         return None
     try:
-        return evaluate(problem, control, n, generator).value
+        return evaluate(problem, control, n, generator)
     except ValueError:  # a closed form for other rewards than this problem's
         return None

@@ -17,7 +17,7 @@ from ..envs.env import ProblemEnv
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Problem
 from .commands.arguments import is_problem, unknown_of_env
-from .commands.near import did_you_mean
+from .commands.suggestions import did_you_mean
 from .learners import AGENTS, Agent
 from .spec import DEVICES, base_of
 

@@ -26,11 +26,13 @@ from .intervals import (
     overall,
     wins,
 )
-from .output import page, tensorboard
-from .output.measured import grouped, measured, refined
+from .output import html_report, tensorboard
+from .output.markdown_report import markdown
+from .output.scores import grouped, measured, refined
 from .output.unfinished import missing_from
 from .spec import Budget, RunSpec, slug
 from .storage import archive
+from .storage.record_checks import told_of
 from .storage.records import (
     RunFolder,
     check_writable,
@@ -39,8 +41,6 @@ from .storage.records import (
     write_json,
     write_whole,
 )
-from .storage.shapes import told_of
-from .tables import markdown
 
 _QUANTITIES = ("score", "score_of_best", "objective", "reward", "kl", "success", *COSTS)
 
@@ -99,7 +99,8 @@ def report(
         text = markdown(summary)
     write_json(out / "report.json", summary)
     write_whole(out / "report.md", text.encode())
-    write_whole(out / "report.html", page.page(text, page.drawings(out, environments)).encode())
+    drawn = html_report.drawings(out, environments)
+    write_whole(out / "report.html", html_report.page(text, drawn).encode())
     return out / "report.md"
 
 

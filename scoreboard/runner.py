@@ -28,7 +28,7 @@ from ..envs.env import ProblemEnv, shell_of
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Policy, Problem
 from .commands.arguments import check_names, unsuitable
-from .commands.rounds import few_rounds
+from .commands.budget_check import few_rounds
 from .evaluation import SAMPLE_SEED, Reference, evaluate, generator_on, policy_of
 from .registry import find_agent, make_env, resolve_device
 from .spec import RunSpec

@@ -21,8 +21,8 @@ from ..problem import at, check_integer
 from ..rewards.conversion import rewards_of, rgb
 from .adapters import Checkpointing, active, freeze
 from .denoising import DenoisingProblem, Schedule
+from .last_call import LastCall
 from .loading import as_dtype, load_pipeline
-from .memo import LastCall
 from .step_table import StepTable
 
 #: A reward of images ``(n, channels, H, W)`` in 0..1 and their prompts; see ``image_rewards``.

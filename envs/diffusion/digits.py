@@ -20,7 +20,7 @@ from ..checks import checked
 from ..problem import at
 from .denoising import DenoisingProblem, Schedule
 from .digit_networks import IMAGE_SHAPE, load_networks
-from .memo import LastCall
+from .last_call import LastCall
 
 
 class DigitLogProbability(nn.Module):

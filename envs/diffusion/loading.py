@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..extras import install_command
+from ..extras import install_command, lacking
 
 
 def check_folder(model: Any) -> None:
@@ -55,7 +55,7 @@ def load_pipeline(model: Any, dtype: torch.dtype, **kwargs: Any) -> Any:
         diffusers, _, _ = (import_module(name) for name in ("diffusers", "peft", "transformers"))
     except ImportError as error:
         raise ValueError(
-            f"diffusers pipelines need {error.name}: {install_command('sd')}"
+            f"diffusers pipelines need {lacking(error)}: {install_command('sd')}"
         ) from error
     check_folder(model)
     # the argument's name, by the presence of what tells its old name from its new one

@@ -12,7 +12,7 @@ from ..problem import check_integer
 from ..rewards.conversion import rewards_of
 from .adapters import freeze
 from .denoising import DenoisingProblem, Schedule
-from .memo import LastCall
+from .last_call import LastCall
 from .step_table import StepTable
 
 

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.latent_digits import CHECKPOINT as SISTER
-from .descent import anneal, decay, descend, steps
 from .digit_images import DigitImages, load_images
 from .latent_digits import PROMPT_LENGTH, make_tokenizer, prompt_tokens, save
 from .latent_quality import measure
 from .painted_latents import SENTENCES, PaintedLatents
 from .record import Clock, write_record
+from .training_loop import anneal, decay, descend, steps
 
 #: Tokens that the pipeline puts in the place of an absent T5's, if not told otherwise.
 ABSENT_TOKENS = 256

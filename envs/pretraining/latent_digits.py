@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.latent_digits import COLOURS, DIGITS, IMAGE_SIZE, paint
-from .descent import anneal, decay, descend, steps
 from .digit_images import load_images
 from .latent_quality import measure
 from .painted_latents import SENTENCES, PaintedLatents
 from .record import Clock, write_record
+from .training_loop import anneal, decay, descend, steps
 
 #: Tokens of a prompt, the two at its ends included.
 PROMPT_LENGTH = 6

@@ -104,7 +104,7 @@ def _remembers(model: Any, sensors: bool) -> str:
     asleep = getattr(enabled, "mjENBL_SLEEP", 0)
     if model.nplugin:
         return "plug-ins"
-    if model.nhistory:
+    if getattr(model, "nhistory", 0):  # MuJoCo of before knows no delays
         return "delays"
     if full != model.nq + model.nv + model.na:
         return "other states"

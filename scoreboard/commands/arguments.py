@@ -19,7 +19,7 @@ from ...envs import PROBLEMS
 from ...envs.problem import Problem
 from ..learners import AGENTS
 from ..spec import base_of
-from .near import did_you_mean
+from .suggestions import did_you_mean
 
 _METHODS = "girsanov.baselines.fine_tuning_methods"
 #: The class behind an agent's name, and the table of settings that it starts from.

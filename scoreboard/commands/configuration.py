@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .near import did_you_mean
+from .suggestions import did_you_mean
 
 _KWARGS = ("env_kwargs", "agent_kwargs")
 #: Arguments that no file holds.

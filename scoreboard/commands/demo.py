@@ -87,6 +87,8 @@ def _words(record: dict[str, Any], reference: Reference) -> str:
     final, bound = record["final"], reference.bound
     before = reference.uncontrolled.mean
     success = "" if reference.success is None else f" instead of {reference.success.mean:.0%}"
+    there = reference.success_at_bound
+    success += "" if there is None else f" (at the bound it would be {there.mean:.0%})"
     score = (
         "no score, as too few paths carry the bound"
         if final["score"] is None

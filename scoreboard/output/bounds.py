@@ -39,6 +39,8 @@ def told(values: dict[str, Any]) -> str:
         parts.append(f"- Exact optimum: {reference.optimum:.4f}, which is J_ref.")
     else:
         parts.append(_reference_value(reference))
+    if reference.success is not None and reference.optimum is None:
+        parts += _success_at_bound(reference)
     if best is not None:
         reached = f"{best.objective.mean:.3f} (s.e. {best.objective.stderr:.3f})"
         parts.append(f"- Best J reached: {reached}, by {name_of(best.by)}.")
@@ -51,6 +53,18 @@ def certificates_of(reference: Reference) -> list[Certificate]:
     found = [reference.certificate, reference.by_start]
     found += [] if pooled is None else [pooled.certificate, pooled.by_start]
     return [certificate for certificate in found if certificate is not None]
+
+
+def _success_at_bound(reference: Reference) -> list[str]:
+    found = reference.success_at_bound
+    if found is not None:
+        return [
+            f"- Success at the bound: {found.mean:.1%} (95% interval {found.low:.1%} to"
+            f" {found.high:.1%}), by the paths that carry it, weighted as it weighs them."
+        ]
+    if reference.bounds:  # a record of before
+        return []
+    return ["- Success at the bound is not known, as no bound stands that would tell it."]
 
 
 def _bound(reference: Reference, found: Certificate, paths: str) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from ...envs.extras import install_command
 from ..storage import archive
 from ..storage.files import write_whole
-from ..storage.shapes import told_of
-from .measured import grouped, measured, refined
+from ..storage.record_checks import told_of
+from .scores import grouped, measured, refined
 
 Line = dict[str, Any]
 TABLES = ("runs", "curves")

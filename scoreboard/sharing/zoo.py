@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...envs import PROBLEMS
-from ..commands.near import did_you_mean
+from ..commands.suggestions import did_you_mean
 from ..learners import AGENTS
 from ..spec import RunSpec, slug
 from ..storage import archive

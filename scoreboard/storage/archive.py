@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from ...agents.archive import parse_json
 from ..spec import RunSpec, slug
 from .files import content_of, read_json, write_json, write_whole
+from .record_checks import check_run
 from .records import RunFolder, read_record
-from .shapes import check_run
 
 FILE = "runs.jsonl"
 Line = dict[str, Any]

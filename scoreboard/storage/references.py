@@ -72,8 +72,9 @@ def _key(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
     looked at, too.
     """
     paths = rollout(problem, None, 4, generator_on(problem, REFERENCE_SEED))
-    modules = (certificates, evaluation)
-    code = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules)
+    folder = Path(str(certificates.__file__)).parent
+    files = [*sorted(folder.glob("*.py")), Path(str(evaluation.__file__))]
+    code = "".join(file.read_text(encoding="utf-8") for file in files)
     return {
         **settings,
         "temperature": problem.temperature,

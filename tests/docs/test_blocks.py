@@ -124,12 +124,19 @@ def after_readme(folder: Path, said: str) -> None:
 def after_own_robot(folder: Path, said: str) -> None:
     found = re.search(r"worth more than (\S+) \((\d+) of 8000", said)
     assert found is not None and int(found[2]) >= 50, said  # the task is one that can be certified
-    solved = re.search(r"success at the optimum: (\d+)%", said)
+    solved = re.search(r"success at the bound: (\d+)%", said)
     assert solved is not None and int(solved[1]) >= 60, said  # and a score near 1 shows
     assert reports_of(folder, "runs/my_arm") == ["pde", "ppo"]
     film = folder / "runs/my_arm/my_arm.arm/pde/seed0/behaviour.gif"
     assert 0 < film.stat().st_size < 300_000
     assert (folder / "runs/my_cart/report.md").is_file()
+
+
+def after_own_problem(folder: Path, said: str) -> None:
+    solved = re.search(r"success at the bound: (\d+)%", said)
+    assert solved is not None and int(solved[1]) >= 60, said
+    text = (folder / "runs/double_well/report.md").read_text()
+    assert "- Success at the bound: " in text and "| at the bound | " in text
 
 
 def after_own_agent(folder: Path, said: str) -> None:
@@ -139,6 +146,7 @@ def after_own_agent(folder: Path, said: str) -> None:
 #: What must be there when a page has run.
 AFTER: dict[str, Callable[[Path, str], None]] = {
     "README.md": after_readme,
+    "docs/tutorials/own_problem.md": after_own_problem,
     "docs/tutorials/own_robot.md": after_own_robot,
     "docs/how_to/own_agent.md": after_own_agent,
 }

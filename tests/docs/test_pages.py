@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from girsanov.scoreboard.plots import name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -27,6 +31,21 @@ def test_figures_are_those_of_the_committed_results(page: Path) -> None:
 
     text = page.read_text(encoding="utf-8")
     assert made(text, FIGURES) == text
+
+
+def test_films_are_those_that_the_script_makes() -> None:
+    from films import FILMS, KEPT
+
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    assert list(kept) == list(FILMS)
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "environments").glob("*"))
+    for name, film in FILMS.items():
+        assert {field: kept[name][field] for field in film._fields} == film._asdict()
+        words = f"steered by {name_of(film.agent)} after {film.episodes:,} episodes"
+        assert f"![Without control, and {words}](../films/{name}.gif)" in text
+        assert kept[name]["objective"][1] > kept[name]["objective"][0]
+        with Image.open(DOCS / "films" / f"{name}.gif") as gif:
+            assert gif.n_frames == 40 and gif.size == (600, 324)  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow  # makes every environment; .ci/run does it too
@@ -66,6 +85,12 @@ def test_lines_are_short(page: Path) -> None:
     free = ("<!--",) if page.name == "README.md" else ("<!--", "|")
     long = [line for line in text.splitlines() if len(line) > 100 and not line.startswith(free)]
     assert long == []
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_is_installed_from_an_index_that_has_it_not(page: Path) -> None:
+    """``pip install girsanov`` fails until there is a release: a checkout is installed."""
+    assert not re.search(r"pip install \S*girsanov", page.read_text(encoding="utf-8"))
 
 
 def test_readme_is_short() -> None:

@@ -7,10 +7,11 @@ import torch
 
 from girsanov.baselines.sb3 import make_ppo_control, make_sac_control
 from girsanov.envs import make_problem
-from girsanov.envs.certificates import Certificate, certificate
+from girsanov.envs.certificates import Certificate, SuccessRate, certificate
 from girsanov.envs.env import ProblemEnv
 from girsanov.envs.problem import Estimate, Problem, objective
 from girsanov.scoreboard.evaluation import (
+    Reached,
     Reference,
     evaluate,
     policy_of,
@@ -184,4 +185,22 @@ def test_success_is_reported_where_the_problem_defines_it(problem: Problem) -> N
     reference = reference_of(right, 2048)
     assert reference.success is not None
     assert abs(reference.success.mean - 0.5) < 4 * reference.success.stderr
+    best, closed = reference.success_at_bound, reference.closed_form_success
+    assert best is not None and closed is not None
+    assert 0.9 < closed.mean < best.low < best.mean < best.high <= 1  # the reward asks for a side
     assert Reference.from_json(reference.to_json()) == reference
+    certificate = reference.certificate._replace(ess=12.0)
+    assert reference._replace(certificate=certificate).success_at_bound is None
+
+
+def test_success_at_the_bound_is_told_by_the_closest_bound_that_stands() -> None:
+    reference = _reference(Estimate(-4.0, 0.05), Estimate(-1.0, 0.08))
+    far, near = SuccessRate(0.9, 0.8, 0.95), SuccessRate(0.7, 0.6, 0.8)
+    far_bound = reference.certificate._replace(success=far)
+    closer = far_bound._replace(bound=-1.2, success=near, starts=4)
+    both = reference._replace(certificate=far_bound, by_start=closer)
+    assert both.success_at_bound == near
+    assert both._replace(by_start=closer._replace(success=None)).success_at_bound == far
+    refuted = both._replace(best=Reached("pde", Estimate(-0.9, 0.01)))  # more than -1.2
+    assert refuted.success_at_bound == far
+    assert reference.success_at_bound is None

@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,32 @@ def test_success_at_equal_cost(finished: Path) -> None:
     assert _cells(text, "5,000 env steps")[2].startswith("0.400 [") and _cells(
         text, "5,000 env steps"
     )[2].endswith("; 50% succeed")
+
+
+def test_success_at_the_bound_stands_beside_that_of_the_agents(finished: Path) -> None:
+    def reference(**changes: Any) -> None:
+        for path in finished.rglob("record.json"):
+            record = json.loads(path.read_text())
+            record["reference"] |= {"success": {"mean": 0.1, "stderr": 0.01}}
+            record["reference"]["certificate"] |= changes
+            record["final"] |= {"success": 0.5, "success_stderr": 0.01}
+            path.write_text(json.dumps(record))
+
+    assert "uccess" not in words_of(report(finished))  # the problem has no word for it
+    reference(success={"mean": 0.925, "low": 0.881, "high": 0.95})
+    text = words_of(report(finished))
+    assert "- Success at the bound: 92.5% (95% interval 88.1% to 95.0%)" in text
+    assert _cells(text, "pre-trained")[5] == "0.100"
+    at_the_bound = ["at the bound", "1.000", "-1.000", "", "", "0.925 [0.881, 0.950]"]
+    assert _cells(text, "at the bound")[:6] == at_the_bound
+    assert _cells(text, "PDE (")[5] == "0.500 [0.500, 0.500]"
+    reference(success=None)  # of before
+    text = words_of(report(finished))
+    assert "at the bound" not in text and _cells(text, "pre-trained")[5] == "0.100"
+    reference(ess=12.0)
+    text = words_of(report(finished))
+    assert "- Success at the bound is not known, as no bound stands that would tell it." in text
+    assert "| at the bound" not in text
 
 
 def test_nothing_is_read_off_a_line_between_two_points(finished: Path) -> None:

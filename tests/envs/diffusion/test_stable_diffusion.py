@@ -575,6 +575,20 @@ def test_what_is_missing_is_named(
         stable_diffusion(model=sd_folder, reward=Brightness())
 
 
+def test_packages_that_do_not_suit_each_other_are_told_in_their_words(
+    sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are all there: no name is missing."""
+
+    def too_old(name: str) -> Any:
+        raise ImportError(f"{name}>=9 is required, but found {name}==1.\nTry: pip install")
+
+    monkeypatch.setattr("girsanov.envs.diffusion.loading.import_module", too_old)
+    told = r"diffusers pipelines need versions that suit each other \(diffusers>=9 is required, but"
+    with pytest.raises(ValueError, match=told + r" found diffusers==1\.\): pip install"):
+        stable_diffusion(model=sd_folder, reward=Brightness())
+
+
 def test_a_text_encoder_without_its_weights_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     """As when another version of transformers calls them by other names."""
     folder = tmp_path / "pipeline"

@@ -393,7 +393,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 
 def test_without_mujoco_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(ValueError, match=r'pip install -e ".*\[mujoco\]"'):
+    with pytest.raises(ValueError, match=r'pip install (-e ".*|"girsanov)\[mujoco\]"'):
         make_problem("girsanov/Reacher-v0")
 
 
@@ -476,6 +476,7 @@ def test_specs_and_binary_models_are_taken(tmp_path: Path, generator: torch.Gene
         assert torch.equal(problem.transition(0, x, z), wanted)
 
 
+@pytest.mark.skipif(not hasattr(mujoco.MjModel, "nhistory"), reason="this MuJoCo has no delays")
 def test_delays_are_refused() -> None:
     delayed = ARM.replace(
         '<motor joint="elbow"/>', '<motor joint="elbow" delay="0.01" nsample="9"/>'

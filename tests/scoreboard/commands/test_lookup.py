@@ -12,7 +12,7 @@ from girsanov import __version__
 from girsanov.envs import PROBLEMS
 from girsanov.scoreboard.commands import listing
 from girsanov.scoreboard.commands.arguments import agent_arguments, agent_class, env_arguments
-from girsanov.scoreboard.commands.near import did_you_mean
+from girsanov.scoreboard.commands.suggestions import did_you_mean
 from girsanov.scoreboard.registry import AGENTS
 from girsanov.train import main
 

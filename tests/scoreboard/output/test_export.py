@@ -12,7 +12,6 @@ from finished_runs import comparison
 
 from girsanov.envs.certificates import Certificate, Pooled
 from girsanov.envs.problem import Estimate
-from girsanov.scoreboard.evaluation import pooled_to_json
 from girsanov.scoreboard.output.export import export
 from girsanov.scoreboard.report import report
 from girsanov.scoreboard.storage import archive
@@ -58,7 +57,7 @@ def test_scores_are_those_of_the_report(finished: Path, tmp_path: Path) -> None:
         for r in archive.finished(finished)
     ]
     (finished / "Fake-v0" / "pooled.json").write_text(
-        json.dumps({"runs": runs, "pooled": pooled_to_json(pooled)})
+        json.dumps({"runs": runs, "pooled": pooled.to_json()})
     )
     lines = _read(export(finished, tmp_path / "runs.csv"))
     report(finished)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finished_runs import comparison
+from matplotlib.colors import to_rgb
+from PIL import Image
 
-from girsanov.scoreboard.output.page import page
+from girsanov.scoreboard.output.html_report import page
+from girsanov.scoreboard.plots import colour_of
 from girsanov.scoreboard.report import report
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:x) `b` **c** | d"
@@ -105,3 +111,22 @@ def test_a_picture_that_is_not_there_is_left_out() -> None:
     assert "<figure" not in page(text, {}) and "<figure" not in page(text, {"a%2BX/b.png": "<svg>"})
     assert "<figure" in page(text, {"a+X/b.png": "<svg></svg>"})
     assert '<h2 id="part0">a &amp; <code>b</code></h2>' in page("## a & `b`", {})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium here")
+def test_a_browser_runs_its_sorting_and_shows_its_curves(finished: Path, tmp_path: Path) -> None:
+    report(finished)
+    url = (finished / "report.html").as_uri()
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
+    shown = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True)
+    heads = re.findall(r"<th\b[^>]*>", shown.stdout)
+    assert heads and all('tabindex="0"' in head for head in heads)  # its script is let in
+    picture = tmp_path / "page.png"
+    shot = [f"--screenshot={picture}", "--window-size=1400,2600", url]
+    subprocess.run([*command, *shot], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    for agent in ("pde", "ppo"):
+        colour = (np.array(to_rgb(colour_of(agent))) * 255).round()
+        assert (np.abs(pixels - colour).max(1) < 3).sum() > 100, agent

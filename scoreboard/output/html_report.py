@@ -67,7 +67,7 @@ def page(markdown: str, pictures: Mapping[str, str]) -> str:
     """The Markdown of a report as a page.
 
     Args:
-        markdown: as ``tables.markdown`` writes it.
+        markdown: as ``markdown_report.markdown`` writes it.
         pictures: SVG by the path that the Markdown names it by; a picture that is not here is left
             out.
     """

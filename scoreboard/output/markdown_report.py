@@ -7,11 +7,12 @@ from textwrap import TextWrapper
 from typing import Any
 from urllib.parse import quote
 
-from .evaluation import Reference
-from .intervals import FEWEST, Interval
-from .output import bounds, sampling, unfinished
-from .plots import name_of
-from .storage.files import escaped_within, printable
+from ...envs.problem import Estimate
+from ..evaluation import Reference
+from ..intervals import FEWEST, Interval
+from ..plots import name_of
+from ..storage.files import escaped_within, printable
+from . import bounds, sampling_costs, unfinished
 
 _UNIT_WORDS = {
     "env_steps": "env steps",
@@ -69,7 +70,7 @@ def _environment(env: dict[str, Any]) -> str:
         bounds.told(env["reference"]),
         _agents(env),
         *(f"Note: {note}." for note in env.get("notes", ())),
-        *sampling.told(env["agents"]),
+        *sampling_costs.told(env["agents"]),
     ]
     if env["equal_cost"]:
         told = "Read off the learning curves where the cheapest run stops."
@@ -115,10 +116,8 @@ def _agents(env: dict[str, Any]) -> str:
     no_score = _no_score(reference)
     best = None if reference.best is None else reference.best.by
     rows = []
-    for name in ("pre-trained", "closed form"):
-        if name == "pre-trained" or env["reference"]["closed_form"] is not None:
-            first, *cells = _reference_row(name, env, success)
-            rows.append([first, *([""] * len(classes)), *cells, *rest])
+    for first, *cells in _reference_rows(env, reference):
+        rows.append([first, *([""] * len(classes)), *cells, *rest])
     for agent in env["agents"]:
         seeds, holds = len(agent["seeds"]), agent["certificate_holds"]
         score, mark = _score(agent, no_score, best), "**" if agent["best_of_class"] else ""
@@ -163,23 +162,28 @@ def _overall(agents: list[dict[str, Any]]) -> str:
     return table(["agent", "environments", "score (lower end)"], rows)
 
 
-def _reference_row(name: str, env: dict[str, Any], success: bool) -> list[str]:
-    reference = env["reference"]
-    if name == "pre-trained":
-        value, share = reference["uncontrolled"], reference["success"]
-        cells = [
-            _plain(env["uncontrolled_score"]),
-            f"{value['mean']:.3f}",
-            f"{value['mean']:.3f}",
-            "0.000",
-        ]
-    else:
-        closed, score, share = reference["closed_form"], env["closed_form_score"], None
-        cells = [_plain(None if score is None else score["mean"])]
-        cells += [f"{closed[part]['mean']:.3f}" for part in ("objective", "reward", "kl")]
-    if success:
-        cells.append("" if share is None else f"{share['mean']:.3f}")
-    return [name, *cells]
+def _reference_rows(env: dict[str, Any], reference: Reference) -> list[list[str]]:
+    """What no agent has learnt: the pre-trained model, a closed form, and the bound where its paths
+    tell how often it succeeds.
+    """
+    worth, closed = f"{reference.uncontrolled.mean:.3f}", reference.closed_form
+    start = _plain(env["uncontrolled_score"])
+    rows = [["pre-trained", start, worth, worth, "0.000", _mean(reference.success)]]
+    if closed is not None:
+        share, known = reference.closed_form_success, env["closed_form_score"]
+        told = _plain(None if known is None else known["mean"])
+        rows.append(["closed form", told, *map(_mean, closed), _mean(share)])
+    if reference.optimum is None and reference.success_at_bound is not None:
+        middle, low, high = reference.success_at_bound
+        target = reference.target
+        score = None if target is None else reference.score(target)
+        told = f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+        rows.append(["at the bound", _mean(score), _mean(target), "", "", told])
+    return rows if reference.success is not None else [row[:-1] for row in rows]
+
+
+def _mean(estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{estimate.mean:.3f}"
 
 
 def _equal_cost(env: dict[str, Any]) -> str:

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...envs.certificates import Pooled
 from ...envs.problem import Estimate, Policy
 from ..evaluation import (
     Reached,
     Reference,
     policy_of,
-    pooled_from_json,
     pooled_reference,
-    pooled_to_json,
 )
 from ..plots import name_of
 from ..spec import RunSpec, slug
@@ -61,7 +60,7 @@ def refined(
     path = out / name / "pooled.json"
     kept = read_json(path) if path.is_file() else archive.read(out).pooled.get(Path(name))
     if kept is not None and kept["runs"] == runs:
-        pooled = pooled_from_json(kept["pooled"])
+        pooled = Pooled.from_json(kept["pooled"])
     elif refine and (lent := _lent(out, records)):
         spec = RunSpec.from_json(top["spec"])
         plan = spec.plan
@@ -73,7 +72,7 @@ def refined(
             " may take minutes"
         )
         pooled = pooled_reference(problem, policies, paths, plan.reference_starts)
-        write_json(path, {"runs": runs, "pooled": pooled_to_json(pooled)})
+        write_json(path, {"runs": runs, "pooled": pooled.to_json()})
     return reference._replace(pooled=pooled, best=best)
 
 
