@@ -149,6 +149,6 @@ def test_what_is_fitted_step_by_step_learns_from_its_own_paths(ends):
     model = auto(wells, n_uncontrolled=70).learn(250 * wells.horizon)
     (rounds,) = ends
     own, network = rounds[SEPARABLE.word], rounds["a network"]
-    assert own[0] == 2 * network[0] == 140, "uncontrolled ones, and as many of which half are pushed"
+    assert own[0] == 2 * network[0] == 140, "free ones, and as many of which half are pushed"
     assert max(own[1:]) < min(network[1:]), "of later ones no others'"
     assert 250 <= model.reward_queries < 250 + model.n_trajectories
