@@ -160,6 +160,9 @@ def agent_arguments(name: str) -> dict[str, Argument]:
             if key not in default and key not in ("action_bound", "observation"):
                 continue
             found[key] = Argument(key, repr(default.get(key)), about)
+        if name in ("ppo", "sac"):
+            about = "keep what they learn from as tensors on the problem's device"
+            found["on_device"] = Argument("on_device", "False", about)
         for key, value in default.items():
             if key in found:
                 found[key] = found[key]._replace(default=repr(value))
