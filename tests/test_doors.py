@@ -123,6 +123,8 @@ KINDS: dict[str, str] = {
     "stats_window_size": "count",
     "tb_log_name": "words",
     "tensors": "flag",
+    "compile": "flag",
+    "on_device": "flag",
     "to": "path",
     "token": "words",
     "total_timesteps": "whole",
