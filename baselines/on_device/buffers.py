@@ -67,7 +67,8 @@ class DeviceRolloutBuffer(RolloutBuffer):
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """See RolloutBuffer."""
-        held, last, gained = self.held, last_values.detach().flatten(), 0.0
+        held, last = self.held, last_values.detach().flatten()
+        gained = torch.zeros_like(last)
         goes_on = 1.0 - tensor(dones, self.device).float()
         for step in reversed(range(self.buffer_size)):
             value = held["values"][step]

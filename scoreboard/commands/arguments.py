@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_type_hints
 from docstring_parser import parse
 
 from ...envs import PROBLEMS
+from ...envs.checks import shown, words_of
 from ...envs.problem import Problem
 from ..learners import AGENTS
 from ..spec import base_of
@@ -101,9 +102,10 @@ def unsuitable(agent: str, given: Mapping[str, Any], error: Exception) -> ValueE
     """What to say of an agent that could not be made of ``agent_kwargs``."""
     if not given:
         wanted = "make an algorithm or a policy of an environment, here without agent_kwargs"
-        return ValueError(f"agent {agent!r} must {wanted} ({error})")
+        return ValueError(f"agent {agent!r} must {wanted} ({words_of(error)})")
     hint = suggestions(given, agent_arguments(agent))
-    return ValueError(f"agent_kwargs must suit {agent}; got {dict(given)} ({error}){hint}")
+    got = f"{shown(dict(given))} ({words_of(error)})"
+    return ValueError(f"agent_kwargs must suit {agent}; got {got}{hint}")
 
 
 def unknown_of_env(

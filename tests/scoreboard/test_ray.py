@@ -69,7 +69,7 @@ def comparison(out: Path, engine: RayCluster | None, **changes: Any) -> Comparis
         "agents": tuple(case.agent for case in CASES),
         "envs": (case.env,),
         "seeds": (0, 1),
-        "budget": Budget(800),
+        "budget": Budget(300),
         "env_kwargs": case.env_kwargs,
         "agent_kwargs": {case.agent: case.agent_kwargs for case in CASES},
         "device": "cpu",

@@ -101,6 +101,17 @@ def test_every_flag_flipped(bit: int, header: bytes, good: Path) -> None:
         assert torch.equal(found.tensors["w"], TENSORS["w"]) and found.settings["number"] == 1
 
 
+def test_what_a_bad_header_holds_is_not_repeated_in_full(tmp_path: Path) -> None:
+    write(tmp_path / "long.zip", {"w": torch.zeros(20_000)}, {"agent": "x"})
+    content = bytearray((tmp_path / "long.zip").read_bytes())
+    at = content.index(b"PK\x03\x04") + 26  # the length of its name
+    content[at : at + 2] = struct.pack("<H", 60_000)
+    (tmp_path / "long.zip").write_bytes(content)
+    with pytest.raises(ValueError, match="File name in directory 'settings.json' and") as caught:
+        read(tmp_path / "long.zip", "x")
+    assert len(str(caught.value)) < 500 + 3 * len(str(tmp_path))
+
+
 def test_settings_that_ask_for_networks_of_gigabytes(tmp_path: Path) -> None:
     env = "girsanov/GaussianMixture-v0"
     PDE("MlpPolicy", env, seed=0, policy_kwargs={"hidden": [4]}).save(tmp_path / "model")
