@@ -164,9 +164,13 @@ def test_ctrl_c_brings_checkpoints_home(nodes: Nodes, tmp_path: Path) -> None:
             time.sleep(0.1)
         signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        compare(asked, progress=False)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compare(asked, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     for folder in folders:
         assert list(folder.glob("checkpoint/*.zip")) and not (folder / "record.json").exists()
         json.loads((folder / "spec.json").read_text())
