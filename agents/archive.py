@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..envs.checks import words_of
+
 _TENSORS, _SETTINGS = "tensors.safetensors", "settings.json"
 #: Bytes of settings.json at most.
 SETTINGS_LIMIT = 2**20
@@ -136,7 +138,9 @@ def read(
                 settings = parse_json(archive.read(_SETTINGS))
                 tensors = safetensors.torch.load(archive.read(_TENSORS))
     except _BAD as error:
-        raise ValueError(f"{wanted}; {str(path)!r} is corrupt or truncated ({error})") from error
+        raise ValueError(
+            f"{wanted}; {str(path)!r} is corrupt or truncated ({words_of(error)})"
+        ) from error
     if maker is not None or not isinstance(settings, dict):
         raise ValueError(f"{wanted}; {str(path)!r} was written by {maker or 'another program'}")
     if settings.get("agent") not in agents:

@@ -13,19 +13,30 @@ import numpy as np
 import torch
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
 from ..envs.checks import check_positive
+from .on_device.lanes import SEEN, tensor_of
 
 #: The first weights of an actor's last layer are this much smaller than SB3's, as PPO's own are.
 _GAIN = 0.01
 
 
-class KLActorCriticPolicy(ActorCriticPolicy):
+class SeesTensors(BasePolicy):
+    """Takes what lanes on the device show, besides arrays."""
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """As BasePolicy."""
+        if isinstance(observation, dict):
+            return observation[SEEN].to(self.device), True
+        return super().obs_to_tensor(observation)
+
+
+class KLActorCriticPolicy(SeesTensors, ActorCriticPolicy):
     """PPO's policy N(a_k(x), I): unit variance, the mean bounded and zero at first.
 
     In the place of the entropy it gives ``-|a|^2 / 2``, the derivative of the present step's price
@@ -63,6 +74,14 @@ class KLActorCriticPolicy(ActorCriticPolicy):
         mean = bound * torch.tanh(self.action_net(latent_pi) / bound)
         self.last_mean = mean
         return self.action_dist.proba_distribution(mean, self.log_std)
+
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values and log likelihoods."""
+        return super().forward(tensor_of(obs), deterministic)
+
+    def predict_values(self, obs: Any) -> Tensor:
+        """Values ``(n, 1)``."""
+        return super().predict_values(tensor_of(obs))
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log likelihoods and minus the KL of the present step, each ``(n,)``."""
@@ -109,7 +128,7 @@ class KLActor(Actor):
         return log_prob - normal.sum(1)
 
 
-class KLSACPolicy(SACPolicy):
+class KLSACPolicy(SeesTensors, SACPolicy):
     """SAC's MLP policy with a ``KLActor``."""
 
     def make_actor(self, features_extractor: Any = None) -> Actor:
@@ -176,12 +195,15 @@ class Unpriced(VecEnvWrapper):
     def step_wait(self) -> Any:
         """As without the wrapper, but for the rewards."""
         observation, reward, done, info = self.venv.step_wait()
-        return observation, (reward + self.refund()) / self.scale, done, info
+        refund: Any = self.refund(getattr(reward, "device", "cpu"))
+        if not isinstance(reward, Tensor):
+            refund = refund.numpy()
+        return observation, (reward + refund) / self.scale, done, info
 
-    def refund(self) -> np.ndarray:
+    def refund(self, device: Any) -> Tensor:
         """What is given back for the last actions, ``(num_envs,)``."""
         venv: Any = self.venv
-        return venv.problem.temperature * venv.last_kl.float().cpu().numpy()
+        return venv.problem.temperature * venv.last_kl.float().to(device)
 
 
 class MeanPriced(Unpriced):
@@ -193,11 +215,11 @@ class MeanPriced(Unpriced):
 
     policy: KLActorCriticPolicy
 
-    def refund(self) -> np.ndarray:
+    def refund(self, device: Any) -> Tensor:
         """See Unpriced."""
         assert self.policy.last_mean is not None
         kl = 0.5 * self.policy.last_mean.detach().square().sum(1)
-        return super().refund() - self.venv.problem.temperature * kl.cpu().numpy()  # type: ignore[attr-defined]
+        return super().refund(device) - self.venv.problem.temperature * kl.to(device)  # type: ignore[attr-defined]
 
 
 class RatioKept(Unpriced):
@@ -210,20 +232,26 @@ class RatioKept(Unpriced):
     """
 
     policy: KLSACPolicy
-    price: np.ndarray
+    _nats: Tensor
 
     def step_async(self, actions: np.ndarray) -> None:
         """As without the wrapper."""
         actor: Any = self.policy.actor
-        nats = np.zeros(self.num_envs, np.float32)
-        if actor.last_kl is not None and self._drawn(actor, actions):
-            nats = actor.last_kl.detach().cpu().numpy()
+        self._nats = torch.zeros(self.num_envs)
+        if actor.last_kl is not None and actor.last_action.shape == actions.shape:
+            nats = actor.last_kl.detach()
+            self._nats = torch.where(self._drawn(actor, actions), nats, torch.zeros_like(nats))
         actor.last_kl = actor.last_action = None
-        self.price = self.venv.problem.temperature * nats  # type: ignore[attr-defined]
         self.venv.step_async(actions)
 
+    @property
+    def price(self) -> np.ndarray:
+        """See the class."""
+        return self.venv.problem.temperature * self._nats.cpu().numpy()  # type: ignore[attr-defined]
+
     @staticmethod
-    def _drawn(actor: Any, actions: np.ndarray) -> bool:
-        """Whether these are the actions that the policy was last asked for."""
-        own = actor.bound * actor.last_action.detach().cpu().numpy()
-        return own.shape == actions.shape and np.allclose(own, actions, atol=1e-4 * actor.bound)
+    def _drawn(actor: Any, actions: np.ndarray) -> Tensor:
+        """Whether these are the actions that the policy was last asked for, ``()``."""
+        own = actor.bound * actor.last_action.detach()
+        given = torch.from_numpy(actions).to(own.device, own.dtype, non_blocking=True)
+        return torch.isclose(own, given, atol=1e-4 * actor.bound).all()

@@ -47,6 +47,8 @@ from .kl_policies import (
     PricedReplayBuffer,
     RatioKept,
 )
+from .on_device.buffers import DeviceReplayBuffer, DeviceRolloutBuffer
+from .on_device.lanes import DeviceVecEnv, device_for
 from .vec_env import ProblemVecEnv
 
 
@@ -80,7 +82,11 @@ class GentleSACPolicy(SACPolicy):
 
 
 def make_ppo(
-    env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
+    env: Any,
+    seed: int | None = None,
+    device: torch.device | str = "auto",
+    on_device: bool = False,
+    **overrides: Any,
 ) -> PPO:
     """SB3's PPO whose action is the chain's noise and whose policy knows its KL.
 
@@ -90,9 +96,13 @@ def make_ppo(
         seed: fixes networks, exploration and environment.
         device: of the networks. ``"auto"`` is the CPU: these are small MLPs fed from numpy, which a
             GPU slows down.
+        on_device: keep observations, rewards and past steps as tensors on the problem's device,
+            where the networks then are, too (``on_device``). On a CPU it changes no result.
         overrides: any entry of ``hyperparameters.PPO`` or argument of ``stable_baselines3.PPO``.
     """
-    venv, settings = _prepare(env, hyperparameters.PPO, "noise", overrides, seed, device)
+    venv, settings = _prepare(env, hyperparameters.PPO, "noise", overrides, seed, device, on_device)
+    if on_device:
+        settings, device = {**_ON_DEVICE[PPO], **settings}, device_for(venv, device)
     settings["policy_kwargs"].setdefault("control_bound", settings.pop("control_bound"))
     _fit_rollouts(settings, venv)
     priced = MeanPriced(venv, venv.problem.temperature)  # rewards in units of it
@@ -108,14 +118,22 @@ def make_ppo(
 
 
 def make_sac(
-    env: Any, seed: int | None = None, device: torch.device | str = "auto", **overrides: Any
+    env: Any,
+    seed: int | None = None,
+    device: torch.device | str = "auto",
+    on_device: bool = False,
+    **overrides: Any,
 ) -> SAC:
     """SB3's SAC whose action is the chain's noise and whose entropy coefficient is the temperature;
     arguments as in ``make_ppo``.
 
     ``device="auto"`` is the GPU if there is one (SB3's own rule).
     """
-    venv, settings = _prepare(env, hyperparameters.SAC, "noise", overrides, seed, device)
+    venv, settings = _prepare(env, hyperparameters.SAC, "noise", overrides, seed, device, on_device)
+    if on_device:
+        settings, device = {**_ON_DEVICE[SAC], **settings}, device_for(venv, device)
+        if settings.get("n_steps", 1) != 1:
+            raise ValueError(f"n_steps must be 1 with on_device=True; got {settings['n_steps']!r}")
     settings = {"policy": KLSACPolicy, "ent_coef": venv.problem.temperature, **settings}
     number = None if seed is None else int(seed)
     return link(SAC(env=RatioKept(venv), seed=number, device=device, **settings))
@@ -189,6 +207,13 @@ def link(model: BaseAlgorithm) -> Any:
     return model
 
 
+#: What keeps the past on the device.
+_ON_DEVICE: dict[type, dict[str, Any]] = {
+    PPO: {"rollout_buffer_class": DeviceRolloutBuffer},
+    SAC: {"replay_buffer_class": DeviceReplayBuffer},
+}
+
+
 def _fit_rollouts(settings: dict[str, Any], venv: ProblemVecEnv) -> None:
     """Whole episodes, and minibatches of one size."""
     settings.setdefault("n_steps", venv.episode_length)
@@ -211,12 +236,14 @@ def _prepare(
     overrides: dict[str, Any],
     seed: Any,
     device: Any,
+    on_device: bool = False,
 ) -> tuple[ProblemVecEnv, dict[str, Any]]:
     """The lanes, and the arguments of SB3's constructor: the table's entry with the overrides on
     top.
     """
     check_seed("seed", seed)
     check_device("device", device, auto=True)
+    check_flag("on_device", on_device)
     env = as_env(seen(env))
     settings = {**settings_for(table, problem_of(env)), **overrides}
     _check_settings(settings)
@@ -224,7 +251,8 @@ def _prepare(
     observation = settings.pop("observation", None)
     if isinstance(env, VecEnv):
         lanes = env.num_envs
-    venv = ProblemVecEnv(env, lanes, bound, actions=actions, observation=observation)
+    kind = DeviceVecEnv if on_device else ProblemVecEnv
+    venv = kind(env, lanes, bound, actions=actions, observation=observation)
     activation = settings.pop("activation")
     network = {
         "net_arch": settings.pop("net_arch"),

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..agents.archive import bounded, read, write
 from ..agents.checkpoint import flatten, restore, signature
 from ..agents.checks import warn_of_temperature
+from ..envs.checks import words_of
 from ..envs.env import problem_of
 from ..envs.observations import OBSERVATIONS
 from .kl_policies import KLActorCriticPolicy, KLSACPolicy
@@ -169,8 +170,8 @@ def load_sb3(
         warn_of_temperature(path, learnt, given)
         _take_temperature(model, learnt, given)
     except _SAID_OF_MISFITS as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())  # torch's takes several lines
-        raise ValueError(f"{misfit} ({said[:1000]})") from error
+        said = f"{type(error).__name__}: {words_of(error, 1000)}"  # torch's takes several lines
+        raise ValueError(f"{misfit} ({said})") from error
     return model
 
 

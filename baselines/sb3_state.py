@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..agents.checkpoint import set_state_of, state_of
 from .kl_policies import MeanPriced, PricedReplayBuffer, RatioKept
+from .on_device.buffers import DeviceReplayBuffer
+from .on_device.lanes import SEEN, DeviceVecEnv, tensor_of
 from .vec_env import ProblemVecEnv
 
 #: Optimizers by the name of what holds them, and tensors that are no module's.
@@ -35,7 +38,7 @@ COUNTERS = (
 )
 _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _COUNTERS = (*COUNTERS, "_current_progress_remaining")
-_BUFFERS = (ReplayBuffer, NStepReplayBuffer, PricedReplayBuffer)
+_BUFFERS = (ReplayBuffer, NStepReplayBuffer, PricedReplayBuffer, DeviceReplayBuffer)
 #: What the lanes said last.
 _SEEN = ("_last_obs", "_last_episode_starts")
 #: What is logged of the last episodes.
@@ -92,10 +95,12 @@ def set_training_state(model: Any, state: dict[str, Any]) -> None:
     for name in _COUNTERS:
         setattr(model, name, state["counters"][name])
     for name in _SEEN:
-        seen: np.ndarray = state["seen"][name]
-        held = getattr(model, name)
-        if held is not None and seen is not None and seen.shape != held.shape:
-            raise ValueError(f"{name} has the shape {seen.shape}")
+        seen: Any = state["seen"][name]
+        if name == "_last_obs" and isinstance(lanes, DeviceVecEnv):
+            seen = {SEEN: seen[SEEN].to(model.device)}
+        shown, held = tensor_of(seen), tensor_of(getattr(model, name))
+        if held is not None and shown is not None and shown.shape != held.shape:
+            raise ValueError(f"{name} has the shape {tuple(shown.shape)}")
         setattr(model, name, seen)
     lanes.set_training_state(state["lanes"])
     for name in _EPISODES:
@@ -110,13 +115,14 @@ def _lanes(model: Any) -> ProblemVecEnv | None:
     env = model.get_env()
     while isinstance(env, VecEnvWrapper) and type(env) in (MeanPriced, RatioKept):
         env = env.venv
-    return env if type(env) is ProblemVecEnv else None
+    return env if type(env) in (ProblemVecEnv, DeviceVecEnv) else None
 
 
 def buffer_rows(buffer: Any) -> dict[str, np.ndarray]:
     """SAC's past steps by what they hold, as far as its buffer is filled."""
     filled = buffer.buffer_size if buffer.full else buffer.pos
-    return {key: getattr(buffer, key)[:filled] for key in rows_of(buffer)}
+    held = {key: getattr(buffer, key)[:filled] for key in rows_of(buffer)}
+    return {key: t.cpu().numpy() if isinstance(t, Tensor) else t for key, t in held.items()}
 
 
 def fill_buffer(buffer: Any, rows: Mapping[str, np.ndarray], pos: Any, full: Any) -> None:
@@ -130,7 +136,7 @@ def fill_buffer(buffer: Any, rows: Mapping[str, np.ndarray], pos: Any, full: Any
         array, there = rows[key], getattr(buffer, key)
         if len(array) != filled or filled > len(there) or array.shape[1:] != there.shape[1:]:
             raise ValueError(f"buffer/{key} has the shape {array.shape}")
-        there[:filled] = array
+        there[:filled] = torch.from_numpy(array) if isinstance(there, Tensor) else array
     buffer.pos, buffer.full = whole("pos", pos), full is True
     if buffer.pos >= buffer.buffer_size or filled != (
         buffer.buffer_size if buffer.full else buffer.pos

@@ -47,6 +47,7 @@ class ProblemVecEnv(VecEnv):
         observation: ``"state"`` or ``"features"``; the environment's own if absent.
     """
 
+    _actions: Any
     _reward: Tensor | float
     _kl: Tensor | float
     _return: Tensor | float
@@ -79,7 +80,7 @@ class ProblemVecEnv(VecEnv):
         self.episode_length = self._lanes.episode_length  #: actions until the horizon
         self.reward_queries = 0  #: terminal rewards asked for so far
         self.last_kl: Tensor  #: (num_envs,) what was charged for the last actions, in nats
-        self._actions: np.ndarray | None = None
+        self._actions = None
         self._start = time.perf_counter()
         self._clear()
         super().__init__(
@@ -100,7 +101,7 @@ class ProblemVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._clear()
-        return _numpy(observation)
+        return self._shown(observation)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Fix what the next ``reset`` draws; None: by chance."""
@@ -116,21 +117,38 @@ class ProblemVecEnv(VecEnv):
         """Observations, rewards and dones, all fresh float32 arrays (SB3 writes into rewards), and
         one info dict a lane.
         """
-        observation, reward, terminated, _, info = self._lanes.step(self._actions)
+        observation, reward, _, _, info = self._lanes.step(self._actions)
         # not in place: SB3 and the infos may hold the tensors that these sums began with
         self._return = self._return + reward
         self._reward = self._reward + info["task_reward"]
         self._kl = self._kl + info["kl"]
         self.last_kl = info["kl"]
-        if "final_obs" in info:  # all lanes end together
+        last = info.get("final_obs")  # all lanes end together
+        if last is not None:
             self.reward_queries += self.num_envs
-            infos = self._final_infos(info["final_obs"])
+            infos = self._final_infos(last)
             self._clear()
         else:
             infos = [{} for _ in range(self.num_envs)]
-        rewards = reward.to("cpu", torch.float32, copy=True).numpy()
+        self._look(observation, last)
+        over = np.full(self.num_envs, last is not None)
+        return self._shown(observation), self._paid(reward), over, infos
+
+    def _shown(self, observation: Tensor) -> Any:
+        """What the learner is given of an observation."""
+        return _numpy(observation)
+
+    def _paid(self, reward: Tensor) -> Any:
+        """What the learner is given of a reward: it may write into it."""
+        return reward.to("cpu", torch.float32, copy=True).numpy()
+
+    def _look(self, observation: Tensor, last: Tensor | None) -> None:
+        """A ValueError where an observation is no number; ``last``: of the episode that ended."""
         finite_observation(self.problem, self._lanes._k, observation.cpu())
-        return _numpy(observation), rewards, _numpy(terminated), infos
+
+    def _rows(self, observation: Tensor) -> list[Any]:
+        """What the learner is given of one observation, a lane."""
+        return list(_numpy(observation))
 
     def _final_infos(self, last: Tensor) -> list[dict[str, Any]]:
         """One info dict a lane at the end of the episode, whose last observations are ``last``."""
@@ -143,7 +161,7 @@ class ProblemVecEnv(VecEnv):
                 "TimeLimit.truncated": False,
                 "episode": {"r": total, "l": length, "t": seconds, "reward": reward, "kl": kl},
             }
-            for observation, (total, reward, kl) in zip(_numpy(last), sums, strict=True)
+            for observation, (total, reward, kl) in zip(self._rows(last), sums, strict=True)
         ]
 
     def training_state(self) -> dict[str, Any]:

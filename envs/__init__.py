@@ -84,7 +84,7 @@ NEED_MUJOCO = frozenset(
 )
 _SHELL_ARGUMENTS = (
     *("action_bound", "actions", "observation"),
-    *("render_mode", "num_envs", "autoreset_mode", "tensors"),
+    *("render_mode", "num_envs", "autoreset_mode", "tensors", "compile"),
 )
 _PROCESS = os.getpid()
 

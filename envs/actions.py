@@ -16,6 +16,7 @@ learner is given to explore with.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -138,6 +139,30 @@ def action_form(name: str, problem: Problem, bound: float | None = None) -> Acti
     return ACTIONS[name](problem, bound)
 
 
+#: ``F_k(x, z)`` by ``k``, ``x`` and ``z``.
+Transition = Callable[[int, Tensor, Tensor], Tensor]
+
+
+def compiled(problem: Problem, n: int) -> Transition:
+    """The transition of ``n`` states as ``torch.compile`` makes it, equal up to rounding.
+
+    Raises:
+        ValueError: it can't be compiled here.
+    """
+    found = torch.compile(problem.transition)
+    x = problem.initial(n, torch.Generator(device_of(problem)).manual_seed(0))
+    z = x.new_zeros(n, *problem.noise_shape)
+    try:
+        with torch.no_grad():
+            for k in range(min(2, problem.horizon)):  # the second time for all steps
+                found(k, x, z)
+    except (ImportError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        name = type(problem).__name__
+        raise ValueError(f"compile must be False for {name} here; got True ({said})") from error
+    return found
+
+
 class Advance(NamedTuple):
     """What one action of a learner leads to."""
 
@@ -155,10 +180,13 @@ class Steering:
     Args:
         problem: the chain.
         form: of the actions.
+        transition: of the problem, to be used in its place (see ``compiled``).
     """
 
-    def __init__(self, problem: Problem, form: ActionForm) -> None:
-        self.problem, self.form = problem, form
+    def __init__(
+        self, problem: Problem, form: ActionForm, transition: Transition | None = None
+    ) -> None:
+        self.problem, self.form, self._transition = problem, form, transition
         self._shape = tuple(problem.state_shape)
         lengths = form.lengths(problem)
         self.episode_length = len(lengths)  #: actions in an episode
@@ -169,14 +197,14 @@ class Steering:
 
     def advance(self, k: int, x: Tensor, action: Tensor, generator: torch.Generator) -> Advance:
         """Carry ``n`` states at step ``k`` on by one action each, ``(n, *noise_shape)``."""
-        problem = self.problem
+        problem, transition = self.problem, self._transition or self.problem.transition
         action = action.to(x).clamp(-self.form.bound, self.form.bound)
         steered = self.form.steer(action, generator)
         reward, z, states = x.new_zeros(len(x)), steered.noise, []
         for left in range(self._lengths[k], 0, -1):
             if self._paid_on_the_way:
                 reward = reward + problem.running_reward(k, x)
-            x = problem.transition(k, x, z)
+            x = transition(k, x, z)
             states.append(x)
             k += 1
             if left > 1:  # what follows in the same action has no noise

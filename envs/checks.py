@@ -31,6 +31,14 @@ def shown(value: Any) -> str:
     return words if len(words) <= 200 else f"{words[:197]}..."
 
 
+def words_of(error: BaseException, most: int = 500) -> str:
+    """What an error says, on one line that can be read: others' may hold whole files, and signs
+    that would colour a terminal.
+    """
+    words = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return words if len(words) <= most else f"{words[: most - 3]}..."
+
+
 def _is_number(value: Any, kind: Any) -> bool:
     """Whether it is a finite number of that kind; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, kind):

@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .actions import Steered, Steering, action_form
+from .actions import Steered, Steering, action_form, compiled
 from .checks import check_flag, check_integer, check_one_of, check_states, is_finite, shown
 from .observations import StateObservation, observation_of
 from .problem import Policy, Problem, check_problem, device_of
@@ -225,6 +225,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         render_mode: ``None`` or ``"rgb_array"`` (one picture a lane).
         actions: as in ``ProblemEnv``.
         observation: as in ``ProblemEnv``.
+        compile: let ``torch.compile`` make the transition, in seconds. Numbers change by rounding.
     """
 
     def __init__(
@@ -237,6 +238,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         render_mode: str | None = None,
         actions: str = "control",
         observation: str = "state",
+        compile: bool = False,
     ) -> None:
         _check_render_mode(render_mode)
         modes = {
@@ -249,6 +251,7 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         check_one_of("autoreset_mode", autoreset_mode, modes)
         check_integer("num_envs", num_envs)
         check_flag("tensors", tensors)
+        check_flag("compile", compile)
         num_envs = int(num_envs)
         check_problem(problem).validate()
         self.problem = problem
@@ -263,7 +266,8 @@ class ProblemVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.single_action_space = self.actions.space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._steering = Steering(problem, self.actions)
+        transition = compiled(problem, num_envs) if compile else None
+        self._steering = Steering(problem, self.actions, transition)
         self.episode_length = self._steering.episode_length  #: actions until the horizon
         self._mode = modes[autoreset_mode]
         self._shape = (num_envs, *(self.single_action_space.shape or ()))

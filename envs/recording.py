@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .checks import check_generator, check_integer, shown
+from .checks import check_generator, check_integer, shown, words_of
 from .problem import Problem, Trajectories, check_problem, device_of, rollout
 
 
@@ -204,7 +204,8 @@ class RecordedPaths:
                 raise IndexError("it holds no path")
         except (safetensors.SafetensorError, IndexError) as error:
             raise ValueError(
-                f"path must name recorded paths; {str(path)!r} is corrupt or foreign ({error})"
+                f"path must name recorded paths; {str(path)!r} is corrupt or foreign"
+                f" ({words_of(error)})"
             ) from error
         if missing := {"steps", "states", "rewards", "terminal_reward"} - names:
             raise ValueError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..envs.checks import words_of
 from ..envs.env import ProblemEnv
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _load_pickled(
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_SAID_OF_BAD_FILES) as error:
         wanted = f"a checkpoint of {algorithm.__name__} for this environment"
         raise ValueError(
-            f"load must name {wanted}; got {path} ({type(error).__name__}: {error})"
+            f"load must name {wanted}; got {path} ({type(error).__name__}: {words_of(error)})"
         ) from error
 
 

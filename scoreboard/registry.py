@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..envs import PROBLEMS, make_problem
+from ..envs.checks import shown, words_of
 from ..envs.env import ProblemEnv
 from ..envs.fingerprint import fingerprint
 from ..envs.problem import Problem
@@ -74,9 +75,9 @@ def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> Prob
         except TypeError as error:
             if words := unknown_of_env(name, factory, kwargs, error):
                 raise ValueError(words) from error
-            given = f"env_kwargs must suit {name}; got {kwargs}"
+            given = f"env_kwargs must suit {name}; got {shown(kwargs)}"
             alone = f"env {name!r} must be what makes a problem, here without env_kwargs"
-            raise ValueError(f"{given if kwargs else alone} ({error})") from error
+            raise ValueError(f"{given if kwargs else alone} ({words_of(error)})") from error
     if not isinstance(problem, Problem):
         raise ValueError(
             f"env {name!r} must be or return a girsanov Problem; got {type(problem).__name__}"
@@ -109,5 +110,6 @@ def imported(what: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"{what} must name module:attribute that can be imported; got {name!r} ({error})"
+            f"{what} must name module:attribute that can be imported; got {shown(name)}"
+            f" ({words_of(error)})"
         ) from error

@@ -17,6 +17,7 @@ from girsanov.agents import PDE, PIFT
 from girsanov.baselines.fine_tuning_methods.adjoint_matching import AdjointMatching
 from girsanov.baselines.fine_tuning_methods.ddpo import DDPO
 from girsanov.baselines.fine_tuning_methods.dpok import DPOK
+from girsanov.baselines.on_device.lanes import DeviceVecEnv
 from girsanov.baselines.sb3 import make_ppo, make_sac
 from girsanov.envs import NEED_DIFFUSERS, NEED_MUJOCO, NEED_WEIGHTS, PROBLEMS, make_problem
 from girsanov.envs.env import ProblemVectorEnv
@@ -156,11 +157,46 @@ def test_imagined_paths_are_simulated_there() -> None:
     assert found.mean > nothing.mean + 5 * (found.stderr + nothing.stderr)
 
 
+@pytest.mark.parametrize("policy", ["MlpPolicy", "ModelPolicy"])
+def test_a_gradient_step_of_pde_never_makes_the_host_wait(policy: str) -> None:
+    """So a round has as many waits with five as with two of them."""
+    counts = []
+    for steps in (2, 5):
+        problem = make_problem(MIXTURE, DEVICE, steps=5)
+        model = PDE(policy, problem, seed=0, device=DEVICE, gradient_steps=steps)
+        model.learn(100 * problem.horizon, log_interval=None)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                model.iterate()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchronizing" in str(one.message) for one in said))
+    assert counts[0] == counts[1] > 0
+
+
+def test_lanes_on_the_device_never_make_the_host_wait_within_an_episode() -> None:
+    venv = DeviceVecEnv(make_problem(MIXTURE, DEVICE), 64)
+    venv.reset()
+    actions = np.zeros((64, 2), np.float32)
+    venv.step(actions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            venv.step(actions)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("make", [make_ppo, make_sac])
-def test_sb3s_agents_run_on_it(make: Any) -> None:
+def test_sb3s_agents_run_on_it(make: Any, on_device: bool) -> None:
     problem = make_problem(MIXTURE, DEVICE)
-    model = make(problem, seed=0, device=DEVICE).learn(20 * problem.horizon)
+    model = make(problem, seed=0, device=DEVICE, on_device=on_device).learn(20 * problem.horizon)
     found = evaluate(
         problem, policy_of(model, problem), 500, torch.Generator(DEVICE).manual_seed(1)
     ).value

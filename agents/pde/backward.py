@@ -213,11 +213,8 @@ class _Step:
         change, failed = torch.linalg.solve_ex(
             matrix + torch.diag(pull), slope - pull * (w - self.prior)
         )
-        return (
-            w
-            if int(failed) or not bool(change.isfinite().all())
-            else self.value.project(w + change)
-        )
+        solved = (failed == 0) & change.isfinite().all()
+        return torch.where(solved, self.value.project(w + change), w)
 
     def loss(self, w: Tensor, weight: Tensor) -> Tensor:
         """Sum of the weighted divergences."""

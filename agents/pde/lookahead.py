@@ -21,7 +21,7 @@ from torch import Tensor
 from ...envs.problem import Problem
 from ..networks import Value, encode
 from .classes.linear import LinearValue, Tangent
-from .replay import Replay, common
+from .replay import Replay
 
 #: Farthest centre of fresh draws, in standard deviations: a wild f must not send them off.
 _REACH = 3.0
@@ -98,7 +98,7 @@ class FreshNoise(Lookahead):
         """One pair of draws."""
         return FreshNoise(self.problem, 1, self.generator)
 
-    def branches(self, data: Replay, visit: int) -> tuple[Tensor, Tensor]:
+    def branches(self, data: Replay, visit: int, k: int | Tensor) -> tuple[Tensor, Tensor]:
         """Next states of one visit of all paths, and their log weights.
 
         They are antithetic around the control that was taken, and the recorded one is the first:
@@ -108,12 +108,12 @@ class FreshNoise(Lookahead):
         Args:
             data: paths seen at every step.
             visit: whose next states they are.
+            k: its step.
 
         Returns:
             Encoded states ``(2 pairs, N, p)`` of float32, and ``(2 pairs, N)``.
         """
-        k, x = common(data.steps[:, visit]), data.states[:, visit]
-        copies, n = 2 * self.pairs, len(x)
+        x, copies, n = data.states[:, visit], 2 * self.pairs, data.n
         if data.noises is None or data.controls is None:
             later, log_weight = self._draw(k, x, x.new_zeros(n, *self.problem.noise_shape))
             return later.view(copies, n, -1), log_weight

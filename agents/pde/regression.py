@@ -27,6 +27,8 @@ from .selection import Fit, Split, clearly_less, fit_linear
 from .settings import Collection, Fitting, Selection, Targets
 from .variational import (
     capped_exp,
+    check_neighbours,
+    counted,
     densities,
     every_density,
     log_targets,
@@ -163,10 +165,8 @@ class Regression(ProblemAgent):
         for _ in range(steps):
             size, device = (self.fitting.batch_size,), seen.device
             one = torch.randint(len(seen), size, generator=self.generator, device=device)
-            row = seen[one]
-            visit = torch.randint(
-                data.steps.shape[1], size, generator=self.generator, device=device
-            )
+            row, visits = seen[one], data.steps.shape[1]
+            visit = torch.randint(visits, size, generator=self.generator, device=device)
             k = data.steps[row, visit]
             guess = learner.members(k, data.inputs[row, visit])
             loss = 0.5 * ((to_go[one, visit] - guess) / learner.unit[k]).square().mean()
@@ -178,6 +178,7 @@ class Regression(ProblemAgent):
         assert self.optimizer is not None and isinstance(learner, NetworkValue)
         self.set_learning_rate(self.optimizer)
         form, fitting, most = self._lookahead([data]), self.fitting, self.targets.max_weight
+        check_neighbours(data, form)
         usual = _IMAGINED_SPAN if self.collection.imagined else self.policy.mean_span
         span = 1.0 if form.fresh else self.targets.mean_span or usual
         horizon = self.problem.horizon
@@ -208,13 +209,15 @@ class Regression(ProblemAgent):
 
         Each costs two derivatives of a transition.
         """
-        rows = (batch.later_k == batch.k + 1).nonzero()[:most, 0]
-        k, x = batch.k[rows], data.states[batch.row[rows], batch.visit[rows]]
-        problem = self.policy.problem
+        problem, neighbours = self.policy.problem, batch.later_k == batch.k + 1
+        rows = counted(neighbours)[:most]
+        k = batch.k[rows].clamp(max=problem.horizon - 1)
+        x, counts = data.states[batch.row[rows], batch.visit[rows]], neighbours[rows]
         z = x.new_zeros(len(x), *problem.noise_shape).requires_grad_()
         later = encode(problem, k + 1, problem.transition(k, x, z)).float()
         (slope,) = torch.autograd.grad(learner(k + 1, later).sum(), z, create_graph=True)
-        return (weight[rows] * slope.flatten(1).square().sum(1)).mean()
+        energy = weight[rows] * slope.flatten(1).square().sum(1)
+        return (energy * counts).sum() / counts.sum()
 
     def _solve_rounds(self, cold: bool) -> None:
         """Solve a linear class's equation on all rounds."""
@@ -244,9 +247,8 @@ class Regression(ProblemAgent):
             noise.append(excess[batch.k < self.problem.horizon].square().mean())
         precision = 1 / torch.stack(noise).clamp(min=1e-12)
         for i, share in enumerate(precision / precision.max()):
-            self.rounds[i] = self.rounds[i]._replace(
-                precision=torch.full_like(self.rounds[i].precision, float(share))
-            )
+            one = torch.ones_like(self.rounds[i].precision)
+            self.rounds[i] = self.rounds[i]._replace(precision=one * share.to(one))
 
     def _noise_loss(self, data: Replay) -> Tensor:
         """Weighted square distance of the control to its sampled optimum (see NoisePolicy)."""

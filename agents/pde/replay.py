@@ -61,9 +61,9 @@ class Replay(NamedTuple):
         recording.validate(problem)
         beta, steps = problem.temperature, recording.steps
         if inputs is None:
-            visits = zip(steps.unbind(1), recording.states.unbind(1), strict=True)
+            visits = zip(common(steps), recording.states.unbind(1), strict=True)
             with torch.no_grad():
-                inputs = torch.stack([encode(problem, common(k), x).float() for k, x in visits], 1)
+                inputs = torch.stack([encode(problem, k, x).float() for k, x in visits], 1)
         reward = _summed(recording.rewards / beta)
         weight = reward if recording.log_ratios is None else reward + _summed(recording.log_ratios)
         seen = steps[:, -1] == problem.horizon
@@ -79,14 +79,15 @@ class Replay(NamedTuple):
         parts: list[Any] = [None if part is None else part[rows] for part in self]
         return Replay(*parts)
 
-    def branched(self, draw: Callable[[Replay, int], tuple[Tensor, Tensor]]) -> Replay:
+    def branched(self, draw: Callable[[Replay, int, Any], tuple[Tensor, Tensor]]) -> Replay:
         """With fresh next states of every visit, of ``FreshNoise.branches``.
 
         Itself where steps were missed.
         """
         if not bool((self.steps.diff(dim=1) == 1).all()):
             return self
-        drawn = [draw(self, visit) for visit in range(self.steps.shape[1] - 1)]
+        steps = common(self.steps)[:-1]
+        drawn = [draw(self, visit, k) for visit, k in enumerate(steps)]
         branches, log_ratios = zip(*drawn, strict=True)
         return self._replace(
             branches=torch.stack(branches).permute(2, 0, 1, 3).contiguous(),
@@ -208,10 +209,14 @@ def _at_every_step(steps: Tensor, values: Tensor, horizon: int) -> Tensor:
     return torch.lerp(values.gather(1, before), values.gather(1, after), share.to(values))
 
 
-def common(k: Tensor) -> int | Tensor:
-    """The step as one int where all rows share it: problems are faster then."""
-    first = int(k[0])
-    return first if bool((k == first).all()) else k
+def common(steps: Tensor) -> list[int | Tensor]:
+    """The step of every visit of ``(n, S)``, as one int where all rows share it.
+
+    Problems are faster then. A GPU is waited for once, however many visits there are.
+    """
+    first, shared = torch.stack([steps[0], (steps == steps[0]).all(0).to(steps)]).tolist()
+    columns = zip(first, shared, steps.unbind(1), strict=True)
+    return [k if alike else column for k, alike, column in columns]
 
 
 def _summed(parts: Tensor) -> Tensor:
@@ -337,7 +342,7 @@ def sample_spans(
         span = torch.ones_like(visit)
     else:
         span = (
-            (1 + torch.log(uniform) / torch.log(torch.tensor(1 - 1 / mean_span, device=device)))
+            (1 + torch.log(uniform) / torch.log(torch.tensor(1 - 1 / mean_span)))
             .clamp(max=visits)
             .long()
         )

@@ -120,14 +120,13 @@ class Judge:
         self.observations = sum(len(row) for row in self.paths) * visits
         self.parts = []
         for row in self.paths:
-            for i, steps in enumerate(
-                data.steps[row].unbind(1)
-            ):  # by visit: features of time are then often one row
+            # by visit: features of time are then often one row
+            for i, k in enumerate(common(data.steps[row])):
                 part = spans(
                     data, row, torch.full_like(row, i), last[: len(row)], incumbent.horizon
                 )
                 self.parts.append(
-                    (common(steps), part.x, part.log_gain, densities(incumbent, part, max_weight))
+                    (k, part.x, part.log_gain, densities(incumbent, part, max_weight))
                 )
 
     @torch.no_grad()

@@ -60,29 +60,49 @@ def divergence(gap: Tensor, observations: float) -> Tensor:
     return capped.exp() * (1 + gap - capped) - gap - 1
 
 
+def check_neighbours(data: Replay, lookahead: Lookahead) -> None:
+    """A ValueError where a path was not seen at every step: no fresh form can fill its gaps."""
+    wide = data.steps.diff(dim=1) > 1
+    if lookahead.fresh and bool(wide.any()):
+        row, visit = wide.nonzero()[0].tolist()
+        raise ValueError(NEIGHBOURS.format(*data.steps[row, visit : visit + 2].tolist()))
+
+
+def counted(mask: Tensor) -> Tensor:
+    """Rows that hold all those of ``mask`` ``(n,)``: these alone on a CPU.
+
+    A GPU would be waited for to know their number, so there it is every row, and what is computed
+    of the others is left out by ``mask``.
+    """
+    if mask.device.type == "cpu":
+        return mask.nonzero()[:, 0]
+    return torch.arange(len(mask), device=mask.device)
+
+
 @torch.no_grad()
 def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) -> Tensor:
     """``log`` of the right-hand side of each observation, ``(B,)``.
 
     With ``value`` in place of the later f. Fresh noise is drawn anew, or is one antithetic pair of
-    the branches that the data carry: f, not log f, is averaged over the rest by the loss.
+    the branches that the data carry: f, not log f, is averaged over the rest by the loss. Paths
+    must have no gaps (``check_neighbours``).
     """
     if not lookahead.fresh:
         later = lookahead.log_value(value, batch.k, batch.x, batch.later_k, batch.later_x)
         return batch.log_gain + torch.where(batch.terminal, 0.0, later)
-    if bool((batch.later_k > batch.k + 1).any()):
-        wide = int((batch.later_k - batch.k).argmax())
-        raise ValueError(NEIGHBOURS.format(int(batch.k[wide]), int(batch.later_k[wide])))
+    neighbours = batch.later_k == batch.k + 1
+    stays = ~batch.terminal & (batch.later_k == batch.k)
     # what remains for visits that are their own target: the reward at the horizon, and nothing new
     # before it
     log_target = data.log_terminal[batch.row]
-    inside = (batch.later_k == batch.k + 1).nonzero()[:, 0]
-    last = (~batch.terminal & (batch.later_k == batch.k)).nonzero()[:, 0]
+    last, inside = counted(stays), counted(neighbours)
     if len(last):
-        log_target[last] = value.bounded(batch.k[last], batch.x[last]).float()
+        here = value.bounded(batch.k[last], batch.x[last]).float()
+        log_target[last] = torch.where(stays[last], here, log_target[last])
     if not len(inside):
         return log_target
-    row, visit, k = batch.row[inside], batch.visit[inside], batch.k[inside]
+    row, k = batch.row[inside], batch.k[inside].clamp(max=value.horizon - 1)
+    visit = batch.visit[inside].clamp(max=data.steps.shape[1] - 2)
     gain = data.log_reward[row, visit + 1] - data.log_reward[row, visit]
     if data.branches is None or data.log_ratios is None:
         expected = lookahead.log_value(
@@ -95,7 +115,8 @@ def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) 
         pair, log_ratio = data.branches[row, visit, both], data.log_ratios[row, visit, both]
         log_f = value.bounded((k + 1).repeat(2), pair.flatten(0, 1)).view(2, len(row)) + log_ratio
         expected = value.within(k + 1, log_f.logsumexp(0) - math.log(2))
-    log_target[inside] = gain + expected.float()
+    found = gain + expected.float()
+    log_target[inside] = torch.where(neighbours[inside], found, log_target[inside])
     return log_target
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_type_hints
 from docstring_parser import parse
 
 from ...envs import PROBLEMS
+from ...envs.checks import shown, words_of
 from ...envs.problem import Problem
 from ..learners import AGENTS
 from ..spec import base_of
@@ -101,9 +102,10 @@ def unsuitable(agent: str, given: Mapping[str, Any], error: Exception) -> ValueE
     """What to say of an agent that could not be made of ``agent_kwargs``."""
     if not given:
         wanted = "make an algorithm or a policy of an environment, here without agent_kwargs"
-        return ValueError(f"agent {agent!r} must {wanted} ({error})")
+        return ValueError(f"agent {agent!r} must {wanted} ({words_of(error)})")
     hint = suggestions(given, agent_arguments(agent))
-    return ValueError(f"agent_kwargs must suit {agent}; got {dict(given)} ({error}){hint}")
+    got = f"{shown(dict(given))} ({words_of(error)})"
+    return ValueError(f"agent_kwargs must suit {agent}; got {got}{hint}")
 
 
 def unknown_of_env(
@@ -160,6 +162,9 @@ def agent_arguments(name: str) -> dict[str, Argument]:
             if key not in default and key not in ("action_bound", "observation"):
                 continue
             found[key] = Argument(key, repr(default.get(key)), about)
+        if name in ("ppo", "sac"):
+            about = "keep what they learn from as tensors on the problem's device"
+            found["on_device"] = Argument("on_device", "False", about)
         for key, value in default.items():
             if key in found:
                 found[key] = found[key]._replace(default=repr(value))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...agents.archive import parse_json
+from ...envs.checks import shown, words_of
 from ..spec import RunSpec, slug
 from .files import content_of, read_json, write_json, write_whole
 from .record_checks import check_run
@@ -56,10 +57,11 @@ def read(out: Path) -> Archive:
                 check_run("the record", line)
                 archive.runs[_folder(line["spec"])] = line
             else:
-                raise ValueError(f"kind {kind!r}")
+                raise ValueError(f"kind {shown(kind)}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} must hold runs and references; line {number} does not ({error!r})"
+                f"{path} must hold runs and references; line {number} does not"
+                f" ({type(error).__name__}: {words_of(error)})"
             ) from error
     return archive
 
@@ -127,7 +129,7 @@ def _in_folders(out: Path) -> dict[Path, Line]:
 
 def _folder(spec: Line) -> Path:
     if type(spec["seed"]) is not int:
-        raise ValueError(f"seed must be an integer; got {spec['seed']!r}")
+        raise ValueError(f"seed must be an integer; got {shown(spec['seed'])}")
     return _inside(spec["env"]) / _inside(spec["agent"]) / f"seed{spec['seed']}"
 
 
@@ -135,5 +137,5 @@ def _inside(name: str) -> Path:
     """The folder of an environment or an agent: one plain name."""
     folder = slug(name)
     if folder in ("", ".", "..") or "\\" in folder or "\0" in folder:
-        raise ValueError(f"names must be of environments and agents; got {name!r}")
+        raise ValueError(f"names must be of environments and agents; got {shown(name)}")
     return Path(folder)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...agents.archive import parse_json
+from ...envs.checks import words_of
 
 #: Bytes of a JSON file, or of the rows of a run, at most.
 JSON_LIMIT = 64 * 2**20
@@ -69,7 +70,8 @@ def read_samples(path: Path) -> np.ndarray:
     try:  # mapped, not read: a header may promise more than there is
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy reads the header as Python, and says so in many words
-        raise ValueError(f"{path} is corrupt: {error}; delete the run's folder") from error
+        said = words_of(error)
+        raise ValueError(f"{path} is corrupt: {said}; delete the run's folder") from error
 
 
 #: Terminals obey these; those of the second half reverse the direction of reading.

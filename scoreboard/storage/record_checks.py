@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...envs.checks import words_of
+
 _NUMBERS = (
     *("objective", "objective_stderr", "reward", "reward_stderr", "kl", "kl_stderr"),
     *("env_steps", "reward_queries", "seconds"),
@@ -91,5 +93,5 @@ def told_of(folder: Path) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(
             f"{folder} must hold what runs have left; no report can be made of it"
-            f" ({type(error).__name__}: {error}): delete what was changed in it"
+            f" ({type(error).__name__}: {words_of(error)}): delete what was changed in it"
         ) from error

@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ...agents.archive import parse_json
+from ...envs.checks import shown, words_of
 from ..spec import RunSpec
 from .checkpoints import Checkpoints, Saving
 from .files import check_writable as check_writable
@@ -61,14 +62,15 @@ def read_record(path: Path) -> dict[str, Any]:
         spec = RunSpec.from_json(record["spec"])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path} must be the record of a finished run; its spec is none ({error!r}); {remedy}"
+            f"{path} must be the record of a finished run; its spec is none"
+            f" ({type(error).__name__}: {words_of(error)}); {remedy}"
         ) from error
     inside(path.parents[3] if len(path.parents) > 3 else path.parent, path)
     here, said = path.absolute().parent.parts[-3:], spec.folder(Path()).parts
     if here != said:
         raise ValueError(
             f"{path} must be the record of the run that its folder is for; it is of"
-            f" {'/'.join(said)!r}; {remedy}"
+            f" {shown('/'.join(said))}; {remedy}"
         )
     return record
 

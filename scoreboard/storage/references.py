@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...envs import certificates
+from ...envs.checks import words_of
 from ...envs.env import device_of
 from ...envs.problem import Problem, rollout
 from .. import evaluation
@@ -35,7 +36,8 @@ def cached_reference(
             made_with, reference = found["settings"], Reference.from_json(found["reference"])
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} holds no reference; delete it, or use another output folder ({error!r})"
+                f"{path} holds no reference; delete it, or use another output folder"
+                f" ({type(error).__name__}: {words_of(error)})"
             ) from error
         asked = settings.get("fingerprint")
         if made_with.get("fingerprint", asked) != asked:

@@ -12,6 +12,7 @@ import torch
 
 from ...agents.archive import bounded
 from ...baselines import sb3_state
+from ...envs.checks import words_of
 
 #: What is said of states that do not fit.
 _SAID_OF_MISFITS = (
@@ -54,7 +55,7 @@ def take_over(model: Any, state: dict[str, Any]) -> None:
                 own(before)
         _set_random_streams(state["random"])
     except _SAID_OF_MISFITS as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+        said = f"{type(error).__name__}: {words_of(error, 1000)}"
         raise ValueError(
             "the run's checkpoint must be of the same agent and version of girsanov; it does not"
             f" fit ({said}); delete the run's folder to begin it again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,40 @@ def test_a_step_is_its_formulas_to_the_bit(name: str, actions: str) -> None:
         np.testing.assert_array_equal(arrays[0], seen.numpy())
         np.testing.assert_array_equal(arrays[1], paid.double().numpy())
         assert arrays[1].dtype == np.float64 and arrays[0].dtype == np.float32
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("actions", ["control", "noise"])
+@pytest.mark.parametrize(
+    "name", ["Pendulum", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[1:])]
+)
+def test_a_compiled_transition_is_equal_up_to_rounding(name: str, actions: str) -> None:
+    problem = make_problem(f"girsanov/{name}-v0", **({} if name == "Digits" else {"steps": 5}))
+    lanes: dict[str, Any] = {"num_envs": 9, "actions": actions, "tensors": True}
+    envs = [ProblemVectorEnv(problem, compile=flag, **lanes) for flag in (False, True)]
+    asked: list[int] = []
+    transition = problem.transition
+    vars(problem)["transition"] = lambda k, x, z: asked.append(k) or transition(k, x, z)
+    torch.testing.assert_close(*(env.reset(seed=0)[0] for env in envs), rtol=0, atol=0)
+    for k in range(envs[0].episode_length):
+        action = torch.randn(
+            *envs[0].action_space.shape, generator=torch.Generator().manual_seed(k)
+        )
+        ours, theirs = (env.step(0.3 * action) for env in envs)
+        for one, other in zip(ours[:3], theirs[:3], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert ours[2].all() and asked == list(range(problem.horizon))  # the plain one alone asks
+
+
+def test_what_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no working\nC++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda call: broken)
+    words = r"compile must be False for Pendulum here; got True \(no working C\+\+ compiler\)"
+    with pytest.raises(ValueError, match=words):
+        ProblemVectorEnv(make_problem("girsanov/Pendulum-v0"), 3, compile=True)
 
 
 def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:

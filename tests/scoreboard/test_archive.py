@@ -101,11 +101,19 @@ def test_no_name_leads_out_of_the_folder(
         archive.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "model"}', '{"kind": "run"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "{}", '{"kind": "model"}', '{"kind": "run"}'),
+        *(f'{{"kind": "{"x" * 9000}"}}', '{"kind": "\\u001b[31mred"}'),
+    ],
+)
 def test_what_is_no_run_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "runs.jsonl").write_text(text + "\n")
-    with pytest.raises(ValueError, match="must hold runs and references; line 1 does not"):
+    words = "must hold runs and references; line 1 does not"
+    with pytest.raises(ValueError, match=words) as caught:
         report(tmp_path)
+    assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

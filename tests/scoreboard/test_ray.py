@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ CASES = (Case("dpok", {"n_trajectories": 10}), Case("pi-ft", {"n_trajectories": 
 
 
 class Nodes:
-    """A cluster of a head without cores and two nodes of one core each."""
+    """A cluster of a head without cores and three nodes of one core each."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        # all now: Ray adds a node in the main thread alone
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(3)]
         self.cluster.wait_for_nodes()
 
     @property
@@ -50,9 +52,8 @@ class Nodes:
         return RayCluster(self.cluster.address, losses=100)
 
     def lose(self) -> None:
-        """One node ends without a word, and another one comes."""
+        """One node ends without a word."""
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def comparison(out: Path, engine: RayCluster | None, **changes: Any) -> Comparis
         "agents": tuple(case.agent for case in CASES),
         "envs": (case.env,),
         "seeds": (0, 1),
-        "budget": Budget(800),
+        "budget": Budget(300),
         "env_kwargs": case.env_kwargs,
         "agent_kwargs": {case.agent: case.agent_kwargs for case in CASES},
         "device": "cpu",
@@ -93,9 +94,9 @@ def workers() -> list[Any]:
 
 
 def without_times(text: str) -> list[str]:
-    """A report without cells of one decimal, which are seconds."""
+    """A report without its seconds: cells of one decimal, and what costs add to queries."""
     lines = [line for line in text.splitlines() if "second" not in line]
-    return [re.sub(r"\| \d+\.\d (?=\|)", "| ", line) for line in lines]
+    return [re.sub(r"\| \d+\.\d (?=\|)|; [\d,.]+ s (?=\|)", "| ", line) for line in lines]
 
 
 def test_a_cluster_that_loses_workers_and_a_node_reports_what_one_machine_does(
@@ -118,14 +119,14 @@ def test_a_cluster_that_loses_workers_and_a_node_reports_what_one_machine_does(
                 if kills[0] == KILLS // 2:
                     nodes.lose()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        compare(asked, progress=False)
-    finally:
-        over.set()
-        killer.join()
-    assert kills[0] == KILLS
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(kill)
+        try:
+            compare(asked, progress=False)
+        finally:
+            over.set()
+        killer.result()
+    assert kills[0] == KILLS and len(nodes.nodes) == 2
     compare(comparison(here, None), progress=False)
     for spec in asked.specs():
         same(spec, here, there)
@@ -163,9 +164,13 @@ def test_ctrl_c_brings_checkpoints_home(nodes: Nodes, tmp_path: Path) -> None:
             time.sleep(0.1)
         signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        compare(asked, progress=False)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compare(asked, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     for folder in folders:
         assert list(folder.glob("checkpoint/*.zip")) and not (folder / "record.json").exists()
         json.loads((folder / "spec.json").read_text())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..lookahead import Lookahead
-from ..replay import Replay
+from ..replay import Replay, common
 from ..variational import NEIGHBOURS, capped_exp, divergence
 from .linear import LinearValue
 
@@ -195,9 +195,10 @@ def _blocks(data: Replay, horizon: int, span: int, fresh: bool) -> Iterator[list
     visits, numbers = data.steps.shape[1], data.states[0, 0].numel()
     most = max(64, min(_AT_MOST, 2**18 // numbers))  # images are evaluated few at a time
     waiting: dict[bool, list[_Group]] = {False: [], True: []}
+    steps = common(data.steps)
     for i in range(visits):
         j = min(i + span, visits - 1)
-        for rows, k, later_k in _groups(data.steps[:, i], data.steps[:, j]):
+        for rows, k, later_k in _groups(steps[i], steps[j], data.steps):
             if k == later_k and not (i == visits - 1 and k == horizon):
                 continue  # a repeated visit, or a last one before the horizon, says nothing
             if fresh and later_k > k + 1:
@@ -221,16 +222,15 @@ def _each(numbers: list[int], sizes: list[int], rows: Tensor) -> Any:
     """One number for all rows where groups share it (problems are faster then), else one a row."""
     if len(set(numbers)) == 1:
         return numbers[0]
-    return torch.tensor(numbers, device=rows.device).repeat_interleave(
-        torch.tensor(sizes, device=rows.device)
-    )
+    every = torch.tensor(numbers).repeat_interleave(torch.tensor(sizes))
+    return every.to(rows.device, non_blocking=True)
 
 
-def _groups(k: Tensor, later_k: Tensor) -> list[tuple[Tensor, int, int]]:
-    """Rows that share both steps, with the steps."""
-    every = torch.arange(len(k), device=k.device)
-    if bool((k == k[0]).all()) and bool((later_k == later_k[0]).all()):
-        return [(every, int(k[0]), int(later_k[0]))]
+def _groups(k: int | Tensor, later_k: int | Tensor, steps: Tensor) -> list[tuple[Tensor, int, int]]:
+    """Rows of ``steps`` ``(n, S)`` that share both steps, with the steps."""
+    if isinstance(k, int) and isinstance(later_k, int):
+        return [(torch.arange(len(steps), device=steps.device), k, later_k)]
+    k, later_k = (torch.as_tensor(one).to(steps).expand(len(steps)) for one in (k, later_k))
     base = int(later_k.max()) + 1
     codes, group = torch.unique(k * base + later_k, return_inverse=True)
     order = group.argsort(stable=True)

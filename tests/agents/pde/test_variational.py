@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from girsanov.agents import PDE
 from girsanov.agents.networks import NeuralValue
+from girsanov.agents.pde import regression, variational
 from girsanov.agents.pde.classes.length_scale import KernelValue, RadialValue
 from girsanov.agents.pde.classes.linear import LinearValue, PolynomialValue
 from girsanov.agents.pde.classes.system import System, assemble
@@ -162,12 +164,12 @@ def test_the_forms_that_know_the_transition(name, kind):
 def test_fresh_forms_refuse_paths_with_gaps(name):
     """They know the next step, not the reward of one step among those recorded together."""
     data = gathered("uncontrolled, random times", 50)
-    row = torch.arange(50)
-    batch = spans(data, row, 0 * row, 0 * row + 1, HORIZON)
     with pytest.raises(ValueError, match="lookahead"):
         assemble(truth(chain()), [data], form(name), 5.0)
-    with pytest.raises(ValueError, match="lookahead"):
-        log_targets(truth(chain()), batch, data, form(name))
+    agent = PDE("MlpPolicy", chain(), seed=0, device="cpu", lookahead=name)
+    whole = Recording.of(rollout(chain(), None, 50, generator()))
+    with pytest.raises(ValueError, match="lookahead must be 'observed'.*got steps 4 and 6"):
+        agent.fit(whole.at_random_times(5, generator(1)), gradient_steps=1)
 
 
 @pytest.mark.parametrize("span", [3, 100])
@@ -438,6 +440,37 @@ def test_fresh_targets_of_paths_without_an_end(name):
     batch = spans(data, row, last, last, HORIZON)
     gap = log_targets(value, batch, data, form(name)) - value(batch.k, batch.x)
     assert gap.abs().max() < 0.3, "an observation that says nothing has no gap"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("name", ["generator", "branches", "energy"])
+def test_what_a_gpu_computes_of_every_row_is_what_a_cpu_does_of_some(name, ends, monkeypatch):
+    """Visits at the end have no next state; what is computed of them must not be seen."""
+    problem = chain()
+    recording = Recording.of(rollout(problem, some_control, 60, generator()))
+    if not ends:
+        never = torch.full((60,), torch.nan)
+        recording = Recording(
+            *(part[:, :5] for part in recording[:2]), recording.rewards[:, :4], never
+        )
+    data, found = Replay.of(problem, recording), []
+    if name == "branches":
+        data = data.branched(FreshNoise(problem, 1, generator()).branches)
+    batch = sample_spans(data, 60, 1.0, HORIZON, generator(1))
+    agent = PDE("MlpPolicy", problem, seed=0, device="cpu", gradient_penalty=1.0)
+    agent.policy.value.network.weights[-1].data.normal_()
+    for every in (False, True):
+        if every:
+            for module in (variational, regression):
+                monkeypatch.setattr(module, "counted", lambda mask: torch.arange(len(mask)))
+        if name == "energy":
+            weight = torch.rand(60, generator=generator(2))
+            found.append(agent._energy(agent.policy.value, batch, data, weight).detach())
+        else:
+            own = Generator(problem) if name == "generator" else FreshNoise(problem, 1, generator())
+            found.append(log_targets(truth(problem), batch, data, own))
+    assert found[0].abs().max() > 0.01
+    torch.testing.assert_close(*found)
 
 
 # --- norms
