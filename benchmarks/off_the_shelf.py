@@ -1,6 +1,6 @@
 """Stable-baselines3's PPO and SAC as they come, in both forms of the action: which suits which?
 
-    python train.py compare --config benchmarks/configs/off_the_shelf.json
+    python train.py compare --config benchmarks/configs/action_forms/off_the_shelf.json
 
 Nothing of ours but the environments: ``MlpPolicy``, SB3's own settings, the state as observation.
 What the problem itself fixes is set: no discount, and in the noise form the entropy coefficient is

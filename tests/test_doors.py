@@ -183,7 +183,13 @@ FREE = {
 #: Records, which hold what they are given; and what only subclasses and the agents themselves call.
 UNCHECKED = {
     *("Certificate", "Estimate", "Objective", "Trajectories", "Recording"),
-    *("Certificate.of", "Budget.fraction", "RunSpec.env_folder", "RunSpec.folder"),
+    *(
+        "Certificate.of",
+        "Certificate.from_json",
+        "Budget.fraction",
+        "RunSpec.env_folder",
+        "RunSpec.folder",
+    ),
     *("RunSpec.from_json", "Problem", "Problem.render", "Problem.initial", "Problem.transition"),
     *("Problem.running_reward", "Problem.terminal_reward"),
     *(f"{agent}.set_learning_rate" for agent in ("PDE", "PIFT")),

@@ -18,7 +18,7 @@ CONFIGS = ROOT / "benchmarks" / "configs"
 TINY = ["--budget", "20", "--seeds", "0", "--points", "1", "--paths", "4", "--final-paths", "8"]
 TINY += ["--reference-paths", "64", "--samples", "2", "--workers", "1", "--device", "cpu"]
 NAMES = ["digits/attribution", "digits/fine_tuning", "digits/paper_costs", "digits/pde_ablation"]
-NAMES += ["off_the_shelf", "mixture/from_mou", "mixture/frontier"]
+NAMES += ["action_forms/off_the_shelf", "mixture/from_mou", "mixture/frontier"]
 IMAGES = ["text_to_image/unet_lora", "text_to_image/unet_guidance"]
 IMAGES += ["image_rewards/brightness", "image_rewards/incompressibility"]
 
