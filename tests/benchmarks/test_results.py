@@ -18,7 +18,7 @@ from girsanov.scoreboard.report import report
 from girsanov.scoreboard.storage import archive
 
 #: Benchmarks with a report of their own.
-OWN = ["betas", "control_literature", "convergence", "functional", "oracle", "rates"]
+OWN = ["betas", "control_literature", "convergence", "functional", "oracle", "rates", "scaling"]
 #: Reports of scripts that are files of settings now: they stay as they were.
 EARLIER = ["digits_fine_tuning", "frontier", "image_rewards", "pde", "stable_diffusion"]
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
@@ -92,6 +92,7 @@ QUICK = {
     "functional": "beta2",
     "oracle": "whole size 20",
     "rates": "n 40",
+    "scaling": "paths paths",
 }
 
 
