@@ -44,7 +44,7 @@ _OTHERS = ("#332288", "#661100", "#6699CC", "#117733", "#888888")
 
 def name_of(agent: str) -> str:
     """The spelling of an agent in tables and pictures, with the note of its row; yours keeps its
-    own.
+    own, and so does an environment.
     """
     base, mark, note = agent.partition("#")
     known = _LOOKS[base][0] if base in _LOOKS else base

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ def report(
     check_writable(out)
     missing = missing_from(out)
     with told_of(out):
-        groups = grouped(records, "env").values()
-        environments = [summarise(out, group, refine, on_stage, levels) for group in groups]
+        groups = sorted(grouped(records, "env").items(), key=lambda group: _in_order(group[0]))
+        environments = [summarise(out, runs, refine, on_stage, levels) for _, runs in groups]
     summary = {
         "environments": environments,
         "overall": overall(environments),
@@ -113,7 +114,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
     reference, env = refined(out, records, refine, on_stage), records[0]["spec"]["env"]
-    on_stage(f"{env}: tables and pictures")
+    on_stage(f"{plots.name_of(env)}: tables and pictures")
     records = [measured(record, reference) for record in records]
     agents = grouped(records, "agent")
     rows = {agent: [record["rows"] for record in group] for agent, group in agents.items()}
@@ -190,11 +191,11 @@ def _draw(
     """Draw the pictures of one environment into its folder and TensorBoard; their paths relative to
     ``out``, by name.
     """
-    title = f"{env}: {quantity} of the deterministic policy"
+    title = f"{plots.name_of(env)}: {quantity} of the deterministic policy"
     lines = _lines(quantity, reference)
     figures = {"learning_curves": plots.learning_curves(rows, quantity, title, lines)}
     states = _states(out, env, agents)
-    title = f"{env}: terminal states, all from the same noises (first seed)"
+    title = f"{plots.name_of(env)}: terminal states, all from the same noises (first seed)"
     if states and (picture := plots.samples(states, title)) is not None:
         figures["samples"] = picture
     folder = out / slug(env)
@@ -245,6 +246,12 @@ def _to_tensorboard(
         unit = tensorboard.unit_of(Budget(**group[0]["spec"]["budget"]))
         rows = [record["rows"] for record in group]
         tensorboard.write_means(inside(out, folder / slug(agent)), rows, unit)
+
+
+def _in_order(env: str) -> list[str | float]:
+    """What environments are sorted by: their folders, whose numbers count as numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", slug(env))  # words and numbers in turn
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -39,7 +39,10 @@ classes nothing is claimed."""
 def markdown(summary: dict[str, Any]) -> str:
     """The whole report of ``report.report``'s summary, in which every text counts as words."""
     commands = [" ".join(printable(text).split()) for text in summary["commands"]]
+    pictures = [env["pictures"] for env in summary["environments"]]  # quoted where they are named
     summary = {**escaped_within(summary), "commands": [text.replace("`", "'") for text in commands]}
+    for env, drawn in zip(summary["environments"], pictures, strict=True):
+        env["pictures"] = drawn
     parts = ["# Report", _NOTES, *(_environment(env) for env in summary["environments"])]
     if summary["overall"]:
         parts += ["## All environments", _overall(summary["overall"])]
@@ -62,7 +65,7 @@ def _wrapped(line: str) -> str:
 def _environment(env: dict[str, Any]) -> str:
     settings = "".join(f", {key}={value}" for key, value in env["env_kwargs"].items())
     parts = [
-        f"## {env['env']}",
+        f"## {name_of(env['env'])}",
         (
             f"Temperature {env['temperature']:g}, {env['horizon']} steps{settings}."
             f" {_budgets(env['budgets'])}"
