@@ -21,13 +21,14 @@ from .intervals import (
     COSTS,
     Rows,
     cost_of_equals,
+    cost_of_levels,
     differences,
     equal_cost,
     interval,
     overall,
     wins,
 )
-from .output import html_report, tensorboard
+from .output import html_report, levels_picture, tensorboard
 from .output.markdown_report import markdown
 from .output.scores import grouped, measured, refined
 from .output.unfinished import missing_from
@@ -53,7 +54,8 @@ def report(
     levels: Sequence[float] = (),
 ) -> Path:
     """Write ``report.md``, ``report.html``, ``report.json``, plots and TensorBoard's mean runs for
-    the finished runs under ``out``.
+    the finished runs under ``out``; of several environments ``levels.png`` and ``levels.svg``, too,
+    if levels are given.
 
     Args:
         out: folder of a comparison.
@@ -86,9 +88,11 @@ def report(
     with told_of(out):
         groups = sorted(grouped(records, "env").items(), key=lambda group: _in_order(group[0]))
         environments = [summarise(out, runs, refine, on_stage, levels) for _, runs in groups]
+        pictures = _draw_levels(out, environments) if levels and len(environments) > 1 else {}
     summary = {
         "environments": environments,
         "overall": overall(environments),
+        **({"pictures": pictures} if pictures else {}),
         **missing,
         "commands": _distinct(record["command"] for record in records if record["command"]),
         "hardware": _distinct(
@@ -100,7 +104,7 @@ def report(
         text = markdown(summary)
     write_json(out / "report.json", summary)
     write_whole(out / "report.md", text.encode())
-    drawn = html_report.drawings(out, environments)
+    drawn = html_report.drawings(out, [pictures, *(env["pictures"] for env in environments)])
     write_whole(out / "report.html", html_report.page(text, drawn).encode())
     return out / "report.md"
 
@@ -141,6 +145,7 @@ def summarise(
         "compared": quantity,
         "equal_cost": equal_cost(rows, quantity),
         "cost_of_equals": cost_of_equals(rows, quantity, levels),
+        **({"levels": cost_of_levels(rows, quantity, levels)} if levels else {}),
         "pictures": pictures,
         **({"notes": notes} if notes else {}),
     }
@@ -204,6 +209,16 @@ def _draw(
             write_whole(folder / f"{name}.{kind}", content)
     _to_tensorboard(out, folder, agents, figures, quantity)
     return {name: f"{slug(env)}/{name}.png" for name in figures}
+
+
+def _draw_levels(out: Path, environments: list[dict[str, Any]]) -> dict[str, str]:
+    """What levels cost in all environments, beside the report; its name."""
+    figure = levels_picture.draw(environments)
+    if figure is None:
+        return {}
+    for kind, content in plots.encoded(figure):
+        write_whole(out / f"levels.{kind}", content)
+    return {"levels": "levels.png"}
 
 
 def _lines(quantity: str, reference: Reference) -> dict[str, float]:

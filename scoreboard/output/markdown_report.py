@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from textwrap import TextWrapper
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +11,8 @@ from ..evaluation import Reference
 from ..intervals import FEWEST, Interval
 from ..plots import name_of
 from ..storage.files import escaped_within, printable
-from . import bounds, sampling_costs, unfinished
+from . import bounds, levels, sampling_costs, unfinished
+from .tables import table
 
 _UNIT_WORDS = {
     "env_steps": "env steps",
@@ -43,7 +43,8 @@ def markdown(summary: dict[str, Any]) -> str:
     summary = {**escaped_within(summary), "commands": [text.replace("`", "'") for text in commands]}
     for env, drawn in zip(summary["environments"], pictures, strict=True):
         env["pictures"] = drawn
-    parts = ["# Report", _NOTES, *(_environment(env) for env in summary["environments"])]
+    parts = ["# Report", _NOTES, *levels.told(summary)]
+    parts += map(_environment, summary["environments"])
     if summary["overall"]:
         parts += ["## All environments", _overall(summary["overall"])]
     parts += unfinished.told(summary)
@@ -278,9 +279,3 @@ def _cell(value: dict[str, Any] | None) -> str:
 
 def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
