@@ -267,7 +267,8 @@ def report(out: Path = Path("runs/main"), levels: tuple[float, ...] = ()) -> Non
 
     Args:
         out: folder of a comparison.
-        levels: scores whose cost is told too, such as 0.5 0.9.
+        levels: scores whose cost is told too, such as 0.5 0.9; of several environments together,
+            with a picture, levels.png.
     """
     from girsanov.scoreboard.output.tensorboard import address
     from girsanov.scoreboard.report import report as write

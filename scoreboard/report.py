@@ -32,7 +32,7 @@ from .output import html_report, levels_picture, tensorboard
 from .output.markdown_report import markdown
 from .output.scores import grouped, measured, refined
 from .output.unfinished import missing_from
-from .spec import Budget, RunSpec, slug
+from .spec import Budget, RunSpec, base_of, slug
 from .storage import archive
 from .storage.record_checks import told_of
 from .storage.records import (
@@ -86,8 +86,10 @@ def report(
     check_writable(out)
     missing = missing_from(out)
     with told_of(out):
-        groups = sorted(grouped(records, "env").items(), key=lambda group: _in_order(group[0]))
-        environments = [summarise(out, runs, refine, on_stage, levels) for _, runs in groups]
+        groups = grouped(records, "env")
+        environments = [
+            summarise(out, groups[env], refine, on_stage, levels) for env in _in_order(list(groups))
+        ]
         pictures = _draw_levels(out, environments) if levels and len(environments) > 1 else {}
     summary = {
         "environments": environments,
@@ -263,10 +265,16 @@ def _to_tensorboard(
         tensorboard.write_means(inside(out, folder / slug(agent)), rows, unit)
 
 
-def _in_order(env: str) -> list[str | float]:
-    """What environments are sorted by: their folders, whose numbers count as numbers."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", slug(env))  # words and numbers in turn
-    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+def _in_order(envs: list[str]) -> list[str]:
+    """Those of one name together, by their notes, whose numbers count as numbers."""
+    bases = list(dict.fromkeys(map(base_of, envs)))
+
+    def place(env: str) -> tuple[int, list[str | float]]:
+        parts = re.split(r"(\d+(?:\.\d+)?)", env)  # words and numbers in turn
+        numbered = [float(part) if i % 2 else part for i, part in enumerate(parts)]
+        return bases.index(base_of(env)), numbered
+
+    return sorted(envs, key=place)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
