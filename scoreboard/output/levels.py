@@ -43,8 +43,10 @@ def told(summary: dict[str, Any]) -> list[str]:
     heads = ["environment", *map(name_of, agents)]
     for at, line in enumerate(asked):
         rows = [
-            [label, *(_cell(env, at, agent, units) for agent in agents)]
-            for label, env in zip(labels(environments), environments, strict=True)
+            [label, *(_cell(env, costs, agent, units) for agent in agents)]
+            for label, env, costs in zip(
+                labels(environments), environments, costs_of(environments, at), strict=True
+            )
         ]
         parts += [f"### {level_of(environments, line['level'])}", table(heads, rows)]
     return parts
@@ -70,33 +72,47 @@ def units_of(environments: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def labels(environments: Sequence[dict[str, Any]]) -> list[str]:
-    """Short names: notes alone, where that is all in which they differ; with the quantity where it
-    is no score.
-    """
+    """Short names: notes alone, where that is all in which they differ."""
     names = [env["env"] for env in environments]
     alike = len({base_of(name) for name in names}) == 1
-    short = [
+    return [
         name.partition("#")[2] if alike and "#" in name else name_of(name).removeprefix("girsanov/")
         for name in names
     ]
-    same = len({env["compared"] for env in environments}) == 1
+
+
+def quantity_of(environments: Sequence[dict[str, Any]]) -> str:
+    """What the levels are of: of the objective where no environment has a score; else one without
+    takes no part.
+    """
+    compared = {env["compared"] for env in environments}
+    return compared.pop() if len(compared) == 1 else "score"
+
+
+def costs_of(environments: Sequence[dict[str, Any]], at: int) -> list[dict[str, Any] | None]:
+    """Of each environment that takes part what its agents spend until the level at that place."""
+    quantity = quantity_of(environments)
     return [
-        label if same or env["compared"] == "score" else f"{label} ({env['compared']})"
-        for label, env in zip(short, environments, strict=True)
+        env["levels"][at]["agents"] if env["compared"] == quantity else None for env in environments
     ]
 
 
 def level_of(environments: Sequence[dict[str, Any]], level: float) -> str:
-    """A level in words: of the score, or of what every environment compares instead."""
-    compared = {env["compared"] for env in environments}
-    return f"{compared.pop().capitalize() if len(compared) == 1 else 'Score'} {level:g}"
+    """A level in words."""
+    return f"{quantity_of(environments).capitalize()} {level:g}"
 
 
-def _cell(env: dict[str, Any], at: int, agent: str, units: Sequence[str]) -> str:
+def _cell(
+    env: dict[str, Any], known: dict[str, Any] | None, agent: str, units: Sequence[str]
+) -> str:
     """What an agent spends until one level, in words; nothing where it has no run."""
-    costs = env["levels"][at]["agents"].get(agent)
+    if agent not in {line["agent"] for line in env["agents"]}:
+        return ""
+    if known is None:
+        return "no score"
+    costs = known.get(agent)
     if costs is None:
-        return "no curve" if agent in {line["agent"] for line in env["agents"]} else ""
+        return "no curve"
     queries, runs = costs["reward_queries"], len(costs["reward_queries"]["each"])
     if queries["median"] is None:
         text = f"never in {np.median(queries['ends']):,.0f}"

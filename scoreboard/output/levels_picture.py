@@ -9,7 +9,7 @@ import numpy as np
 
 from ..plots import COST_WORDS, colours_of, empty_figure, name_of, words
 from ..spec import base_of
-from .levels import agents_of, labels, level_of, units_of
+from .levels import agents_of, costs_of, labels, level_of, units_of
 
 #: Who never is at a level: hollow, and points to where that would be.
 _NEVER = {"marker": ">", "markerfacecolor": "white", "linestyle": ""}
@@ -37,11 +37,11 @@ def draw(environments: Sequence[dict[str, Any]]) -> Any | None:
     for at, level in enumerate(asked):
         panels[at, 0].set_title(words(level_of(environments, level)), loc="left")
         for axes, unit in zip(panels[at], units, strict=True):
-            for i, env in enumerate(environments):
+            for i, known in enumerate(costs_of(environments, at)):
                 if i % 2:
                     axes.axhspan(i - 0.5, i + 0.5, color="0.5", alpha=0.08, linewidth=0)
                 for j, agent in enumerate(agents):
-                    costs = env["levels"][at]["agents"].get(agent)
+                    costs = (known or {}).get(agent)
                     if costs is not None:
                         y = i + (j - (len(agents) - 1) / 2) * 0.8 / len(agents)
                         _one(axes, y, costs[unit], colours[agent])

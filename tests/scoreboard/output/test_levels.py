@@ -115,14 +115,26 @@ def _environments(**compared: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_every_cost_that_is_known_is_told_and_words_fit_what_is_compared() -> None:
+def test_every_cost_that_is_known_is_told() -> None:
     text = "\n".join(levels.told({"environments": _environments()}))
     assert "(in brackets model evaluations and CPU seconds)" in text
     assert _line(text, "mine:A")[0][1:] == ["50 (50,000; 100.0 s): 2 of 3 runs reached it", ""]
     assert _line(text, "B-v0")[0][1:] == ["never in 100: 0 of 1 runs reached it", "0 (0; 0.0 s)"]
+
+
+def test_a_level_is_of_one_quantity() -> None:
     mixed = _environments(**{"mine:A": "objective"})
     text = "\n".join(levels.told({"environments": mixed}))
-    assert "### Score 0.9" in text and "| mine:A (objective) |" in text and "| B-v0 |" in text
+    assert "### Score 0.9" in text and _line(text, "mine:A")[0][1:] == ["no score", ""]
+    assert _line(text, "B-v0")[0][1:] == ["never in 100: 0 of 1 runs reached it", "0 (0; 0.0 s)"]
+    figure = levels_picture.draw(mixed)
+    assert figure is not None
+    drawn = [y for axes in figure.axes for line in axes.lines for y in line.get_ydata()]
+    assert drawn and min(drawn) > 0.5  # nothing of the first
+    alike = _environments(**{"mine:A": "objective", "girsanov/B-v0": "objective"})
+    text = "\n".join(levels.told({"environments": alike}))
+    assert "### Objective 0.9" in text
+    assert _line(text, "mine:A")[0][1:] == ["50 (50,000; 100.0 s): 2 of 3 runs reached it", ""]
 
 
 def test_the_picture_shows_medians_ranges_and_who_never_is_there() -> None:
