@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import tyro
 
-from girsanov.scoreboard.commands.configuration import by_agent, expanded, pairs
+from girsanov.scoreboard.commands.configuration import by_agent, expanded, of_envs, pairs
 from girsanov.scoreboard.commands.configuration import schema as schema_of
 
 Unit = Literal["env_steps", "reward_queries", "seconds"]
@@ -156,7 +156,7 @@ def compare(
 
     Args:
         agents: any of those that "girsanov list" tells, and module:attribute of your own.
-        envs: ids, or module:attribute of your own.
+        envs: ids, or module:attribute of your own; with a note after #, one of its own each.
         seeds: of the agents.
         budget: how long each run learns, in budget-unit.
         budget_unit: env_steps, reward_queries (terminal rewards seen) or seconds of training.
@@ -167,8 +167,10 @@ def compare(
         address: of the Ray cluster; auto is the one that this machine belongs to.
         cpus_per_run: on the Ray cluster.
         gpus_per_run: on the Ray cluster; 0.25 lets four runs share one.
-        env_kwargs: key=value pairs for every problem, such as temperature=0.3.
-        agent_kwargs: agent.key=value pairs, such as ppo.learning_rate=1e-3.
+        env_kwargs: key=value pairs for every problem, such as temperature=0.3; or each for one of
+            them, environment.key=value.
+        agent_kwargs: agent.key=value pairs, such as ppo.learning_rate=1e-3; for one environment of
+            several "agent @ environment.key=value".
         points: evaluations while learning.
         paths: fresh paths at each of them.
         final_paths: fresh paths of the final evaluation.
@@ -196,7 +198,7 @@ def compare(
         Budget(budget, budget_unit),
         out,
         workers,
-        pairs("env-kwargs", env_kwargs),
+        of_envs(env_kwargs),
         by_agent(agent_kwargs),
         device,
         EvaluationPlan(points, paths, final_paths, reference_paths, samples, reference_starts),
@@ -265,7 +267,8 @@ def report(out: Path = Path("runs/main"), levels: tuple[float, ...] = ()) -> Non
 
     Args:
         out: folder of a comparison.
-        levels: scores whose cost is told too, such as 0.5 0.9.
+        levels: scores whose cost is told too, such as 0.5 0.9; of several environments together,
+            with a picture, levels.png.
     """
     from girsanov.scoreboard.output.tensorboard import address
     from girsanov.scoreboard.report import report as write

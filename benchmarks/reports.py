@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from girsanov.scoreboard.output import markdown_report
+from girsanov.scoreboard.output import tables
 from girsanov.scoreboard.storage.records import write_whole
 
 Line = dict[str, Any]
@@ -61,7 +61,7 @@ def table(heads: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of Markdown, ``heads`` apart by bars; nothing without rows."""
     rows = list(rows)
     heads = heads.split("|") if isinstance(heads, str) else heads
-    return markdown_report.table(heads, rows) if rows else ""
+    return tables.table(heads, rows) if rows else ""
 
 
 def spread(values: Iterable[float], form: str = ".3f") -> str:

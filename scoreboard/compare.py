@@ -27,6 +27,7 @@ from ..envs.checks import (
 )
 from ..envs.env import ProblemEnv
 from .commands.arguments import check_names
+from .commands.configuration import at, by_name
 from .engines.engine import Engine, Job
 from .engines.local import LocalProcesses
 from .registry import find_agent, make_env
@@ -34,7 +35,7 @@ from .runner import check_settings, prepare_env
 from .spec import Budget, EvaluationPlan, RunSpec, slug
 from .storage import archive
 from .storage.checkpoints import Saving
-from .storage.records import RunFolder, check_writable
+from .storage.records import check_writable
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Comparison:
         budget: the same for all.
         out: folder of everything.
         workers: runs at a time on this machine; its cores are shared out evenly.
-        env_kwargs: of every environment.
-        agent_kwargs: by agent.
+        env_kwargs: of every environment; or by environment, each a dict of its own.
+        agent_kwargs: by agent; under ``"AGENT @ ENVIRONMENT"`` what an agent has on top of that on
+            one environment.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         plan: how to evaluate.
         command: how this was asked for, kept in the records.
@@ -103,12 +105,36 @@ class Comparison:
         object.__setattr__(self, "agent_kwargs", self.agent_kwargs or {})
         for agent, settings in self.agent_kwargs.items():
             check_keywords(f"agent_kwargs of {agent}", settings)
-        unknown = sorted(set(self.agent_kwargs) - set(self.agents))
+        together = {at(agent, env) for agent in self.agents for env in self.envs}
+        unknown = sorted(set(self.agent_kwargs) - set(self.agents) - together)
         if unknown:
             raise ValueError(
-                f"agent_kwargs must be for agents of this comparison, {self.agents}; got {unknown}"
+                f"agent_kwargs must be for agents of this comparison, {self.agents}, or for one on"
+                f" an environment of it, {at('AGENT', 'ENVIRONMENT')!r}; got {unknown}"
             )
+        self._check_env_kwargs()
         self.specs()  # every run's own door
+
+    def _check_env_kwargs(self) -> None:
+        check_keywords("env_kwargs", self.env_kwargs)
+        object.__setattr__(self, "env_kwargs", self.env_kwargs or {})
+        if not by_name(self.env_kwargs):
+            return
+        for env, settings in self.env_kwargs.items():
+            check_keywords(f"env_kwargs of {env}", settings)
+        unknown = sorted(set(self.env_kwargs) - set(self.envs))
+        if unknown:
+            raise ValueError(
+                f"env_kwargs by name must be for environments of this comparison, {self.envs}; got"
+                f" {unknown}"
+            )
+
+    def _settings(self, agent: str, env: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the environment and the agent of one run are given."""
+        named = by_name(self.env_kwargs)
+        of_env = (self.env_kwargs.get(env) or {}) if named else self.env_kwargs
+        of_agent, here = (self.agent_kwargs.get(name) or {} for name in (agent, at(agent, env)))
+        return dict(of_env), {**of_agent, **here}
 
     def specs(self) -> list[RunSpec]:
         """All runs, seed by seed, so that every agent has a result early."""
@@ -118,8 +144,7 @@ class Comparison:
                 agent,
                 seed,
                 self.budget,
-                self.env_kwargs,
-                self.agent_kwargs.get(agent) or {},
+                *self._settings(agent, env),
                 self.device,
                 self.plan,
             )
@@ -149,8 +174,7 @@ def compare(comparison: Comparison, progress: bool = True) -> list[Path]:
     specs = comparison.specs()
     for agent in comparison.agents:
         find_agent(agent)
-    for spec in specs:
-        archive.restore(spec, comparison.out)
+    archive.restore(specs, comparison.out)
     missing, envs = checked(specs, comparison.out)
     check_writable(comparison.out)
     done = len(specs) - len(missing)
@@ -182,7 +206,7 @@ def checked(specs: list[RunSpec], out: Path) -> tuple[list[RunSpec], dict[str, P
     for spec in specs:
         check_names(spec.env, spec.agent)
         find_agent(spec.agent)
-    missing = [spec for spec in specs if not RunFolder(out, spec).finished()]
+    missing = archive.missing(specs, out)
     envs = {spec.env: make_env(spec.env, spec.env_kwargs, spec.device) for spec in missing}
     for spec in {(spec.env, spec.agent): spec for spec in missing}.values():
         if words := check_settings(spec, envs[spec.env]):

@@ -210,15 +210,48 @@ def cost_of_equals(
     for goal, target in [*ends, *((None, level) for level in levels)]:
         spent = {
             agent: {
-                unit: _finite(
-                    np.median([_first(*curve(run, unit, quantity), target) for run in runs])
-                )
-                for unit in units
+                unit: _finite(np.median(_spent(runs, unit, quantity, target))) for unit in units
             }
             for agent, runs in curves.items()
         }
         out.append({"agent": goal, "target": float(target), "spent": spent})
     return out
+
+
+def cost_of_levels(
+    rows: Mapping[str, list[Rows]], quantity: str, levels: Sequence[float]
+) -> list[dict[str, Any]]:
+    """What each agent with a curve spends until it is at a level, a dict a level.
+
+    Of each agent and unit: ``each`` run's cost, None where it never is there; their ``median``, for
+    which these are infinite; and where the runs' budgets end, ``ends``.
+    """
+    units = known_costs([run for seeds in rows.values() for run in seeds])
+
+    def of(runs: list[Rows], unit: str, level: float) -> dict[str, Any]:
+        spent = _spent(runs, unit, quantity, level)
+        return {
+            "median": _finite(np.median(spent)),
+            "each": [_finite(cost) for cost in spent],
+            "ends": [float(run[-1][unit]) for run in runs],
+        }
+
+    return [
+        {
+            "level": float(level),
+            "agents": {
+                agent: {unit: of(runs, unit, level) for unit in units}
+                for agent, runs in rows.items()
+                if has_curve(runs)
+            },
+        }
+        for level in levels
+    ]
+
+
+def _spent(runs: list[Rows], unit: str, quantity: str, target: float) -> list[float]:
+    """Of each run, until its curve is at the target."""
+    return [_first(*curve(run, unit, quantity), target) for run in runs]
 
 
 def _first(x: np.ndarray, y: np.ndarray, target: float) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
+import itertools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,7 @@ _OTHERS = ("#332288", "#661100", "#6699CC", "#117733", "#888888")
 
 def name_of(agent: str) -> str:
     """The spelling of an agent in tables and pictures, with the note of its row; yours keeps its
-    own.
+    own, and so does an environment.
     """
     base, mark, note = agent.partition("#")
     known = _LOOKS[base][0] if base in _LOOKS else base
@@ -56,11 +58,28 @@ def words(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
 
 
-def colour_of(agent: str) -> str:
-    """The colour of an agent in every picture."""
-    if agent in _LOOKS:
-        return _LOOKS[agent][1]
-    return _OTHERS[zlib.crc32(agent.encode()) % len(_OTHERS)]
+def colours_of(agents: Iterable[str]) -> dict[str, str]:
+    """The colours of a picture's agents, no two alike: known agents have theirs in every picture,
+    and any other the first of an order of its own that is free.
+    """
+    agents = list(dict.fromkeys(agents))
+    chosen = {agent: _LOOKS[agent][1] for agent in agents if agent in _LOOKS}
+    for agent in agents:
+        if agent not in chosen:
+            first = zlib.crc32(agent.encode()) % len(_OTHERS)
+            order = itertools.chain(_OTHERS[first:], _OTHERS[:first], _more_colours())
+            chosen[agent] = next(colour for colour in order if colour not in chosen.values())
+    return {agent: chosen[agent] for agent in agents}
+
+
+def _more_colours() -> Iterator[str]:
+    """Without end: those that some known agents have elsewhere, but not the first four's; then
+    hues.
+    """
+    yield from [colour for _, colour in _LOOKS.values()][4:]
+    for i in itertools.count():
+        red, green, blue = colorsys.hsv_to_rgb(i * 0.618 % 1, 0.75, 0.85 - 0.3 * (i % 2))
+        yield f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
 
 
 def encoded(figure: Any) -> Iterator[tuple[str, bytes]]:
@@ -111,9 +130,10 @@ def learning_curves(
     down = -(-len(units) // across)
     figure = empty_figure(4.4 * across, 3.6 * down + 0.6)
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    colours = colours_of(runs)
     for axes, (unit, label) in zip(panels, units.items(), strict=False):
         for agent, seeds in runs.items():
-            _curves(axes, words(name_of(agent)), colour_of(agent), seeds, unit, quantity)
+            _curves(axes, words(name_of(agent)), colours[agent], seeds, unit, quantity)
         blur = _blur(everything, quantity)
         if "pre-trained" in (lines or {}) and blur:
             middle = (lines or {})["pre-trained"]

@@ -47,12 +47,12 @@ def find_agent(name: str) -> Agent:
 
 def make_env(name: str, kwargs: Mapping[str, Any], device: str = "auto") -> ProblemEnv:
     """The environment of an id or of ``module:attribute`` (a Problem, or a callable that returns
-    one), checked.
+    one), checked. A note after ``#`` is not looked at.
 
     ``kwargs`` go to the problem; ``action_bound``, ``actions`` and ``observation`` among them to
     its environment.
     """
-    kwargs = dict(kwargs)
+    name, kwargs = base_of(name), dict(kwargs)
     names = ("action_bound", "actions", "observation")
     shell = {key: kwargs.pop(key) for key in names if key in kwargs}
     place = resolve_device(device)

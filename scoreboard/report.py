@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from .intervals import (
     COSTS,
     Rows,
     cost_of_equals,
+    cost_of_levels,
     differences,
     equal_cost,
     interval,
     overall,
     wins,
 )
-from .output import html_report, tensorboard
+from .output import html_report, levels_picture, tensorboard
 from .output.markdown_report import markdown
 from .output.scores import grouped, measured, refined
 from .output.unfinished import missing_from
-from .spec import Budget, RunSpec, slug
+from .spec import Budget, RunSpec, base_of, slug
 from .storage import archive
 from .storage.record_checks import told_of
 from .storage.records import (
@@ -52,7 +54,8 @@ def report(
     levels: Sequence[float] = (),
 ) -> Path:
     """Write ``report.md``, ``report.html``, ``report.json``, plots and TensorBoard's mean runs for
-    the finished runs under ``out``.
+    the finished runs under ``out``; of several environments ``levels.png`` and ``levels.svg``, too,
+    if levels are given.
 
     Args:
         out: folder of a comparison.
@@ -83,11 +86,15 @@ def report(
     check_writable(out)
     missing = missing_from(out)
     with told_of(out):
-        groups = grouped(records, "env").values()
-        environments = [summarise(out, group, refine, on_stage, levels) for group in groups]
+        groups = grouped(records, "env")
+        environments = [
+            summarise(out, groups[env], refine, on_stage, levels) for env in _in_order(list(groups))
+        ]
+        pictures = _draw_levels(out, environments) if levels and len(environments) > 1 else {}
     summary = {
         "environments": environments,
         "overall": overall(environments),
+        **({"pictures": pictures} if pictures else {}),
         **missing,
         "commands": _distinct(record["command"] for record in records if record["command"]),
         "hardware": _distinct(
@@ -99,7 +106,7 @@ def report(
         text = markdown(summary)
     write_json(out / "report.json", summary)
     write_whole(out / "report.md", text.encode())
-    drawn = html_report.drawings(out, environments)
+    drawn = html_report.drawings(out, [pictures, *(env["pictures"] for env in environments)])
     write_whole(out / "report.html", html_report.page(text, drawn).encode())
     return out / "report.md"
 
@@ -113,7 +120,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Everything that the table says of one environment, and its pictures, whose names it holds."""
     reference, env = refined(out, records, refine, on_stage), records[0]["spec"]["env"]
-    on_stage(f"{env}: tables and pictures")
+    on_stage(f"{plots.name_of(env)}: tables and pictures")
     records = [measured(record, reference) for record in records]
     agents = grouped(records, "agent")
     rows = {agent: [record["rows"] for record in group] for agent, group in agents.items()}
@@ -140,6 +147,7 @@ def summarise(
         "compared": quantity,
         "equal_cost": equal_cost(rows, quantity),
         "cost_of_equals": cost_of_equals(rows, quantity, levels),
+        **({"levels": cost_of_levels(rows, quantity, levels)} if levels else {}),
         "pictures": pictures,
         **({"notes": notes} if notes else {}),
     }
@@ -190,11 +198,11 @@ def _draw(
     """Draw the pictures of one environment into its folder and TensorBoard; their paths relative to
     ``out``, by name.
     """
-    title = f"{env}: {quantity} of the deterministic policy"
+    title = f"{plots.name_of(env)}: {quantity} of the deterministic policy"
     lines = _lines(quantity, reference)
     figures = {"learning_curves": plots.learning_curves(rows, quantity, title, lines)}
     states = _states(out, env, agents)
-    title = f"{env}: terminal states, all from the same noises (first seed)"
+    title = f"{plots.name_of(env)}: terminal states, all from the same noises (first seed)"
     if states and (picture := plots.samples(states, title)) is not None:
         figures["samples"] = picture
     folder = out / slug(env)
@@ -203,6 +211,16 @@ def _draw(
             write_whole(folder / f"{name}.{kind}", content)
     _to_tensorboard(out, folder, agents, figures, quantity)
     return {name: f"{slug(env)}/{name}.png" for name in figures}
+
+
+def _draw_levels(out: Path, environments: list[dict[str, Any]]) -> dict[str, str]:
+    """What levels cost in all environments, beside the report; its name."""
+    figure = levels_picture.draw(environments)
+    if figure is None:
+        return {}
+    for kind, content in plots.encoded(figure):
+        write_whole(out / f"levels.{kind}", content)
+    return {"levels": "levels.png"}
 
 
 def _lines(quantity: str, reference: Reference) -> dict[str, float]:
@@ -245,6 +263,18 @@ def _to_tensorboard(
         unit = tensorboard.unit_of(Budget(**group[0]["spec"]["budget"]))
         rows = [record["rows"] for record in group]
         tensorboard.write_means(inside(out, folder / slug(agent)), rows, unit)
+
+
+def _in_order(envs: list[str]) -> list[str]:
+    """Those of one name together, by their notes, whose numbers count as numbers."""
+    bases = list(dict.fromkeys(map(base_of, envs)))
+
+    def place(env: str) -> tuple[int, list[str | float]]:
+        parts = re.split(r"(\d+(?:\.\d+)?)", env)  # words and numbers in turn
+        numbered = [float(part) if i % 2 else part for i, part in enumerate(parts)]
+        return bases.index(base_of(env)), numbered
+
+    return sorted(envs, key=place)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

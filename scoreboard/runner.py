@@ -96,7 +96,7 @@ def execute(
     """
     check_names(spec.env, spec.agent)
     agent, folder = find_agent(spec.agent), RunFolder(out, spec, saving)
-    archive.restore(spec, out)
+    archive.restore([spec], out)
     if folder.finished():
         return read_record(folder.record)
     from .callback import ScoreCallback  # imports SB3 and TensorBoard

@@ -127,7 +127,8 @@ class RunSpec:
     """One agent on one environment with one seed.
 
     Args:
-        env: a registered id, or ``module:attribute`` of your own: a Problem or what makes one.
+        env: a registered id, or ``module:attribute`` of your own: a Problem or what makes one; with
+            a note after ``#``, an environment of its own: ``girsanov/GaussianMixture-v0#beta 2``.
         agent: a name in ``learners.AGENTS``, or ``module:attribute`` of your own (see
             ``registry``); with a note after ``#``, a row of its own: ``pde#no averaging``.
         seed: of the agent.
@@ -245,9 +246,11 @@ def _nested(name: str, value: Any) -> Any:
     return value if made is None else made(**value)
 
 
-def base_of(agent: str) -> str:
-    """The agent that a name stands for, without the note that sets its row apart from others."""
-    return agent.partition("#")[0]
+def base_of(name: str) -> str:
+    """The agent or environment that a name stands for, without the note that sets its row apart
+    from others.
+    """
+    return name.partition("#")[0]
 
 
 def slug(name: str) -> str:

@@ -40,9 +40,10 @@ def run(
     seconds: float,
     ess: float,
     shape: tuple[int, ...],
+    env: str = "girsanov/Fake-v0",
 ) -> None:
     """A finished run on disk, with these scores at equal distances (None: no score)."""
-    spec = RunSpec("girsanov/Fake-v0", agent, seed, Budget(100), {"steps": 50})
+    spec = RunSpec(env, agent, seed, Budget(100), {"steps": 50})
     folder = RunFolder(out, spec)
     reference = Reference(
         Estimate(-4.0, 0.1), Certificate(-1.0, 0.1, -1.2, -0.8, ess, 1000), None, None, None

@@ -263,5 +263,5 @@ def _written(default: Any) -> str:
 
 def check_names(env: str, agent: str) -> None:
     """``check_name`` of both names of a run."""
-    check_name("env", env, PROBLEMS)
+    check_name("env", base_of(env), PROBLEMS)
     check_name("agent", base_of(agent), AGENTS)

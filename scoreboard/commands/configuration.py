@@ -12,14 +12,16 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .suggestions import did_you_mean
 
 _KWARGS = ("env_kwargs", "agent_kwargs")
+#: ``key=value``, or ``name.key=value``, whose name may hold dots and equals signs of its own.
+_PAIR = re.compile(r"(?:(.+?)\.)??([^\W\d]\w*)=(.*)", re.S)
 #: Arguments that no file holds.
 _NOT_KEPT = ("config", "dry_run")
 _BRACKETS = 1000  #: in a YAML file at most
@@ -33,22 +35,67 @@ def pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise ValueError(f"{name} must be key=value pairs; got {text!r}")
-        try:
-            out[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            out[key] = value
+        out[key] = _literal(value)
     return out
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def by_agent(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``agent.key=value`` strings as a dict of dicts."""
     out: dict[str, dict[str, Any]] = {}
-    for key, value in pairs("agent-kwargs", given).items():
-        agent, dot, name = key.rpartition(".")
-        if not (agent and dot):
+    for agent, key, value in _owned("agent-kwargs", given):
+        if agent is None:
             raise ValueError(f"agent-kwargs must be agent.key=value pairs; got {key!r}")
-        out.setdefault(agent, {})[name] = value
+        out.setdefault(agent, {})[key] = value
     return out
+
+
+def of_envs(given: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` strings, for every environment, as a dict; ``environment.key=value`` ones as a
+    dict of dicts.
+    """
+    out: dict[str, Any] = {}
+    for env, key, value in _owned("env-kwargs", given):
+        if env is not None and env.isidentifier():
+            raise ValueError(f"env-kwargs must be key=value pairs; got {f'{env}.{key}'!r}")
+        (out if env is None else out.setdefault(env, {}))[key] = value
+    return out
+
+
+def _owned(name: str, given: Sequence[str]) -> Iterator[tuple[str | None, str, Any]]:
+    """Whose, if it is told, which, and what."""
+    for text in given:
+        found = _PAIR.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{name} must be key=value pairs; got {text!r}")
+        yield found[1], found[2], _literal(found[3])
+
+
+def by_name(env_kwargs: Mapping[str, Any]) -> bool:
+    """Whether these are settings by environment: its name is no name of an argument.
+
+    Raises:
+        ValueError: some are, and some are for every environment.
+    """
+    flat = [key for key in env_kwargs if str(key).isidentifier()]
+    named = [key for key in env_kwargs if not str(key).isidentifier()]
+    if flat and named:
+        raise ValueError(
+            "env_kwargs must be arguments of every environment, or an object of them an"
+            f" environment, by its name; got both: {flat} and {named}"
+        )
+    return bool(named)
+
+
+def at(agent: str, env: str) -> str:
+    """What names the settings of an agent on one environment of several."""
+    return f"{agent} @ {env}"
 
 
 def expanded(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> list[str]:
@@ -64,15 +111,13 @@ def expanded(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]
     if not path:
         return given
     settings = read(Path(path), commands[given[0]])
-    if "--agents" in flags and isinstance(own := settings.get("agent_kwargs"), dict):
-        usual = _parameters(commands[given[0]])["agents"].default
-        chosen, listed = _values(given, flags.index("--agents")), settings.get("agents", usual)
-        left_out = set(listed) - set(chosen)  # by the command line: no settings for them
-        settings["agent_kwargs"] = {k: v for k, v in own.items() if k not in left_out}
+    several = "agents" in _parameters(commands[given[0]])
+    if several:
+        _leave_out(settings, given, flags, commands[given[0]])
     for name in _KWARGS:  # merged: the command line's come later, and count
         flag = "--" + name.replace("_", "-")
-        nested = name == "agent_kwargs" and "agents" in _parameters(commands[given[0]])
-        words = _words(settings.pop(name, {}), nested)
+        own = settings.pop(name, {})
+        words = _words(name, own, several and (name == "agent_kwargs" or by_name(own)))
         if words and flag in flags:
             place = flags.index(flag) + 1
             given[place:place] = words
@@ -85,6 +130,24 @@ def expanded(arguments: Sequence[str], commands: Mapping[str, Callable[..., Any]
             values = value if isinstance(value, (list, tuple)) else [value]
             given += [flag, *map(str, values)]
     return given
+
+
+def _leave_out(
+    settings: dict[str, Any], given: list[str], flags: list[str], command: Callable[..., Any]
+) -> None:
+    """Drop the settings of those whom the file names and the command line leaves out."""
+    listed: dict[str, list[str]] = {}
+    lost: dict[str, set[str]] = {}
+    for name in ("agents", "envs"):
+        flag, said = f"--{name}", settings.get(name, _parameters(command)[name].default)
+        listed[name] = [str(item) for item in said] if isinstance(said, (list, tuple)) else []
+        kept = _values(given, flags.index(flag)) if flag in flags else listed[name]
+        lost[name] = set(listed[name]) - set(kept)
+    pairs = product(listed["agents"], listed["envs"])
+    together = {at(a, e) for a, e in pairs if a in lost["agents"] or e in lost["envs"]}
+    for name, gone in (("agent_kwargs", lost["agents"] | together), ("env_kwargs", lost["envs"])):
+        own = settings.get(name, {})
+        settings[name] = {key: value for key, value in own.items() if key not in gone}
 
 
 def _values(arguments: Sequence[str], at: int) -> list[str]:
@@ -180,16 +243,15 @@ def _parameters(command: Callable[..., Any] | None) -> Mapping[str, inspect.Para
     return {} if command is None else inspect.signature(command).parameters
 
 
-def _words(settings: Mapping[str, Any], nested: bool) -> list[str]:
-    """``key=value`` words, or ``agent.key=value`` ones."""
+def _words(name: str, settings: Mapping[str, Any], nested: bool) -> list[str]:
+    """``key=value`` words, or ``owner.key=value`` ones."""
     if not nested:
-        return [f"{name}={value!r}" for name, value in settings.items()]
+        return [f"{key}={value!r}" for key, value in settings.items()]
     if not all(isinstance(own, dict) for own in settings.values()):
-        raise ValueError(f"config: agent_kwargs must hold an object an agent; got {settings!r}")
+        owner = {"agent_kwargs": "agent", "env_kwargs": "environment"}[name]
+        raise ValueError(f"config: {name} must hold an object an {owner}; got {settings!r}")
     return [
-        f"{agent}.{name}={value!r}"
-        for agent, own in settings.items()
-        for name, value in own.items()
+        f"{owner}.{key}={value!r}" for owner, own in settings.items() for key, value in own.items()
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def _inline(svg: str, prefix: str, label: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
-def drawings(out: Path, environments: list[dict[str, Any]]) -> dict[str, str]:
+def drawings(out: Path, pictures: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """The pictures as SVG, by the paths that the report names them by."""
-    paths = [path for env in environments for path in env["pictures"].values()]
+    paths = [path for named in pictures for path in named.values()]
     return {path: (out / path).with_suffix(".svg").read_text(encoding="utf-8") for path in paths}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from textwrap import TextWrapper
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +11,8 @@ from ..evaluation import Reference
 from ..intervals import FEWEST, Interval
 from ..plots import name_of
 from ..storage.files import escaped_within, printable
-from . import bounds, sampling_costs, unfinished
+from . import bounds, levels, sampling_costs, unfinished
+from .tables import table
 
 _UNIT_WORDS = {
     "env_steps": "env steps",
@@ -39,8 +39,12 @@ classes nothing is claimed."""
 def markdown(summary: dict[str, Any]) -> str:
     """The whole report of ``report.report``'s summary, in which every text counts as words."""
     commands = [" ".join(printable(text).split()) for text in summary["commands"]]
+    pictures = [env["pictures"] for env in summary["environments"]]  # quoted where they are named
     summary = {**escaped_within(summary), "commands": [text.replace("`", "'") for text in commands]}
-    parts = ["# Report", _NOTES, *(_environment(env) for env in summary["environments"])]
+    for env, drawn in zip(summary["environments"], pictures, strict=True):
+        env["pictures"] = drawn
+    parts = ["# Report", _NOTES, *levels.told(summary)]
+    parts += map(_environment, summary["environments"])
     if summary["overall"]:
         parts += ["## All environments", _overall(summary["overall"])]
     parts += unfinished.told(summary)
@@ -62,7 +66,7 @@ def _wrapped(line: str) -> str:
 def _environment(env: dict[str, Any]) -> str:
     settings = "".join(f", {key}={value}" for key, value in env["env_kwargs"].items())
     parts = [
-        f"## {env['env']}",
+        f"## {name_of(env['env'])}",
         (
             f"Temperature {env['temperature']:g}, {env['horizon']} steps{settings}."
             f" {_budgets(env['budgets'])}"
@@ -275,9 +279,3 @@ def _cell(value: dict[str, Any] | None) -> str:
 
 def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

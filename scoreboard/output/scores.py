@@ -68,8 +68,8 @@ def refined(
         paths = min(plan.reference_paths, _LENT_PATHS)
         lenders = ", ".join(map(name_of, policies))
         on_stage(
-            f"{spec.env}: the bound, anew from {paths:,} paths, uncontrolled and of {lenders}; this"
-            " may take minutes"
+            f"{name_of(spec.env)}: the bound, anew from {paths:,} paths, uncontrolled and of"
+            f" {lenders}; this may take minutes"
         )
         pooled = pooled_reference(problem, policies, paths, plan.reference_starts)
         write_json(path, {"runs": runs, "pooled": pooled.to_json()})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..plots import name_of
-from ..spec import slug
+from ..spec import base_of, slug
 from ..storage.files import escaped_within, printable
 
 _METRICS = {"score": "score", "objective": "objective", "kl": "KL (nats)", "success": "success"}
@@ -23,7 +23,7 @@ def card(runs: Sequence[dict[str, Any]], repo: str = "") -> str:
         runs: records of finished runs, as ``archive.finished`` gives them.
         repo: its name on the hub, ``owner/name``, if it has one.
     """
-    envs = list(dict.fromkeys(run["spec"]["env"] for run in runs))
+    envs = list(dict.fromkeys(base_of(run["spec"]["env"]) for run in runs))
     metadata = {
         "library_name": "girsanov",
         "pipeline_tag": "reinforcement-learning",
@@ -45,7 +45,7 @@ def _entry(run: dict[str, Any]) -> dict[str, Any]:
         if final.get(name) is not None
     ]
     task = {"type": "reinforcement-learning", "name": "reinforcement-learning"}
-    dataset = {"type": spec["env"], "name": spec["env"]}
+    dataset = {"type": base_of(spec["env"]), "name": spec["env"]}
     return {
         "name": f"{spec['agent']}, seed {spec['seed']}",
         "results": [{"task": task, "dataset": dataset, "metrics": metrics}],

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...envs import PROBLEMS
 from ..commands.suggestions import did_you_mean
 from ..learners import AGENTS
-from ..spec import RunSpec, slug
+from ..spec import RunSpec, base_of, slug
 from ..storage import archive
 from ..storage.files import inside
 from ..storage.records import RunFolder
@@ -69,7 +69,7 @@ def load(
     run, file = _found(name, Path(folder))
     spec = RunSpec.from_json(run["spec"])
     if env is None:
-        if spec.env not in PROBLEMS:  # whose module may come from anybody
+        if base_of(spec.env) not in PROBLEMS:  # whose module may come from anybody
             raise ValueError(f"env must be given: {name} learnt {spec.env!r}, which has no id")
         env = make_env(spec.env, spec.env_kwargs, device)
     read = AGENTS[spec.agent].load

@@ -9,6 +9,7 @@ back into its folder, so that a comparison goes on from an archive as it does fr
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,21 +100,39 @@ def pack(folder: Path, out: Path | None = None) -> Path:
     return path
 
 
-def restore(spec: RunSpec, out: Path) -> None:
-    """Write a run that is in the archive alone, and its environment's reference, back into their
-    folders: the record last.
+def restore(specs: Iterable[RunSpec], out: Path) -> None:
+    """Write runs that are in the archive alone, and their environments' references, back into their
+    folders: each record last.
     """
-    archive, run = read(out), RunFolder(out, spec)
-    reference = archive.references.get(spec.env_folder(out).relative_to(out))
-    file = spec.env_folder(out) / "reference.json"
-    if reference is not None and not file.exists():
-        write_json(file, reference)
-    line = archive.runs.get(run.path.relative_to(out))
-    if line is not None and not run.path.exists():
-        rows = "".join(json.dumps(row) + "\n" for row in line.pop("rows"))
-        write_whole(run.progress, rows.encode())
-        write_json(run.path / "spec.json", line["spec"])
-        write_json(run.record, line)
+    archive = read(out)
+    for spec in specs:
+        run = RunFolder(out, spec)
+        reference = archive.references.get(spec.env_folder(Path()))
+        file = spec.env_folder(out) / "reference.json"
+        if reference is not None and not file.exists():
+            write_json(file, reference)
+        line = archive.runs.get(spec.folder(Path()))
+        if line is not None and not run.path.exists():
+            rows = "".join(json.dumps(row) + "\n" for row in line.pop("rows"))
+            write_whole(run.progress, rows.encode())
+            write_json(run.path / "spec.json", line["spec"])
+            write_json(run.record, line)
+
+
+def missing(specs: Iterable[RunSpec], out: Path) -> list[RunSpec]:
+    """The runs that are finished neither in their folders nor in the archive; nothing is written.
+
+    Raises:
+        ValueError: what is there has other settings.
+    """
+    kept, found = read(out).runs, []
+    for spec in specs:
+        run, line = RunFolder(out, spec), kept.get(spec.folder(Path()))
+        if line is not None and not run.path.exists():
+            run.check_same(line["spec"])
+        elif not run.finished():
+            found.append(spec)
+    return found
 
 
 def _in_folders(out: Path) -> dict[Path, Line]:

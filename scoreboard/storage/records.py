@@ -111,28 +111,33 @@ class RunFolder:
         """
         for name in (*_PARTIAL, "spec.json", "record.json", ".lock", "../../reference.json"):
             inside(self.out, self.path / name)
-        asked, path = self.spec.to_json(), self.path / "spec.json"
+        path = self.path / "spec.json"
         if path.is_file():
             found = read_json(path)
             if not isinstance(found, dict):
                 raise ValueError(f"{path} must hold the settings of a run; delete {self.path}")
-            with contextlib.suppress(
-                TypeError, KeyError, AttributeError, ValueError
-            ):  # settings that came later have their defaults
-                found = RunSpec.from_json(found).to_json()
-            differs = sorted(
-                name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name)
-            )
-            if differs:
-                detail = "; ".join(
-                    f"{name}: {str(found.get(name))[:500]} there, {asked.get(name)} asked"
-                    for name in differs
-                )
-                raise ValueError(
-                    f"{self.path} holds a run with other settings ({detail}); use another --out or"
-                    " delete it"
-                )
+            self.check_same(found)
         return self.record.is_file()
+
+    def check_same(self, found: dict[str, Any]) -> None:
+        """A ValueError that names the folder unless the settings ``found`` are those of the run."""
+        with contextlib.suppress(
+            TypeError, KeyError, AttributeError, ValueError
+        ):  # settings that came later have their defaults
+            found = RunSpec.from_json(found).to_json()
+        asked = self.spec.to_json()
+        differs = sorted(
+            name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name)
+        )
+        if differs:
+            detail = "; ".join(
+                f"{name}: {str(found.get(name))[:500]} there, {asked.get(name)} asked"
+                for name in differs
+            )
+            raise ValueError(
+                f"{self.path} holds a run with other settings ({detail}); use another --out or"
+                " delete it"
+            )
 
     @contextlib.contextmanager
     def begin(self, resumed: dict[str, Any] | None = None) -> Iterator[bool]:

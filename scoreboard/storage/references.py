@@ -14,6 +14,7 @@ from ...envs.env import device_of
 from ...envs.problem import Problem, rollout
 from .. import evaluation
 from ..evaluation import REFERENCE_SEED, Reference, generator_on, reference_of
+from ..spec import base_of
 from .cache import keep, look_up
 from .files import read_json, write_json
 
@@ -70,8 +71,8 @@ def _kept(key: dict[str, Any]) -> Reference | None:
 
 @torch.no_grad()
 def _key(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
-    """All that a reference depends on. A fingerprint does not see everything, so a few paths are
-    looked at, too.
+    """All that a reference depends on, which the note of a name is not. A fingerprint does not see
+    everything, so a few paths are looked at, too.
     """
     paths = rollout(problem, None, 4, generator_on(problem, REFERENCE_SEED))
     folder = Path(str(certificates.__file__)).parent
@@ -79,6 +80,7 @@ def _key(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
     code = "".join(file.read_text(encoding="utf-8") for file in files)
     return {
         **settings,
+        "env": base_of(settings["env"]),
         "temperature": problem.temperature,
         "returns": [value.hex() for value in paths.reward.double().tolist()],
         "device": device_of(problem).type,

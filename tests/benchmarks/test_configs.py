@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_every_agent_takes_its_settings(
     assert not (tmp_path / "new").exists() and "seed" in capsys.readouterr().out
 
 
+def test_the_frontier_has_nine_cells() -> None:
+    settings = json.loads((CONFIGS / "mixture" / "frontier.json").read_text())
+    asked = {
+        f"girsanov/GaussianMixture-v0#d {d}, beta {beta:g}": {"dimension": d, "temperature": beta}
+        for d in (2, 8, 32)
+        for beta in (2, 0.5, 0.1)
+    }
+    assert settings["env_kwargs"] == asked and settings["envs"] == list(asked)
+
+
 @pytest.mark.parametrize("make", [raw_states.pde, raw_states.mou])
 def test_raw_states_do_without_the_estimate(make: Any) -> None:
     """And the environment keeps it for the agents beside it."""
@@ -57,7 +68,9 @@ def test_raw_states_do_without_the_estimate(make: Any) -> None:
 def test_a_comparison_is_made_and_reported(name: str, tmp_path: Path) -> None:
     if name in IMAGES:
         pytest.importorskip("diffusers")
-    given = ["--config", f"benchmarks/configs/{name}.json", "--out", str(tmp_path)]
+    file = f"benchmarks/configs/{name}.json"
+    few = json.loads(Path(file).read_text())["envs"][:2]
+    given = ["--config", file, "--out", str(tmp_path), "--envs", *few]
     assert train.main(["compare", *given, *TINY]) == 0
     assert (
         len(archive.finished(tmp_path)) > 3 and "Made with" in (tmp_path / "report.md").read_text()

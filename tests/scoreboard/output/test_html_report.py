@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from girsanov.scoreboard.output.html_report import page
-from girsanov.scoreboard.plots import colour_of
+from girsanov.scoreboard.plots import colours_of
 from girsanov.scoreboard.report import report
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:x) `b` **c** | d"
@@ -128,5 +128,5 @@ def test_a_browser_runs_its_sorting_and_shows_its_curves(finished: Path, tmp_pat
     subprocess.run([*command, *shot], check=True, capture_output=True, timeout=120)
     pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
     for agent in ("pde", "ppo"):
-        colour = (np.array(to_rgb(colour_of(agent))) * 255).round()
+        colour = (np.array(to_rgb(colours_of([agent])[agent])) * 255).round()
         assert (np.abs(pixels - colour).max(1) < 3).sum() > 100, agent
