@@ -83,6 +83,9 @@ class Contestant(Protocol):
     def absorb(self, fresh: Replay, control: Policy | None, rounds: int = 1) -> None:
         """Learn from paths, as many as of several rounds."""
 
+    def branched(self, data: Replay) -> Replay:
+        """With the fresh noise that networks use."""
+
     def _set_up_logger(self) -> None: ...
 
 
@@ -136,10 +139,10 @@ class Contest:
             control, spread = one.policy.control, one.collection.exploration
             paths, own = agent.observe(control, max(_LEAST, size), spread)
             gains.append(gained(paths, agent.problem.temperature))
-            data.append(own)
-        fresh = Replay.joined(data)
+            data.append(agent.branched(own))
+        fresh, starts = Replay.joined(data), _starts([*agent.rounds, *data])
         verdicts = [
-            _judged(one, g, own, Replay.joined([*agent.rounds, fresh]))
+            _judged(one, g, own, starts)
             for (_, one), g, own in zip(everyone, gains, data, strict=True)
         ]
         for (_, one), own in zip(everyone, data, strict=True):
@@ -166,7 +169,7 @@ class Contest:
     def _start(self, agent: Contestant) -> None:
         """Uncontrolled paths, and who learns from them."""
         paths, fresh = agent.observe(None, agent.n_uncontrolled)
-        g = gained(paths, agent.problem.temperature)
+        g, fresh = gained(paths, agent.problem.temperature), agent.branched(fresh)
         agent.absorb(fresh, None)
         self.free = Verdict.of(g, torch.zeros_like(g), 0.0)
         effective = float(torch.exp(2 * g.logsumexp(0) - (2 * g).logsumexp(0)))
@@ -174,7 +177,7 @@ class Contest:
             one, known = _rival(agent, candidate), fresh
             if one.collection.exploration:
                 _, pushed = agent.observe(None, agent.n_uncontrolled, one.collection.exploration)
-                known = Replay.joined([fresh, pushed])
+                known = Replay.joined([fresh, agent.branched(pushed)])
             one.absorb(known, None)
             self.others.append((candidate, one))
         if not self.others:
@@ -246,7 +249,7 @@ class Contest:
     def watch(self, agent: Contestant, paths: Trajectories, own: Replay) -> None:
         """Judge a round of the winner's own paths."""
         g = gained(paths, agent.problem.temperature)
-        self.last = _judged(agent, g, own, Replay.joined([*agent.rounds, own]))
+        self.last = _judged(agent, g, own, _starts([*agent.rounds, own]))
 
     def close(self, agent: Contestant) -> None:
         """Fall back to no control where the last paths did not do better.
@@ -267,11 +270,17 @@ class Contest:
 
 
 @torch.no_grad()
-def _judged(one: Contestant, g: Tensor, own: Replay, every: Replay) -> Verdict:
+def _judged(one: Contestant, g: Tensor, own: Replay, starts: tuple[Tensor, Tensor]) -> Verdict:
     """By its own paths without a push, and the starts of all paths."""
     value, rows = one.policy.value, slice(0, None, 2 if one.collection.exploration else 1)
-    first, more = (value(data.steps[:, 0], data.inputs[:, 0]).double() for data in (own, every))
+    first, more = (value(*at).double() for at in (_starts([own]), starts))
     return Verdict.of(g[rows], first[rows], float(more.mean()))
+
+
+def _starts(parts: list[Replay]) -> tuple[Tensor, Tensor]:
+    """First steps ``(n,)`` and encoded states ``(n, p)`` of all paths."""
+    steps = torch.cat([part.steps[:, 0] for part in parts])
+    return steps, torch.cat([part.inputs[:, 0] for part in parts])
 
 
 def _left(residual: float, solved: float, linear: bool) -> tuple[float, float]:
@@ -282,6 +291,8 @@ def _left(residual: float, solved: float, linear: bool) -> tuple[float, float]:
 def _become(agent: Contestant, winner: Any) -> None:
     for name in _WHAT_A_CLASS_IS:
         setattr(agent, name, getattr(winner, name))
+    # it looks ahead around its own gradient from now on, where draws near the optimum agree
+    agent.rounds = [data._replace(branches=None, log_ratios=None) for data in agent.rounds]
 
 
 def _rival(agent: Contestant, candidate: Candidate) -> Any:
