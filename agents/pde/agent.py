@@ -57,8 +57,8 @@ class PDE(Regression):
 
     Args:
         policy: the function class of ``log f``; ``"auto"`` tries those that suit the problem on its
-            own paths and goes on with the best (see ``choosing``); it takes the network that suits
-            the problem where paths are not the policy's own (``adaptive=False``, ``imagined``).
+            own paths and goes on with the best (see ``choosing``), or takes the network that suits
+            the problem where paths are not its own (``adaptive=False``, ``imagined``).
             ``"MlpPolicy"`` (networks),
             ``"CnnPolicy"``, ``"StateCnnPolicy"`` (convolutional; see ``image_policies``),
             ``"PolynomialPolicy"``, ``"FourierPolicy"``, ``"KernelPolicy"`` (Nystrom) or

@@ -139,7 +139,7 @@ class Contest:
             control, spread = one.policy.control, one.collection.exploration
             paths, own = agent.observe(control, max(_LEAST, size), spread)
             gains.append(gained(paths, agent.problem.temperature))
-            data.append(agent.branched(own))
+            data.append(_shared(agent, own))
         fresh, starts = Replay.joined(data), _starts([*agent.rounds, *data])
         verdicts = [
             _judged(one, g, own, starts)
@@ -169,7 +169,7 @@ class Contest:
     def _start(self, agent: Contestant) -> None:
         """Uncontrolled paths, and who learns from them."""
         paths, fresh = agent.observe(None, agent.n_uncontrolled)
-        g, fresh = gained(paths, agent.problem.temperature), agent.branched(fresh)
+        g, fresh = gained(paths, agent.problem.temperature), _shared(agent, fresh)
         agent.absorb(fresh, None)
         self.free = Verdict.of(g, torch.zeros_like(g), 0.0)
         effective = float(torch.exp(2 * g.logsumexp(0) - (2 * g).logsumexp(0)))
@@ -177,7 +177,7 @@ class Contest:
             one, known = _rival(agent, candidate), fresh
             if one.collection.exploration:
                 _, pushed = agent.observe(None, agent.n_uncontrolled, one.collection.exploration)
-                known = Replay.joined([fresh, agent.branched(pushed)])
+                known = Replay.joined([fresh, _shared(agent, pushed)])
             one.absorb(known, None)
             self.others.append((candidate, one))
         if not self.others:
@@ -275,6 +275,16 @@ def _judged(one: Contestant, g: Tensor, own: Replay, starts: tuple[Tensor, Tenso
     value, rows = one.policy.value, slice(0, None, 2 if one.collection.exploration else 1)
     first, more = (value(*at).double() for at in (_starts([own]), starts))
     return Verdict.of(g[rows], first[rows], float(more.mean()))
+
+
+def _shared(agent: Contestant, data: Replay) -> Replay:
+    """What everyone learns from: where a step asks a denoiser, next states drawn once for all.
+
+    Elsewhere linear classes draw around their own gradient, in every pass: near the optimum such
+    draws agree.
+    """
+    denoises = getattr(agent.problem, "terminal_estimate", None) is not None
+    return agent.branched(data) if denoises else data
 
 
 def _starts(parts: list[Replay]) -> tuple[Tensor, Tensor]:
