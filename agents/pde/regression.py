@@ -234,6 +234,21 @@ class Regression(ProblemAgent):
             rounds = self.rounds[::-1]
         self._solve(rounds, cold)
 
+    def follow(self, other: Value, data: Replay) -> None:
+        """Start the next solution of a linear class from another class's log f.
+
+        Newton's step needs a start near the solution, and density ratios that a bad one has not.
+        Classes that are fitted step by step need none.
+        """
+        value = self.policy.value
+        if not isinstance(value, ExponentialValue) or value.stepwise:
+            return
+        every = torch.randperm(data.steps.numel(), generator=self.generator, device=self.device)
+        rows = every[:_FOLLOWED]
+        k, x = data.steps.flatten()[rows], data.inputs.flatten(0, 1)[rows]
+        with torch.no_grad():
+            value.follow(k, x, other(k, x).double())
+
     def _weigh_rounds(self) -> None:
         """Weigh each round by one over the noise of its targets.
 
@@ -345,6 +360,8 @@ class Regression(ProblemAgent):
 
 #: Mean distance to an observed target where all paths are of the current, hence calm policy.
 _IMAGINED_SPAN = 10.0
+#: Visits at which a class takes over another's log f.
+_FOLLOWED = 8192
 #: Passes over the data before settings are compared: the reward to go, and two of Newton's steps.
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ....envs.problem import Policy, Problem, Trajectories
-from ...networks import NetworkValue
+from ...networks import NetworkValue, Value
 from ..classes.linear import LinearValue
 from ..policies import ValuePolicy
 from ..replay import Replay
@@ -86,6 +86,9 @@ class Contestant(Protocol):
     def branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use."""
 
+    def follow(self, other: Value, data: Replay) -> None:
+        """Start the next solution of a linear class from another's log f."""
+
     def _set_up_logger(self) -> None: ...
 
 
@@ -102,6 +105,10 @@ class Verdict(NamedTuple):
         left = g - value
         error = float(left.std() / math.sqrt(len(left)))
         return cls(float(left.mean()) + mean, error, 0.5 * float(left.var()))
+
+    def clearly_below(self, other: Verdict) -> bool:
+        """Whether the objective is lower by more than chance."""
+        return other.mean - self.mean > _CLEARLY * math.hypot(other.error, self.error)
 
 
 def gained(paths: Trajectories, beta: float) -> Tensor:
@@ -145,20 +152,19 @@ class Contest:
             _judged(one, g, own, starts)
             for (_, one), g, own in zip(everyone, gains, data, strict=True)
         ]
-        for (_, one), own in zip(everyone, data, strict=True):
+        best = max(verdicts, key=lambda v: v.mean - v.error)
+        stay = [i for i, v in enumerate(verdicts) if not v.clearly_below(best)]
+        ahead = everyone[verdicts.index(best)][1]
+        for (_, one), own, v in zip(everyone, data, verdicts, strict=True):
+            if v.mean < best.mean and v.residual > best.residual:
+                one.follow(ahead.policy.value, fresh)
             rounds = max(1, round(fresh.n / agent.n_trajectories))
             one.absorb(own if one.collection.exploration else fresh, None, rounds)
         self.rounds += 1
-        best = max(verdicts, key=lambda v: v.mean - v.error)
         self.harmful = [
             i
             for i, (v, (_, one)) in enumerate(zip(verdicts, everyone, strict=True))
             if v.mean < self.free.mean and not one.collection.exploration
-        ]
-        stay = [
-            i
-            for i, v in enumerate(verdicts)
-            if best.mean - v.mean <= _CLEARLY * math.hypot(best.error, v.error)
         ]
         solved = _SOLVED * max(best.mean - self.free.mean, 0.0)
         leader = min(stay, key=lambda i: _left(verdicts[i].residual, solved, linear=i > 0))
