@@ -117,10 +117,9 @@ class Regression(ProblemAgent):
 
         A denoiser costs more than they do.
         """
-        if data.branches is not None:
-            return data
         lookahead = self._lookahead([data])
-        if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
+        known = data.branches is not None or not isinstance(self.policy.value, NetworkValue)
+        if isinstance(lookahead, FreshNoise) and not known:
             return data.branched(lookahead.branches)
         return data
 
@@ -234,21 +233,6 @@ class Regression(ProblemAgent):
             rounds = self.rounds[::-1]
         self._solve(rounds, cold)
 
-    def follow(self, other: Value, data: Replay) -> None:
-        """Start the next solution of a linear class from another class's log f.
-
-        Newton's step needs a start near the solution, and density ratios that a bad one has not.
-        Classes that are fitted step by step need none.
-        """
-        value = self.policy.value
-        if not isinstance(value, ExponentialValue) or value.stepwise:
-            return
-        every = torch.randperm(data.steps.numel(), generator=self.generator, device=self.device)
-        rows = every[:_FOLLOWED]
-        k, x = data.steps.flatten()[rows], data.inputs.flatten(0, 1)[rows]
-        with torch.no_grad():
-            value.follow(k, x, other(k, x).double())
-
     def _weigh_rounds(self) -> None:
         """Weigh each round by one over the noise of its targets.
 
@@ -360,8 +344,6 @@ class Regression(ProblemAgent):
 
 #: Mean distance to an observed target where all paths are of the current, hence calm policy.
 _IMAGINED_SPAN = 10.0
-#: Visits at which a class takes over another's log f.
-_FOLLOWED = 8192
 #: Passes over the data before settings are compared: the reward to go, and two of Newton's steps.
 _COMPARING = 3
 #: For weights that serve all steps, and for those of single steps (see ``backward``).

@@ -13,6 +13,8 @@ the mean tells. So classes whose mean is clearly lower than another's leave, and
 the least residual wins; that of linear classes counts threefold, as a network goes on learning
 where they have come to their end, unless next to nothing is left to learn.
 
+Who is behind starts its next solution from the log f of who leads (see ``following``).
+
 A class of many weights needs many paths before it is any good. So all paths grow by a
 factor each round until a third of the budget is spent, and nobody leaves before. Who is worse than
 no control takes fewer paths. But classes that are fitted step by step learn from their own paths
@@ -29,12 +31,13 @@ import torch
 from torch import Tensor
 
 from ....envs.problem import Policy, Problem, Trajectories
-from ...networks import NetworkValue, Value
+from ...networks import NetworkValue
 from ..classes.linear import LinearValue
 from ..policies import ValuePolicy
 from ..replay import Replay
 from ..settings import Collection
 from .candidates import CANDIDATES, Candidate, candidates_for
+from .following import follow
 
 #: What the agent takes over from the winner.
 _WHAT_A_CLASS_IS = (
@@ -63,6 +66,7 @@ class Contestant(Protocol):
     env: Any
     seed: int | None
     device: torch.device
+    generator: torch.Generator
     n_uncontrolled: int
     n_trajectories: int
     num_timesteps: int
@@ -85,9 +89,6 @@ class Contestant(Protocol):
 
     def branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use."""
-
-    def follow(self, other: Value, data: Replay) -> None:
-        """Start the next solution of a linear class from another's log f."""
 
     def _set_up_logger(self) -> None: ...
 
@@ -157,7 +158,7 @@ class Contest:
         ahead = everyone[verdicts.index(best)][1]
         for (_, one), own, v in zip(everyone, data, verdicts, strict=True):
             if v.mean < best.mean and v.residual > best.residual:
-                one.follow(ahead.policy.value, fresh)
+                follow(one.policy.value, ahead.policy.value, fresh, agent.generator)
             rounds = max(1, round(fresh.n / agent.n_trajectories))
             one.absorb(own if one.collection.exploration else fresh, None, rounds)
         self.rounds += 1
