@@ -247,11 +247,16 @@ class Contest:
         agent.logger.log(f"auto chose {text}")
 
     def paths(self, agent: Contestant, n: int) -> int:
-        """Of a round, ``n`` for networks: linear classes are solved as often as paths double."""
-        if not isinstance(agent.policy.value, LinearValue):
+        """Of a round, ``n`` for networks: linear classes are solved as often as paths double.
+
+        No more than the budget has left, since the rounds of a contest are of any size.
+        """
+        if not self.rounds:  # nobody to compete with
             return n
         left = math.ceil((agent._total_timesteps - agent.num_timesteps) / agent.problem.horizon)
-        return max(n, min(left, sum(data.n for data in agent.rounds)))
+        if isinstance(agent.policy.value, LinearValue):
+            n = max(n, sum(data.n for data in agent.rounds))
+        return max(1, min(n, left))
 
     def watch(self, agent: Contestant, paths: Trajectories, own: Replay) -> None:
         """Judge a round of the winner's own paths."""
