@@ -120,6 +120,8 @@ def run(
 
         record = execute(spec, out, _command(), on_row, on_stage, _warn, saving, cache)
     print(f"{spec.folder(out)}: {_figures(record['final'])}")
+    if record.get("choice"):
+        print(f"its function class: {record['choice']}")
 
 
 def compare(

@@ -61,9 +61,8 @@ def _loader(module: str, path: str) -> Callable[[str, ProblemEnv, str], BaseAlgo
 
 def _pde(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:
     from ..agents import PDE
-    from ..agents.pde.choosing.candidates import network_for
 
-    return PDE(policy or network_for(env.problem), env, **kwargs)
+    return PDE(policy or "auto", env, **kwargs)
 
 
 def _pi_ft(env: ProblemEnv, policy: str | None = None, **kwargs: Any) -> BaseAlgorithm:

@@ -137,6 +137,7 @@ def execute(
             )
         finally:
             callback.close()
+        said = {"note": words.removeprefix("warning: "), "choice": getattr(model, "choice", "")}
         record = {
             "spec": spec.to_json(),
             "final": callback.final,
@@ -150,7 +151,7 @@ def execute(
             "device": resolve_device(spec.device),
             "threads": torch.get_num_threads(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **({"note": words.removeprefix("warning: ")} if words else {}),
+            **{key: text for key, text in said.items() if text},
             **provenance(),
         }
         write_json(folder.record, record)
@@ -317,9 +318,8 @@ def _die_with_parent() -> None:
     """End this process when the pipe from its parent closes, however the parent ended."""
 
     def wait() -> None:
-        os.read(
-            sys.stdin.fileno(), 1
-        )  # not sys.stdin.read: its lock would be held when the interpreter shuts down
+        # not sys.stdin.read: its lock would be held when the interpreter shuts down
+        os.read(sys.stdin.fileno(), 1)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

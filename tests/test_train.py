@@ -48,6 +48,21 @@ def _replaced(arguments: list[str], flag: str, *values: str) -> list[str]:
     return [*arguments[: at + 1], *values, *arguments[end:]]
 
 
+def test_run_tells_which_class_pde_chose_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--agent-kwargs", "n_uncontrolled=16", "n_trajectories=8", "gradient_steps=2"]
+    some = _replaced(_replaced(RUN, "--agent", "pde"), "--budget", "60")
+    at = some.index("--agent-kwargs")
+    arguments = [*some[:at], *few, *some[at + 1 + len(PPO) - 1 :], "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    record = json.loads((tmp_path / "GaussianMixture-v0/pde/seed0/record.json").read_text())
+    assert f"its function class: {record['choice']}" in told
+    assert "residual" in record["choice"] and "no control: objective" in record["choice"]
+    assert record["final"]["reward_queries"] == 60, "no more than the budget"
+
+
 def test_run_writes_a_folder_and_prints_its_last_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,9 @@ class PDE(Regression):
 
     Args:
         policy: the function class of ``log f``; ``"auto"`` tries those that suit the problem on its
-            own paths and goes on with the best (see ``choosing``). ``"MlpPolicy"`` (networks),
+            own paths and goes on with the best (see ``choosing``), or takes the network that suits
+            the problem where paths are not its own (``adaptive=False``, ``imagined``).
+            ``"MlpPolicy"`` (networks),
             ``"CnnPolicy"``, ``"StateCnnPolicy"`` (convolutional; see ``image_policies``),
             ``"PolynomialPolicy"``, ``"FourierPolicy"``, ``"KernelPolicy"`` (Nystrom) or
             ``"RadialPolicy"`` (positive radial bases), whose gradient through the transition is the
@@ -103,7 +105,7 @@ class PDE(Regression):
 
     def __init__(
         self,
-        policy: str | type[ControlPolicy] = "MlpPolicy",
+        policy: str | type[ControlPolicy] = "auto",
         env: Any = None,
         learning_rate: Any = None,
         n_uncontrolled: int = 100,
@@ -130,7 +132,9 @@ class PDE(Regression):
         self.rounds, self.choice, self.contest = [], "", None
         if policy == "auto":
             env = as_env(env)
-            policy, self.contest = network_for(problem_of(env)), Contest()
+            policy = network_for(problem_of(env))
+            if self.adaptive and not self.collection.imagined:
+                self.contest = Contest()
         self._given = dict(kwargs.get("policy_kwargs") or {})
         super().__init__(policy, env, learning_rate, n_trajectories, **kwargs)
 
@@ -174,7 +178,7 @@ class PDE(Regression):
     def absorb(self, fresh: Replay, control: Policy | None, rounds: int = 1) -> None:
         """Learn from the paths of so many rounds, and from all before; ``control`` made them."""
         anew = self._n_updates == 0
-        fresh = self._branched(fresh)
+        fresh = self.branched(fresh)
         self.rounds.append(fresh)
 
         # 3. The convex set: f in units of its mean, within the bounds that bounded rewards give.
@@ -233,7 +237,7 @@ class PDE(Regression):
         if linear:
             self._solve(parts, cold=True)
         else:
-            every = self._branched(Replay.joined(list(parts)))
+            every = self.branched(Replay.joined(list(parts)))
             self.policy.value.bounds.copy_(every.bounds(self.policy.value.offset))
             self.learner.load_state_dict(self._trained().state_dict())
             self._prepare(every, anew)

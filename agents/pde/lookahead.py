@@ -193,14 +193,42 @@ class FreshNoise(Lookahead):
         copies = 2 * self.pairs
         steps = k + 1 if isinstance(k, int) else (k + 1).repeat(copies)
         later, log_weight = self._draw(k, x, self._centre(value, k, x))
-        found = value.tangent(steps, later)
-        log_f = found.log_f.view(copies, -1) + log_weight
-        share = log_f.softmax(0)[..., None]
-        space = found.space.view(copies, len(x), -1)
-        mean = share[0] * space[0]
-        for one, part in zip(share[1:], space[1:], strict=True):
-            mean.addcmul_(one, part)
-        return Tangent(log_f.logsumexp(0) - math.log(copies), mean)
+        return _mean(value.tangent(steps, later), log_weight)
+
+    def tangent_of_branches(
+        self, value: LinearValue, later_k: int | Tensor, later: Tensor, log_ratio: Tensor
+    ) -> Tangent:
+        """The same of next states that were drawn when the paths were, as many pairs as this has.
+
+        Args:
+            value: the class.
+            later_k: their step, one for all or ``(n,)``.
+            later: encoded states ``(n, 2 pairs, p)`` (see ``branches``).
+            log_ratio: their log weights ``(n, 2 pairs)``.
+        """
+        drawn = later.shape[1] // 2
+        few = torch.arange(min(self.pairs, drawn), device=later.device)
+        few = torch.cat([few, few + drawn])
+        steps = later_k if isinstance(later_k, int) else later_k.repeat(len(few))
+        found = value.tangent(steps, later[:, few].transpose(0, 1).flatten(0, 1))
+        return _mean(found, log_ratio[:, few].T)
+
+
+def _mean(found: Tangent, log_weight: Tensor) -> Tangent:
+    """``log`` of the weighted mean of f over copies, and its derivative.
+
+    Args:
+        found: of all copies, ``(copies * n, ...)``.
+        log_weight: ``(copies, n)``.
+    """
+    copies, n = log_weight.shape
+    log_f = found.log_f.view(copies, n) + log_weight
+    share = log_f.softmax(0)[..., None]
+    space = found.space.view(copies, n, -1)
+    mean = share[0] * space[0]
+    for one, part in zip(share[1:], space[1:], strict=True):
+        mean.addcmul_(one, part)
+    return Tangent(log_f.logsumexp(0) - math.log(copies), mean)
 
 
 class Generator(Lookahead):

@@ -112,13 +112,14 @@ class Regression(ProblemAgent):
         draws = self.targets.draws or (1 if name == "fresh" and self.policy.dear else 0)
         return LOOKAHEADS[name](self.policy.problem, draws, self.generator)
 
-    def _branched(self, data: Replay) -> Replay:
+    def branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use, drawn once.
 
         A denoiser costs more than they do.
         """
         lookahead = self._lookahead([data])
-        if isinstance(lookahead, FreshNoise) and isinstance(self.policy.value, NetworkValue):
+        known = data.branches is not None or not isinstance(self.policy.value, NetworkValue)
+        if isinstance(lookahead, FreshNoise) and not known:
             return data.branched(lookahead.branches)
         return data
 

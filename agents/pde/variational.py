@@ -83,9 +83,9 @@ def counted(mask: Tensor) -> Tensor:
 def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) -> Tensor:
     """``log`` of the right-hand side of each observation, ``(B,)``.
 
-    With ``value`` in place of the later f. Fresh noise is drawn anew, or is one antithetic pair of
-    the branches that the data carry: f, not log f, is averaged over the rest by the loss. Paths
-    must have no gaps (``check_neighbours``).
+    With ``value`` in place of the later f. Fresh noise is drawn anew, or is what the data carry:
+    networks take one antithetic pair of it, as f, not log f, is averaged over the rest by the loss.
+    Paths must have no gaps (``check_neighbours``).
     """
     if not lookahead.fresh:
         later = lookahead.log_value(value, batch.k, batch.x, batch.later_k, batch.later_x)
@@ -109,15 +109,24 @@ def log_targets(value: Value, batch: Spans, data: Replay, lookahead: Lookahead) 
             value, k, data.states[row, visit], k + 1, batch.later_x[inside]
         )
     else:
-        pairs = data.branches.shape[2] // 2
-        one = torch.randint(pairs, (len(row),), generator=lookahead.generator, device=row.device)
-        both = torch.stack([one, one + pairs])
-        pair, log_ratio = data.branches[row, visit, both], data.log_ratios[row, visit, both]
-        log_f = value.bounded((k + 1).repeat(2), pair.flatten(0, 1)).view(2, len(row)) + log_ratio
-        expected = value.within(k + 1, log_f.logsumexp(0) - math.log(2))
+        some = _branches(value, data, len(row), lookahead)
+        drawn, log_ratio = data.branches[row, visit, some], data.log_ratios[row, visit, some]
+        steps, shape = (k + 1).repeat(len(some)), log_ratio.shape
+        log_f = value.bounded(steps, drawn.flatten(0, 1)).view(shape) + log_ratio
+        expected = value.within(k + 1, log_f.logsumexp(0) - math.log(len(some)))
     found = gain + expected.float()
     log_target[inside] = torch.where(neighbours[inside], found, log_target[inside])
     return log_target
+
+
+def _branches(value: Value, data: Replay, n: int, lookahead: Lookahead) -> Tensor:
+    """Which branches of each of ``n`` visits are looked at, ``(number, n)``."""
+    assert data.branches is not None
+    count, device = data.branches.shape[2], data.branches.device
+    if not isinstance(value, NetworkValue):  # is solved, not sampled
+        return torch.arange(count, device=device)[:, None].expand(count, n)
+    one = torch.randint(count // 2, (n,), generator=lookahead.generator, device=device)
+    return torch.stack([one, one + count // 2])
 
 
 @torch.no_grad()

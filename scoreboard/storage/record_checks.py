@@ -39,7 +39,7 @@ def check_run(place: str, run: Any) -> None:
     ]
     wrong += [
         name
-        for name in ("access_class", "note")
+        for name in ("access_class", "note", "choice")
         if not isinstance(run.get(name), (str, type(None)))
     ]
     hardware, versions = run.get("hardware"), run.get("versions")

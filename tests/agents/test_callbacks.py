@@ -32,7 +32,7 @@ def _problem(**kwargs: Any) -> Any:
 
 def _agent(**kwargs: Any) -> PDE:
     small = {"n_uncontrolled": 100, "n_trajectories": 50, "gradient_steps": 2, "batch_size": 16}
-    return PDE(env=_problem(), seed=0, device="cpu", **{**small, **kwargs})
+    return PDE("MlpPolicy", _problem(), seed=0, device="cpu", **{**small, **kwargs})
 
 
 def test_frequencies_count_environment_steps(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ import torch
 from ....envs.problem import Problem, device_of, slopes_of
 from ...networks import encode
 
-#: Largest encoded states for which a kernel's length scale means something.
-_FEW_INPUTS = 6
 #: Effective number of uncontrolled paths below which they say too little of log f: weights of their
 #: own at every step, and paths that are pushed, need no path weights.
 _FEW_PATHS = 5.0
@@ -34,7 +32,6 @@ class Candidate:
 
 
 QUADRATIC = Candidate("PolynomialPolicy", word="a quadratic")
-KERNEL = Candidate("KernelPolicy", word="a kernel")
 #: Sums of powers of single coordinates, each step's weights its own; the gradient's mean over
 #: noise, as log f may curve within a step.
 SEPARABLE = Candidate(
@@ -51,7 +48,7 @@ SEPARABLE = Candidate(
     },
     "sums of powers, fitted step by step",
 )
-CANDIDATES = (QUADRATIC, KERNEL, SEPARABLE)
+CANDIDATES = (QUADRATIC, SEPARABLE)
 
 
 def network_for(problem: Problem) -> str:
@@ -79,8 +76,6 @@ def candidates_for(problem: Problem, paths: int, effective: float) -> list[Candi
         inputs = encode(problem, 0, x).shape[1]
     visits = paths * (problem.horizon + 1)
     found = [QUADRATIC] if 8 * math.comb(inputs + 2, 2) <= visits else []
-    if inputs <= _FEW_INPUTS:
-        found.append(KERNEL)
     denoises = getattr(problem, "terminal_estimate", None) is not None
     if effective < _FEW_PATHS and not denoises and 8 * inputs < paths:
         found.append(SEPARABLE)

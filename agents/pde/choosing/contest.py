@@ -13,6 +13,8 @@ the mean tells. So classes whose mean is clearly lower than another's leave, and
 the least residual wins; that of linear classes counts threefold, as a network goes on learning
 where they have come to their end, unless next to nothing is left to learn.
 
+Who is behind starts its next solution from the log f of who leads (see ``following``).
+
 A class of many weights needs many paths before it is any good. So all paths grow by a
 factor each round until a third of the budget is spent, and nobody leaves before. Who is worse than
 no control takes fewer paths. But classes that are fitted step by step learn from their own paths
@@ -35,6 +37,7 @@ from ..policies import ValuePolicy
 from ..replay import Replay
 from ..settings import Collection
 from .candidates import CANDIDATES, Candidate, candidates_for
+from .following import follow
 
 #: What the agent takes over from the winner.
 _WHAT_A_CLASS_IS = (
@@ -63,6 +66,7 @@ class Contestant(Protocol):
     env: Any
     seed: int | None
     device: torch.device
+    generator: torch.Generator
     n_uncontrolled: int
     n_trajectories: int
     num_timesteps: int
@@ -83,6 +87,9 @@ class Contestant(Protocol):
     def absorb(self, fresh: Replay, control: Policy | None, rounds: int = 1) -> None:
         """Learn from paths, as many as of several rounds."""
 
+    def branched(self, data: Replay) -> Replay:
+        """With the fresh noise that networks use."""
+
     def _set_up_logger(self) -> None: ...
 
 
@@ -99,6 +106,10 @@ class Verdict(NamedTuple):
         left = g - value
         error = float(left.std() / math.sqrt(len(left)))
         return cls(float(left.mean()) + mean, error, 0.5 * float(left.var()))
+
+    def clearly_below(self, other: Verdict) -> bool:
+        """Whether the objective is lower by more than chance."""
+        return other.mean - self.mean > _CLEARLY * math.hypot(other.error, self.error)
 
 
 def gained(paths: Trajectories, beta: float) -> Tensor:
@@ -136,26 +147,25 @@ class Contest:
             control, spread = one.policy.control, one.collection.exploration
             paths, own = agent.observe(control, max(_LEAST, size), spread)
             gains.append(gained(paths, agent.problem.temperature))
-            data.append(own)
-        fresh = Replay.joined(data)
+            data.append(_shared(agent, own))
+        fresh, starts = Replay.joined(data), _starts([*agent.rounds, *data])
         verdicts = [
-            _judged(one, g, own, Replay.joined([*agent.rounds, fresh]))
+            _judged(one, g, own, starts)
             for (_, one), g, own in zip(everyone, gains, data, strict=True)
         ]
-        for (_, one), own in zip(everyone, data, strict=True):
+        best = max(verdicts, key=lambda v: v.mean - v.error)
+        stay = [i for i, v in enumerate(verdicts) if not v.clearly_below(best)]
+        ahead = everyone[verdicts.index(best)][1]
+        for (_, one), own, v in zip(everyone, data, verdicts, strict=True):
+            if v.mean < best.mean and v.residual > best.residual:
+                follow(one.policy.value, ahead.policy.value, fresh, agent.generator)
             rounds = max(1, round(fresh.n / agent.n_trajectories))
             one.absorb(own if one.collection.exploration else fresh, None, rounds)
         self.rounds += 1
-        best = max(verdicts, key=lambda v: v.mean - v.error)
         self.harmful = [
             i
             for i, (v, (_, one)) in enumerate(zip(verdicts, everyone, strict=True))
             if v.mean < self.free.mean and not one.collection.exploration
-        ]
-        stay = [
-            i
-            for i, v in enumerate(verdicts)
-            if best.mean - v.mean <= _CLEARLY * math.hypot(best.error, v.error)
         ]
         solved = _SOLVED * max(best.mean - self.free.mean, 0.0)
         leader = min(stay, key=lambda i: _left(verdicts[i].residual, solved, linear=i > 0))
@@ -166,7 +176,7 @@ class Contest:
     def _start(self, agent: Contestant) -> None:
         """Uncontrolled paths, and who learns from them."""
         paths, fresh = agent.observe(None, agent.n_uncontrolled)
-        g = gained(paths, agent.problem.temperature)
+        g, fresh = gained(paths, agent.problem.temperature), _shared(agent, fresh)
         agent.absorb(fresh, None)
         self.free = Verdict.of(g, torch.zeros_like(g), 0.0)
         effective = float(torch.exp(2 * g.logsumexp(0) - (2 * g).logsumexp(0)))
@@ -174,7 +184,7 @@ class Contest:
             one, known = _rival(agent, candidate), fresh
             if one.collection.exploration:
                 _, pushed = agent.observe(None, agent.n_uncontrolled, one.collection.exploration)
-                known = Replay.joined([fresh, pushed])
+                known = Replay.joined([fresh, _shared(agent, pushed)])
             one.absorb(known, None)
             self.others.append((candidate, one))
         if not self.others:
@@ -237,16 +247,21 @@ class Contest:
         agent.logger.log(f"auto chose {text}")
 
     def paths(self, agent: Contestant, n: int) -> int:
-        """Of a round, ``n`` for networks: linear classes are solved as often as paths double."""
-        if not isinstance(agent.policy.value, LinearValue):
+        """Of a round, ``n`` for networks: linear classes are solved as often as paths double.
+
+        No more than the budget has left, since the rounds of a contest are of any size.
+        """
+        if not self.rounds:  # nobody to compete with
             return n
         left = math.ceil((agent._total_timesteps - agent.num_timesteps) / agent.problem.horizon)
-        return max(n, min(left, sum(data.n for data in agent.rounds)))
+        if isinstance(agent.policy.value, LinearValue):
+            n = max(n, sum(data.n for data in agent.rounds))
+        return max(1, min(n, left))
 
     def watch(self, agent: Contestant, paths: Trajectories, own: Replay) -> None:
         """Judge a round of the winner's own paths."""
         g = gained(paths, agent.problem.temperature)
-        self.last = _judged(agent, g, own, Replay.joined([*agent.rounds, own]))
+        self.last = _judged(agent, g, own, _starts([*agent.rounds, own]))
 
     def close(self, agent: Contestant) -> None:
         """Fall back to no control where the last paths did not do better.
@@ -267,11 +282,27 @@ class Contest:
 
 
 @torch.no_grad()
-def _judged(one: Contestant, g: Tensor, own: Replay, every: Replay) -> Verdict:
+def _judged(one: Contestant, g: Tensor, own: Replay, starts: tuple[Tensor, Tensor]) -> Verdict:
     """By its own paths without a push, and the starts of all paths."""
     value, rows = one.policy.value, slice(0, None, 2 if one.collection.exploration else 1)
-    first, more = (value(data.steps[:, 0], data.inputs[:, 0]).double() for data in (own, every))
+    first, more = (value(*at).double() for at in (_starts([own]), starts))
     return Verdict.of(g[rows], first[rows], float(more.mean()))
+
+
+def _shared(agent: Contestant, data: Replay) -> Replay:
+    """What everyone learns from: where a step asks a denoiser, next states drawn once for all.
+
+    Elsewhere linear classes draw around their own gradient, in every pass: near the optimum such
+    draws agree.
+    """
+    denoises = getattr(agent.problem, "terminal_estimate", None) is not None
+    return agent.branched(data) if denoises else data
+
+
+def _starts(parts: list[Replay]) -> tuple[Tensor, Tensor]:
+    """First steps ``(n,)`` and encoded states ``(n, p)`` of all paths."""
+    steps = torch.cat([part.steps[:, 0] for part in parts])
+    return steps, torch.cat([part.inputs[:, 0] for part in parts])
 
 
 def _left(residual: float, solved: float, linear: bool) -> tuple[float, float]:
@@ -282,6 +313,8 @@ def _left(residual: float, solved: float, linear: bool) -> tuple[float, float]:
 def _become(agent: Contestant, winner: Any) -> None:
     for name in _WHAT_A_CLASS_IS:
         setattr(agent, name, getattr(winner, name))
+    # it looks ahead around its own gradient from now on, where draws near the optimum agree
+    agent.rounds = [data._replace(branches=None, log_ratios=None) for data in agent.rounds]
 
 
 def _rival(agent: Contestant, candidate: Candidate) -> Any:

@@ -171,6 +171,23 @@ class ExponentialValue(LinearValue):
         raw = self.raw(k, inputs)
         return Tangent(self.evaluate(k, raw, self.weights), raw)
 
+    def follow(self, k: Tensor, inputs: Tensor, log_f: Tensor, ridge: float = 1e-4) -> None:
+        """Take the weights whose log f is nearest to ``log_f`` ``(n,)``, by ridge regression.
+
+        Args:
+            k: steps ``(n,)``.
+            inputs: encoded states ``(n, p)``.
+            log_f: the logarithms there, float64.
+            ridge: a share of the Gram matrix's mean diagonal.
+        """
+        both = self.time_table[k][:, :, None] * self.space(k, inputs)[:, None]
+        features = both.flatten(1)
+        gram = features.T @ features
+        pull = ridge * gram.diagonal().mean() * self.penalties().flatten()
+        slope = features.T @ (log_f - self.offset[k])
+        weights = torch.linalg.solve(gram + torch.diag(pull), slope)
+        self.weights.copy_(self.project(weights.view_as(self.weights)))
+
     def project(self, weights: Tensor) -> Tensor:
         """Scale weights outside of the ball back to its surface."""
         return weights * (self.radius / weights.norm().clamp(min=1e-300)).clamp(max=1)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..lookahead import Lookahead
+from ..lookahead import FreshNoise, Lookahead
 from ..replay import Replay, common
 from ..variational import NEIGHBOURS, capped_exp, divergence
-from .linear import LinearValue
+from .linear import LinearValue, Tangent
 
 
 class System(NamedTuple):
@@ -137,7 +137,7 @@ class _Sums:
         if _terminal(groups[0], value.horizon, lookahead.fresh):
             gap = gain + data.log_terminal[rows] - here.log_f
         else:
-            later = lookahead.tangent(value, k, data.states[rows, i], later_k, data.inputs[rows, j])
+            later = _later(value, data, lookahead, rows, (k, i), (later_k, j))
             gap, carried = gain + later.log_f - here.log_f, later.space
         excess = gap if risk_neutral else capped_exp(gap, self.observations)
         growth = 1 if risk_neutral else 1 + excess
@@ -185,6 +185,22 @@ class _Sums:
         blocks = blocks.view(t, t, m, m)
         blocks = blocks if mixing is None else mixing.T @ blocks @ mixing
         return blocks.transpose(1, 2).reshape(t * blocks.shape[2], t * blocks.shape[3])
+
+
+def _later(
+    value: LinearValue,
+    data: Replay,
+    lookahead: Lookahead,
+    rows: Tensor,
+    here: tuple[Any, Any],
+    later: tuple[Any, Any],
+) -> Tangent:
+    """The class's next values; ``here`` and ``later`` are steps and visits, one or one a row."""
+    (k, i), (later_k, j) = here, later
+    if data.branches is None or data.log_ratios is None or not isinstance(lookahead, FreshNoise):
+        return lookahead.tangent(value, k, data.states[rows, i], later_k, data.inputs[rows, j])
+    branches, log_ratios = data.branches[rows, i], data.log_ratios[rows, i]
+    return lookahead.tangent_of_branches(value, later_k, branches, log_ratios)
 
 
 def _blocks(data: Replay, horizon: int, span: int, fresh: bool) -> Iterator[list[_Group]]:
