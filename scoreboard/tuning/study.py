@@ -205,5 +205,10 @@ def _plain(tuning: Tuning) -> dict[str, Any]:
 
 
 def studies(out: Path) -> list[Any]:
-    """Every study in the folder ``out``, by name."""
-    return [open_study(path.stem, out) for path in sorted(out.glob("*.jsonl"))]
+    """Every study in the folder ``out``, by name; other files of lines are left alone."""
+    return [open_study(path.stem, out) for path in sorted(out.glob("*.jsonl")) if _journal(path)]
+
+
+def _journal(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().startswith('{"op_code"')

@@ -77,8 +77,8 @@ def _table(found: list[Any]) -> str:
 def _study(study: Any) -> str:
     asked = json.loads(study.user_attrs["tuning"])
     chosen = study.best_trial.user_attrs["settings"]
-    best = _told(chosen) or "the default"
     held = asked.get("settings", {})
+    best = _told({name: chosen[name] for name in chosen if name not in held}) or "the default"
     space = searched(asked["agent"], held)
     listed = "\n".join(f"- `{name}`: {values}" for name, values in space.items())
     parts = [f"## {study.study_name}", f"Best: {best}.", f"Held: {_told(held)}." if held else ""]

@@ -120,6 +120,7 @@ def test_the_summary_tells_default_best_and_what_mattered(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="out must hold studies with trials; got none"):
         write(tmp_path)
     study = tune(small("ppo", 10), tmp_path, lambda _: None)
+    (tmp_path / "by_hand.jsonl").write_text('{"agent": "ppo", "score": 0.5}\n')  # no study's
     text = write(tmp_path).read_text()
     values = [trial.value for trial in study.trials]
     assert f"| {values[0]:.3f} | {max(values):.3f} |" in text
