@@ -66,7 +66,7 @@ _NETWORKS = Choice(([64, 64], [128, 128], [256, 256]))
 _HIDDEN = Choice(({"hidden": [64, 64]}, {"hidden": [128, 128]}, {"hidden": [256, 256]}))
 
 _PPO: dict[str, Space] = {
-    "learning_rate": Log(3e-4, 1e-2),
+    "learning_rate": Log(3e-5, 1e-2),
     "n_envs": Choice((10, 20, 40)),
     "batch_size": Choice((250, 500, 1000)),
     "n_epochs": Choice((3, 5, 10, 20)),
@@ -77,7 +77,7 @@ _PPO: dict[str, Space] = {
     "control_bound": Choice((0.5, 1.0, 2.0)),
 }
 _SAC: dict[str, Space] = {
-    "learning_rate": Log(3e-4, 1e-2),
+    "learning_rate": Log(3e-5, 1e-2),
     "n_envs": Choice((5, 10, 20)),
     "batch_size": Choice((256, 512, 1024)),
     "gradient_steps": Choice((1, 2, 4, 8)),
