@@ -158,15 +158,16 @@ def test_the_flow_is_fine_tuned_by_a_configuration(monkeypatch: pytest.MonkeyPat
             assert (final[cost] == 0) == drawn
         if drawn:
             assert final["objective"] > run["reference"]["uncontrolled"]["mean"]
-        else:  # on the same 64 noises, before and after
+        else:  # on the same 64 noises, before and after three fifths of the budget
             before, *_, after, _ = run["rows"]
-            assert before["reward_queries"] == 0 and before["kl"] == 0
+            assert before["reward_queries"] == 0 and 275 <= after["reward_queries"] <= 300
             gain = after["objective"] - before["objective"]
             gains.setdefault(run["spec"]["agent"], []).append(gain)
     clear = {agent for agent, seeds in gains.items() if min(seeds) > 0.04}
     assert clear == {"pde", "pi-ft", "adjoint-matching", "draft"}
     assert all(abs(sum(gains[agent]) / 3) < 0.02 for agent in gains.keys() - clear)
     assert {agent for agent, seeds in gains.items() if max(seeds) < 0} == {"sac"}
+
 
 @pytest.mark.parametrize("name", ARCHIVED)
 def test_a_scoreboard_follows_from_its_runs(name: str) -> None:
