@@ -486,6 +486,10 @@ def tune(
     budget: float = 2000,
     trials: int = 10,
     minutes: float = 20.0,
+    env_kwargs: tuple[str, ...] = (),
+    agent_kwargs: tuple[str, ...] = (),
+    paths: int = 512,
+    reference_paths: int = 8192,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     cpus_per_run: int = 1,
@@ -498,7 +502,7 @@ def tune(
     reports; what is searched is declared in scoreboard/tuning/spaces.py.
 
     Args:
-        agents: any of those with a declared space.
+        agents: any of those with a declared space; grpo#lora is a study beside grpo's.
         env: an id, or module:attribute of your own.
         tasks: one a task, key=value pairs joined by commas, such as target=8 or
             temperature=0.3,dimension=16; absent: the environment as it is.
@@ -506,6 +510,11 @@ def tune(
         budget: of every run, in reward queries.
         trials: at most; the default settings are the first of them.
         minutes: of CPU time at most, all trials of an agent together.
+        env_kwargs: key=value pairs for every task.
+        agent_kwargs: agent.key=value pairs that every trial holds, such as
+            grpo#lora.policy=LoraPolicy; these are not searched.
+        paths: fresh paths by which a run is scored.
+        reference_paths: uncontrolled paths behind the scores.
         engine: this process, or a Ray cluster, where a trial's tasks and seeds run side by side.
         address: of the Ray cluster; auto is the one that this machine belongs to.
         cpus_per_run: on the Ray cluster.
@@ -517,10 +526,16 @@ def tune(
     from girsanov.scoreboard.tuning.study import tune as search
     from girsanov.scoreboard.tuning.summary import write
 
-    chosen = tuple(pairs("tasks", task.split(",")) for task in tasks) or ({},)
+    common = pairs("env-kwargs", env_kwargs)
+    chosen = tuple({**common, **pairs("tasks", task.split(","))} for task in tasks) or (common,)
     where = _engine(engine, address, cpus_per_run, gpus_per_run)
+    held = by_agent(agent_kwargs)
+    if unknown := sorted(set(held) - set(agents)):
+        raise ValueError(f"agent_kwargs must be for one of {agents}; got {unknown}")
     for agent in agents:
-        tuning = Tuning(agent, env, chosen, seeds, Budget(budget), trials, minutes)
+        own = held.get(agent, {})
+        limits = trials, minutes, paths, reference_paths
+        tuning = Tuning(agent, env, chosen, seeds, Budget(budget), *limits, own)
         study = search(tuning, out, engine=where)
         print(f"{agent}: {study.best_value:.3f} by {study.best_trial.user_attrs['settings']}")
     print(f"written: {write(out)}")

@@ -1,9 +1,10 @@
 """One tuner for every agent: Optuna over declared spaces, the same trials and minutes for all.
 
 A study is one agent on one family of tasks. Its first trial is the present default, so that what
-comes out is never worse there. Seeds and, where there are several, tasks are such as no reported
-row uses. Trials are kept in a journal (JSON lines) as they end: killed and started again, a study
-goes on.
+comes out is never worse there. The next are spread evenly over the space (Halton's sequence), as a
+few random ones leave gaps; then Optuna chooses. Seeds and, where there are several, tasks are such
+as no reported row uses. Trials are kept in a journal (JSON lines) as they end: killed and started
+again, a study goes on.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats.qmc import Halton
 
+from ...envs.checks import check_keywords
 from ...envs.env import ProblemEnv, shell_of
 from ..callback import episode_length
 from ..engines.engine import Engine
 from ..engines.local import LocalProcesses
 from ..evaluation import FINAL_SEED, Reference, evaluate, generator_on, policy_of, reference_of
 from ..registry import find_agent, make_env
-from ..spec import Budget, slug
-from .spaces import SPACES
+from ..spec import Budget, base_of, slug
+from .spaces import SPACES, Space, searched
 
+#: Trials before Optuna learns from them.
+_SPREAD = 5
 #: A trial that fails, or ends below it, counts as this score: one wreck must not bend the search.
 FLOOR = -1.0
 
@@ -36,7 +41,8 @@ class Tuning:
     """One study.
 
     Args:
-        agent: a name in ``search_spaces.SPACES``.
+        agent: a name in ``spaces.SPACES``; with a note after ``#``, a study of its own:
+            ``grpo#lora``.
         env: an id, or ``module:attribute``.
         tasks: keyword arguments of the environment, one mapping a task.
         seeds: of every trial, on every task.
@@ -45,6 +51,7 @@ class Tuning:
         minutes: of CPU time at most, all trials together.
         paths: fresh paths by which a run is scored.
         reference_paths: uncontrolled paths behind the scores.
+        settings: of every trial, the first included; what they hold is not searched.
     """
 
     agent: str
@@ -56,10 +63,12 @@ class Tuning:
     minutes: float = 20.0
     paths: int = 512
     reference_paths: int = 8192
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.agent not in SPACES:
+        if base_of(self.agent) not in SPACES:
             raise ValueError(f"agent must be one of {sorted(SPACES)}; got {self.agent!r}")
+        check_keywords("settings", self.settings)
         if not (self.tasks and self.seeds and self.trials >= 1 and self.minutes > 0):
             raise ValueError(
                 "tasks and seeds must not be empty, trials at least 1 and minutes positive; got"
@@ -70,6 +79,11 @@ class Tuning:
     def name(self) -> str:
         """Of the study and of its file."""
         return f"{slug(self.env)}-{slug(self.agent)}"
+
+    @property
+    def space(self) -> dict[str, Space]:
+        """What is searched."""
+        return searched(self.agent, self.settings)
 
 
 def tune(tuning: Tuning, out: Path, say: Any = print, engine: Engine | None = None) -> Any:
@@ -86,7 +100,7 @@ def tune(tuning: Tuning, out: Path, say: Any = print, engine: Engine | None = No
 
     study = open_study(tuning.name, out)
     study.set_user_attr("tuning", json.dumps(_plain(tuning)))
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), n_startup_trials=5)
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), n_startup_trials=_SPREAD)
     references = [_reference(tuning, task) for task in tuning.tasks]
     ended = (TrialState.COMPLETE,)
     while True:
@@ -94,9 +108,13 @@ def tune(tuning: Tuning, out: Path, say: Any = print, engine: Engine | None = No
         spent = sum(trial.user_attrs["cpu_seconds"] for trial in done)
         if len(done) >= tuning.trials or spent > 60 * tuning.minutes:
             return study
+        if 0 < len(done) <= _SPREAD and tuning.space:
+            study.enqueue_trial(spread(tuning.space, len(done)))
         trial = study.ask()
         # the default itself, in the place of a first draw
-        chosen = {} if not done else _suggested(trial, tuning.agent)
+        drawn = tuning.space if done else {}
+        chosen = {name: space.suggest(trial, name) for name, space in drawn.items()}
+        chosen = {**tuning.settings, **chosen}
         calls = [
             (tuning, task, seed, chosen, reference)
             for task, reference in zip(tuning.tasks, references, strict=True)
@@ -129,8 +147,11 @@ def open_study(name: str, out: Path) -> Any:
     return optuna.create_study(study_name=name, storage=storage, direction="maximize")
 
 
-def _suggested(trial: Any, agent: str) -> dict[str, Any]:
-    return {name: space.suggest(trial, name) for name, space in SPACES[agent].items()}
+def spread(space: Mapping[str, Space], number: int) -> dict[str, Any]:
+    """Point ``number`` of Halton's sequence in the space, as Optuna keeps it."""
+    sequence = Halton(len(space), scramble=False).fast_forward(number)
+    shares = sequence.random(1)[0].tolist()
+    return {name: space[name].at(share) for name, share in zip(space, shares, strict=True)}
 
 
 def _reference(tuning: Tuning, task: Mapping[str, Any]) -> Reference:
@@ -179,9 +200,15 @@ def _plain(tuning: Tuning) -> dict[str, Any]:
         "trials": tuning.trials,
         "minutes": tuning.minutes,
         "paths": tuning.paths,
+        "settings": dict(tuning.settings),
     }
 
 
 def studies(out: Path) -> list[Any]:
-    """Every study in the folder ``out``, by name."""
-    return [open_study(path.stem, out) for path in sorted(out.glob("*.jsonl"))]
+    """Every study in the folder ``out``, by name; other files of lines are left alone."""
+    return [open_study(path.stem, out) for path in sorted(out.glob("*.jsonl")) if _journal(path)]
+
+
+def _journal(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().startswith('{"op_code"')

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..storage.records import write_whole
-from .spaces import SPACES
+from .spaces import searched
 from .study import studies
 
 
@@ -77,9 +77,16 @@ def _table(found: list[Any]) -> str:
 def _study(study: Any) -> str:
     asked = json.loads(study.user_attrs["tuning"])
     chosen = study.best_trial.user_attrs["settings"]
-    best = ", ".join(f"`{k}={v}`" for k, v in chosen.items()) or "the default"
-    space = "\n".join(f"- `{name}`: {values}" for name, values in SPACES[asked["agent"]].items())
-    return f"## {study.study_name}\n\nBest: {best}.\n\nSearched:\n\n{space}"
+    held = asked.get("settings", {})
+    best = _told({name: chosen[name] for name in chosen if name not in held}) or "the default"
+    space = searched(asked["agent"], held)
+    listed = "\n".join(f"- `{name}`: {values}" for name, values in space.items())
+    parts = [f"## {study.study_name}", f"Best: {best}.", f"Held: {_told(held)}." if held else ""]
+    return "\n\n".join([*filter(None, parts), "Searched:", listed])
+
+
+def _told(settings: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in settings.items())
 
 
 def _picture(shares: dict[str, dict[str, float]]) -> bytes:
