@@ -24,7 +24,9 @@ EARLIER = ["digits_fine_tuning", "frontier", "image_rewards", "pde", "stable_dif
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
 ARCHIVED = ["robotics"]
 #: Comparisons whose report is made anew here, to the byte.
-REMADE = ["attribution", "digits", "flow_guidance", "mixture", "robotics_noise_form"]
+REMADE = [
+    *("attribution", "digits", "flow_guidance", "mixture", "off_the_shelf", "robotics_noise_form"),
+]
 #: Scores whose cost a report tells.
 LEVELS = {"frontier": (0.8, 0.9)}
 
