@@ -26,6 +26,7 @@ PICTURE = DOCS / "layout.svg"
 MAKERS: dict[str, Callable[..., str]] = {
     "table": tables.table,
     "attribution": tables.attribution,
+    "forms": tables.forms,
     "by_hand": tables.by_hand,
     "known": tables.known,
     "robots": tables.robots,
@@ -44,7 +45,7 @@ def pages() -> list[Path]:
 
 
 #: What needs no environment, only committed files.
-FIGURES = ("table", "attribution", "by_hand", "known", "robots", "films")
+FIGURES = ("table", "attribution", "forms", "by_hand", "known", "robots", "films")
 
 
 def made(text: str, only: Collection[str] = tuple(MAKERS)) -> str:

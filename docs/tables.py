@@ -127,6 +127,22 @@ def attribution(*agents: str) -> str:
     return _markdown(["", *(NAMES[agent] for agent in agents)], lines)
 
 
+def forms() -> str:
+    """Stable-baselines3's PPO and SAC without anything of ours, in both forms of the action."""
+    columns = [(name, form) for name in ("ppo", "sac") for form in ("control", "noise")]
+    rows = []
+    for found in _environments("off_the_shelf"):
+        scores = {row["agent"].rpartition(":")[2]: row for row in found["agents"]}
+        cells = []
+        for name, form in columns:
+            row = scores[f"{name}_{form}"]
+            runs = len(row["seeds"])
+            cells.append(f"{_interval(row['score'], 2)}, {runs} run{'s' * (runs > 1)}")
+        rows.append([_short(found["env"]), *cells])
+    head = [f"{NAMES[name]}, {form}" for name, form in columns]
+    return _markdown(["score", *head], rows)
+
+
 def by_hand() -> str:
     """The search for settings by single trials: what the settings in use gained."""
     lines = (RESULTS / "tuning" / "by_hand.jsonl").read_text(encoding="utf-8").splitlines()

@@ -20,11 +20,14 @@ from girsanov.scoreboard.storage import archive
 #: Benchmarks with a report of their own.
 OWN = ["betas", "control_literature", "convergence", "functional", "oracle", "rates", "scaling"]
 #: Reports of scripts that are files of settings now: they stay as they were.
-EARLIER = ["digits_fine_tuning", "frontier", "image_rewards", "pde", "stable_diffusion"]
+EARLIER = ["digits_fine_tuning", "image_rewards", "pde", "stable_diffusion"]
 #: Comparisons of the scoreboard: their runs are kept, or the report alone.
 ARCHIVED = ["robotics"]
 #: Comparisons whose report is made anew here, to the byte.
-REMADE = ["attribution", "digits", "flow_guidance", "mixture", "robotics_noise_form"]
+REMADE = [
+    *("attribution", "digits", "flow_guidance", "frontier", "mixture", "off_the_shelf"),
+    "robotics_noise_form",
+]
 #: Scores whose cost a report tells.
 LEVELS = {"frontier": (0.8, 0.9)}
 
