@@ -280,7 +280,7 @@ def _in_order(envs: list[str]) -> list[str]:
 def _distinct(values: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for value in values:  # as JSON has it: a tuple is a list, and 2000 is 2000.0
-        plain = json.loads(json.dumps(value))
+        plain = json.loads(json.dumps(value, sort_keys=True))
         if plain not in found:
             found.append(plain)
     return found

@@ -395,7 +395,8 @@ def test_a_budget_of_few_rounds_is_told_before_it_is_spent(
     ):
         assert main([*small, *enough]) == 0
         assert capsys.readouterr().err == ""
-    words = [*RUN, "--agent-kwargs", "n_uncontrolled=4", "gradient_steps=1", "--out", str(tmp_path)]
+    few = ["policy=MlpPolicy", "n_uncontrolled=4", "gradient_steps=1"]
+    words = [*RUN, "--agent-kwargs", *few, "--out", str(tmp_path)]
     assert main(_replaced(words, "--agent", "pde")) == 0
     assert "warning: 8 episodes are 2 rounds of pde" in capsys.readouterr().err
     assert main(["report", "--out", str(tmp_path)]) == 0

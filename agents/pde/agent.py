@@ -178,7 +178,7 @@ class PDE(Regression):
     def absorb(self, fresh: Replay, control: Policy | None, rounds: int = 1) -> None:
         """Learn from the paths of so many rounds, and from all before; ``control`` made them."""
         anew = self._n_updates == 0
-        fresh = self.branched(fresh)
+        fresh = self._branched(fresh)
         self.rounds.append(fresh)
 
         # 3. The convex set: f in units of its mean, within the bounds that bounded rewards give.
@@ -237,7 +237,7 @@ class PDE(Regression):
         if linear:
             self._solve(parts, cold=True)
         else:
-            every = self.branched(Replay.joined(list(parts)))
+            every = self._branched(Replay.joined(list(parts)))
             self.policy.value.bounds.copy_(every.bounds(self.policy.value.offset))
             self.learner.load_state_dict(self._trained().state_dict())
             self._prepare(every, anew)

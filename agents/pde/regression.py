@@ -112,7 +112,7 @@ class Regression(ProblemAgent):
         draws = self.targets.draws or (1 if name == "fresh" and self.policy.dear else 0)
         return LOOKAHEADS[name](self.policy.problem, draws, self.generator)
 
-    def branched(self, data: Replay) -> Replay:
+    def _branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use, drawn once.
 
         A denoiser costs more than they do.

@@ -87,7 +87,7 @@ class Contestant(Protocol):
     def absorb(self, fresh: Replay, control: Policy | None, rounds: int = 1) -> None:
         """Learn from paths, as many as of several rounds."""
 
-    def branched(self, data: Replay) -> Replay:
+    def _branched(self, data: Replay) -> Replay:
         """With the fresh noise that networks use."""
 
     def _set_up_logger(self) -> None: ...
@@ -296,7 +296,7 @@ def _shared(agent: Contestant, data: Replay) -> Replay:
     draws agree.
     """
     denoises = getattr(agent.problem, "terminal_estimate", None) is not None
-    return agent.branched(data) if denoises else data
+    return agent._branched(data) if denoises else data
 
 
 def _starts(parts: list[Replay]) -> tuple[Tensor, Tensor]:
